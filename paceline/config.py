@@ -1,0 +1,111 @@
+"""The engine's settings: one frozen dataclass, checked when made, completed for a machine by `resolve`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from paceline.errors import ConfigError, DeviceError
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How one engine runs. `None` means: chosen by `resolve` for the machine."""
+
+    device: str = _setting("auto", "cpu, cuda, or auto: CUDA where there is a GPU")
+    dtype: str = _setting("auto", "float32, bfloat16, float16, or auto: bfloat16")
+    threads: int | None = _setting(None, "CPU threads (default: one a core)")
+    max_context: int | None = _setting(None, "longest prompt and output together, in tokens (default: the model's, at most 32768)")
+    max_batch: int = _setting(64, "requests decoded together")
+    page_size: int = _setting(16, "tokens a KV page holds")
+    cache_tokens: int | None = _setting(None, "tokens the KV cache holds (default: by free memory)")
+    prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 512 on CPU)")
+    prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
+    drafter: str = _setting("copy", "copy, or none: decode token by token")
+    max_draft: int | None = _setting(None, "longest draft in tokens (default: 256)")
+    fixed_draft: int | None = _setting(None, "draft exactly this many tokens instead of choosing by cost (benchmarks)")
+    deterministic: bool = _setting(False, "batch-invariant operations: drafted output equals plain output bit by bit")
+    cuda_graphs: bool = _setting(True, "replay captured graphs on CUDA")
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("device", ("auto", "cpu", "cuda")),
+            ("dtype", ("auto", "float32", "bfloat16", "float16")),
+            ("drafter", ("copy", "none")),
+        )
+        for name, allowed in choices:
+            value = getattr(self, name)
+            if value not in allowed and not (name == "device" and str(value).startswith("cuda:")):
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        for name in ("threads", "max_context", "max_batch", "page_size", "cache_tokens", "prefill_chunk", "max_draft"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {value}")
+        for name, limit in (("max_draft", 256), ("fixed_draft", 256)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= limit:
+                raise ConfigError(f"{name} must be between 0 and {limit}, not {value}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EngineConfig:
+        """Raises ConfigError for a key that is no setting (naming the nearest) or a value of the wrong type."""
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, n=1)
+                raise ConfigError(f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            allowed = get_args(hints[key]) or (hints[key],)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise ConfigError(f"{key} cannot be {value!r}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What `resolve` needs to know of the machine. `free_bytes` is of the device's memory."""
+
+    cuda: bool
+    cores: int
+    free_bytes: int
+
+    @classmethod
+    def detect(cls) -> Hardware:
+        if torch.cuda.is_available():
+            return cls(True, _cores(), torch.cuda.mem_get_info()[0])
+        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        return cls(False, _cores(), pages * size)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> EngineConfig:
+    """A copy of `config` with every choice made. Raises DeviceError where CUDA is asked for and absent."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if hardware.cuda else "cpu"
+    if device != "cpu" and not hardware.cuda:
+        raise DeviceError("device 'cuda' was asked for, but no CUDA GPU is usable here; use device 'cpu' or 'auto'")
+    on_gpu = device != "cpu"
+    context = config.max_context or min(model_context, 32768)
+    if context > model_context:
+        raise ConfigError(f"max_context {context} is more than the model's {model_context}")
+    return dataclasses.replace(
+        config,
+        device=device,
+        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        threads=config.threads or hardware.cores,
+        max_context=context,
+        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),
+        max_draft=256 if config.max_draft is None else config.max_draft,
+    )

@@ -1,0 +1,99 @@
+"""How many tokens to draft: as many as pay, by what a step costs and by how drafts have fared lately.
+
+A request is in one of five states of agreement with its text; for each a decayed count says how often the first drafted
+token is accepted, and how often each one after an accepted one. With f and p these rates, a draft of L tokens is expected
+to give 1 + f (1 - p^L) / (1 - p) tokens (Leviathan, Kalman, Matias 2023, with the first token apart). The length with the
+most tokens a second wins; where no length beats plain decoding, nothing is drafted, and the free check of the best guess
+against the plain choice brings drafting back when the output starts to copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+LENGTHS = (0, 8, 16, 32, 64, 128, 256)
+_DECAY = 0.8
+
+LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
+_PRIORS = ((0.1, 0.6), (0.5, 0.9), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+_PRIOR_WEIGHT = 2.0
+
+
+@dataclass
+class _Rate:
+    hits: float
+    trials: float
+
+    def add(self, hits: float, trials: float) -> None:
+        self.hits = self.hits * _DECAY + hits
+        self.trials = self.trials * _DECAY + trials
+
+    @property
+    def value(self) -> float:
+        return min(self.hits / self.trials, 0.998)
+
+
+def _priors() -> list[tuple[_Rate, _Rate]]:
+    return [(_Rate(f * _PRIOR_WEIGHT, _PRIOR_WEIGHT), _Rate(p * 16, 16.0)) for f, p in _PRIORS]
+
+
+@dataclass
+class Acceptance:
+    """One request's record. `streak` is the tokens of agreement so far, `lost` the steps since agreement ended."""
+
+    streak: int = 0
+    lost: int = 0
+    rates: list[tuple[_Rate, _Rate]] = field(default_factory=_priors)
+
+    @property
+    def state(self) -> int:
+        if self.streak == 0:
+            return LOST if self.lost <= 2 else LOST_LONG
+        return SHORT if self.streak < 8 else STEADY if self.streak < 32 else LONG
+
+    def expected(self, length: int) -> float:
+        """Tokens a step is expected to give with a draft of `length`."""
+        first, more = (rate.value for rate in self.rates[self.state])
+        return 1 + first * (1 - more**length) / (1 - more) if length else 1.0
+
+    def observe(self, drafted: int, accepted: int, hit: bool, streak: int) -> None:
+        """Learns from a step: `accepted` of `drafted`, whether the best guess was right, the streak after it."""
+        first, more = self.rates[self.state]
+        first.add(float(hit or accepted > 0), 1.0)
+        if accepted:
+            more.add(accepted - 1.0, accepted - 1.0 + (accepted < drafted))
+        self.streak = streak
+        self.lost = 0 if streak else self.lost + 1
+
+
+def choose_uniform(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> int:
+    """The one draft length for all; `cost(length)` is the seconds of a step in which every request has length + 1 queries."""
+    return max(
+        (length for length in LENGTHS if length <= limit),
+        key=lambda length: sum(record.expected(length) for record in records) / cost(length),
+    )
+
+
+def choose_each(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> list[int]:
+    """A draft length for each request; `cost(queries)` is the seconds of a step of that many queries in all.
+
+    Maximises tokens over seconds by Dinkelbach's iteration: given a rate, each request takes the length whose tokens
+    less rate times its seconds is most.
+    """
+    lengths = [length for length in LENGTHS if length <= limit]
+    count = len(records)
+    chosen = [0] * count
+    for _ in range(4):
+        queries = count + sum(chosen)
+        rate = sum(record.expected(length) for record, length in zip(records, chosen, strict=True)) / cost(queries)
+        update = []
+        for index, record in enumerate(records):
+            others = queries - chosen[index]
+            update.append(
+                max(lengths, key=lambda length: record.expected(length) - rate * (cost(others + length) - cost(others)))
+            )
+        if update == chosen:
+            break
+        chosen = update
+    return chosen

@@ -1,0 +1,47 @@
+"""Text out of tokens as they come, never half a character, and stop strings found across tokens."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+
+class Detokenizer:
+    """Feeds on tokens, gives text. What could still become a stop string, or half a character, is held back."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], stop: tuple[str, ...]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, tokens: list[int]) -> str:
+        """The text that is now certain. After a stop string, `stopped` is True and no more text comes."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"".join(self._token_bytes(token) for token in tokens))
+        return self._release()
+
+    def finish(self) -> str:
+        """The rest at the end of the output; a character cut in half becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        text, self._held = self._held, ""
+        return text
+
+    def _release(self) -> str:
+        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,221 @@
+"""The embedded engine: requests in, steps out. `step` is the whole loop."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from paceline.config import EngineConfig, Hardware, resolve
+from paceline.drafters.chooser import Acceptance, choose_each, choose_uniform
+from paceline.engine.detokenize import Detokenizer
+from paceline.engine.runner import Flight, Landed, Runner
+from paceline.engine.scheduler import Prefill, Scheduler
+from paceline.engine.sequence import Sequence
+from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, RequestError
+from paceline.kv.cache import KVCache, page_bytes
+from paceline.kv.pages import PagePool
+from paceline.kv.radix import RadixTree
+from paceline.models.checkpoint import Checkpoint, open_checkpoint
+from paceline.models.decoder import Decoder
+from paceline.models.pull import pull
+from paceline.models.tokenizer import Tokenizer
+from paceline.types import Completion, FinishReason, Request, StepOutput
+
+
+class Engine:
+    """One model on one device. Not thread-safe: one thread submits and steps. Several engines may live side by side."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        """`config` must be resolved; `Engine.load` does it all."""
+        assert config.max_context is not None and config.prefill_chunk is not None
+        self.config = config
+        self.tokenizer = tokenizer
+        self.model = model
+        num_pages = _num_pages(model, config)
+        self.cache = KVCache(
+            model.config.num_layers,
+            num_pages,
+            config.page_size,
+            model.config.num_kv_heads,
+            model.config.head_dim,
+            model.dtype,
+            model.device,
+        )
+        self.pool = PagePool(num_pages)
+        self.tree = RadixTree(self.pool, config.page_size) if config.prefix_cache else None
+        self.runner = _make_runner(model, self.cache, config)
+        self.scheduler = Scheduler(
+            self.pool, self.tree, config.page_size, config.max_batch, config.prefill_chunk, self._draft_lengths
+        )
+        self._flights: deque[Flight] = deque()
+        self._sequences: dict[str, Sequence] = {}
+        self._numbers = itertools.count(1)
+
+    @classmethod
+    def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
+        """Opens a model by path or by a name that `pull` knows (pulling it where it is not yet there)."""
+        checkpoint = open_checkpoint(pull(str(model)))
+        return cls.from_checkpoint(checkpoint, config)
+
+    @classmethod
+    @torch.inference_mode()
+    def from_checkpoint(cls, checkpoint: Checkpoint, config: EngineConfig | None = None) -> Engine:
+        resolved = resolve(config or EngineConfig(), Hardware.detect(), checkpoint.config.max_positions)
+        assert resolved.threads is not None
+        if resolved.device == "cpu":
+            torch.set_num_threads(resolved.threads)
+        device = torch.device(resolved.device)
+        dtype: torch.dtype = getattr(torch, resolved.dtype)
+        model = Decoder(checkpoint.config, checkpoint.tensors(dtype), device)
+        return cls(model, checkpoint.tokenizer(), resolved)
+
+    def submit(self, request: Request) -> str:
+        """Queues a request; returns its id. Raises a RequestError for one that can never be served."""
+        assert self.config.max_context is not None
+        room = self.config.max_context - len(request.prompt)
+        if not request.prompt:
+            raise EmptyPrompt("the prompt has no tokens")
+        vocabulary = self.model.config.vocab_size
+        if not all(0 <= token < vocabulary for token in request.prompt):
+            raise RequestError(f"the prompt holds a token outside the vocabulary of {vocabulary}")
+        if request.sampling.max_tokens > room:
+            raise ContextExceeded(
+                f"{len(request.prompt)} prompt and {request.sampling.max_tokens} output tokens are more than the context "
+                f"of {self.config.max_context}"
+            )
+        if request.margin and request.sampling.logprobs is not None:
+            raise RequestError("logprobs are not to be had together with a margin")
+        name = request.id or f"request-{next(self._numbers)}"
+        if name in self._sequences:
+            raise RequestError(f"a request {name!r} is running already")
+        sequence = self._sequence(request, name)
+        self.scheduler.add(sequence)
+        self._sequences[name] = sequence
+        return name
+
+    def cancel(self, name: str) -> None:
+        """Ends a request now; its pages are free within the call. Unknown and finished names are ignored."""
+        sequence = self._sequences.pop(name, None)
+        if sequence is not None:
+            self.scheduler.cancel(sequence)
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.busy or bool(self._flights)
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """Launches the next step, then reads the oldest one launched; on CUDA that is one behind."""
+        work = self.scheduler.schedule()
+        if work is not None:
+            self._flights.append(self.runner.prefill(work) if isinstance(work, Prefill) else self.runner.decode(work))
+        outputs: list[StepOutput] = []
+        while self._flights and (work is None or len(self._flights) > self.runner.lag):
+            outputs += self._land(self._flights.popleft())
+        return outputs
+
+    def stream(self, request: Request) -> Iterator[StepOutput]:
+        """Runs one request, step by step; others submitted before run along. Closing the iterator cancels it."""
+        name = self.submit(request)
+        try:
+            while name in self._sequences:
+                for output in self.step():
+                    if output.request_id == name:
+                        yield output
+        finally:
+            self.cancel(name)
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        """Runs requests to their ends, together; completions in their order."""
+        sequences = [self._sequences[self.submit(request)] for request in requests]
+        while any(sequence.finish is None for sequence in sequences):
+            self.step()
+        return [self.completion(sequence) for sequence in sequences]
+
+    def completion(self, sequence: Sequence) -> Completion:
+        """A finished sequence as its caller sees it. Raises Cancelled for one that was cancelled."""
+        if sequence.finish is None or sequence.finish is FinishReason.CANCELLED:
+            raise Cancelled(f"request {sequence.name!r} was cancelled")
+        text = "".join(sequence.text)
+        return Completion(
+            sequence.name, sequence.output, text, sequence.finish, sequence.usage, tuple(sequence.logprobs)
+        )
+
+    def _sequence(self, request: Request, name: str) -> Sequence:
+        sampling = request.sampling
+        stops = frozenset(sampling.stop_tokens) | (frozenset() if sampling.ignore_eos else set(self.tokenizer.eos_tokens))
+        sequence = Sequence(
+            request=request,
+            name=name,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            detokenizer=Detokenizer(self.tokenizer.token_bytes, sampling.stop),
+            stops=stops,
+            acceptance=Acceptance(),
+            tokens=list(request.prompt),
+        )
+        sequence.usage.prompt_tokens = len(request.prompt)
+        return sequence
+
+    def _draft_lengths(self, sequences: list[Sequence]) -> list[int]:
+        """Draft lengths for a decode step, within what each request may still write."""
+        config = self.config
+        assert config.max_draft is not None
+        if config.drafter == "none":
+            return [0] * len(sequences)
+        if config.fixed_draft is not None:
+            return [config.fixed_draft] * len(sequences)
+        records = [sequence.acceptance for sequence in sequences]
+        if self.runner.uniform:
+            length = choose_uniform(records, config.max_draft, lambda length: self.runner.step_cost(len(records), length))
+            return [length] * len(records)
+        lengths = choose_each(records, config.max_draft, self.runner.cost)
+        return [max(0, min(length, each.room - 1)) for length, each in zip(lengths, sequences, strict=True)]
+
+    def _land(self, flight: Flight) -> list[StepOutput]:
+        landed = flight.land()
+        self.runner.learn(flight, time.perf_counter())
+        return [self._take(each) for each in landed]
+
+    def _take(self, landed: Landed) -> StepOutput:
+        sequence = landed.sequence
+        sequence.in_flight = max(0, sequence.in_flight - landed.length - 1)
+        usage = sequence.usage
+        if landed.decode:
+            usage.steps += 1
+            usage.drafted_tokens += landed.drafted
+            usage.margin_tokens += landed.near
+        sequence.acceptance.observe(landed.drafted, landed.accepted, landed.hit, landed.streak)
+        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs)
+        if sequence.finish is not None:
+            self.scheduler.finish(sequence)
+            self._sequences.pop(sequence.name, None)
+        return output
+
+
+def _make_runner(model: Decoder, cache: KVCache, config: EngineConfig) -> Runner:
+    if model.device.type == "cuda" and config.cuda_graphs:
+        from paceline.engine.graphs import GraphRunner
+
+        return GraphRunner(model, cache, config)
+    return Runner(model, cache, config)
+
+
+def _num_pages(model: Decoder, config: EngineConfig) -> int:
+    """Pages of the cache: `cache_tokens`, or on CUDA most of what is free, on CPU enough for two full contexts."""
+    assert config.max_context is not None
+    size = config.page_size
+    if config.cache_tokens is not None:
+        return config.cache_tokens // size + 1
+    shape = model.config
+    bytes_each = page_bytes(shape.num_layers, size, shape.num_kv_heads, shape.head_dim, model.dtype)
+    if model.device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
+        return max(2, min(budget // bytes_each, 1_000_000 // size))
+    budget = min(Hardware.detect().free_bytes // 4, 2 * config.max_context // size * bytes_each)
+    return max(2, budget // bytes_each)

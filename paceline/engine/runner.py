@@ -1,0 +1,284 @@
+"""Runs steps on the device: prefill chunks, and decode steps from draft to next inputs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.config import EngineConfig
+from paceline.engine.cost import StepCost
+from paceline.engine.sampler import Row, choose, logprobs, within_margin
+from paceline.engine.scheduler import Chunk, Decode, Prefill
+from paceline.engine.sequence import Sequence
+from paceline.kv.cache import KVCache
+from paceline.models.decoder import Decoder
+from paceline.ops.accept import HEADER, accept, compact
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.copy_draft import CopyState, StepTokens, copy_draft
+from paceline.ops.layout import decode_layout, owners
+from paceline.types import TokenLogprob
+
+
+@dataclass
+class Landed:
+    """What one step gave one sequence. The first `accepted` of `tokens` were drafted, the last never is."""
+
+    sequence: Sequence
+    tokens: list[int]
+    accepted: int
+    drafted: int
+    length: int
+    hit: bool
+    streak: int
+    near: int
+    logprobs: list[TokenLogprob]
+    decode: bool
+
+
+@dataclass
+class Flight:
+    """A launched step. `entries` are (sequence, its epoch at launch, drafted length); `result` is accept's."""
+
+    entries: list[tuple[Sequence, int, int]]
+    result: Tensor
+    decode: bool
+    queries: int
+    launched: float
+    logprobs: tuple[Tensor, Tensor, Tensor] | None = None
+    starts: list[int] | None = None
+    event: torch.cuda.Event | None = None
+
+    def land(self) -> list[Landed]:
+        """Waits for the step, then reads it. Sequences that finished or were preempted meanwhile are left out."""
+        if self.event is not None:
+            self.event.synchronize()
+        landed = []
+        for index, (sequence, epoch, length) in enumerate(self.entries):
+            if sequence.finish is not None or sequence.epoch != epoch:
+                continue
+            new, drafted, first, streak, hit, near = self.result[index, :HEADER].tolist()
+            tokens = self.result[index, HEADER : HEADER + new].tolist()
+            found = self._logprobs(index, sequence, tokens, first)
+            landed.append(
+                Landed(sequence, tokens, new - 1, drafted, length, bool(hit), streak, near, found, self.decode)
+            )
+        return landed
+
+    def _logprobs(self, index: int, sequence: Sequence, tokens: list[int], first: int) -> list[TokenLogprob]:
+        count = sequence.request.sampling.logprobs
+        if count is None or self.logprobs is None or self.starts is None:
+            return []
+        base = self.starts[index]
+        found = []
+        for place, token in enumerate(tokens):
+            row = base if place == 0 else base + first + place - 1
+            values, alternatives = (each[row, :count].tolist() for each in self.logprobs[1:])
+            top = tuple(zip(alternatives, values, strict=True))
+            found.append(TokenLogprob(token, float(self.logprobs[0][row]), top))
+        return found
+
+
+class Runner:
+    """One model, its cache and the state of every slot. Nothing here waits for the device but `Flight.land`.
+
+    `lag` is how many launched steps the host may leave unread; `uniform` whether all requests of a step must draft alike.
+    """
+
+    lag = 0
+    uniform = False
+
+    def __init__(self, model: Decoder, cache: KVCache, config: EngineConfig) -> None:
+        assert config.max_context is not None and config.max_draft is not None
+        self.model, self.cache, self.config = model, cache, config
+        self.device = model.device
+        slack = 2 * (config.max_draft + 1)
+        self.max_context = config.max_context
+        self.state = CopyState.empty(config.max_batch + 1, 2 * config.max_context + slack + 2, self.device)
+        width = -(-(config.max_context + slack) // cache.page_size)
+        self.page_table = torch.zeros(config.max_batch + 1, width, dtype=torch.int32, device=self.device)
+        self.margins = torch.zeros(config.max_batch + 1, device=self.device)
+        self._written = [0] * (config.max_batch + 1)
+        self.cost = StepCost()
+        model.prepare(config.max_context + slack)
+
+    def step_cost(self, num_requests: int, length: int) -> float:
+        """Seconds of a decode step in which `num_requests` each draft `length`."""
+        return self.cost(num_requests * (length + 1))
+
+    def learn(self, flight: Flight, landed: float) -> None:
+        """Takes a landed step's time into account."""
+        if flight.queries:
+            self.cost.add(flight.queries, landed - flight.launched)
+
+    # ---- what the host tells the device
+
+    def start(self, sequence: Sequence) -> None:
+        """Writes a sequence's slot: its sources and tokens, and where to copy from first."""
+        text: list[int] = []
+        room = self.max_context
+        for source in sequence.request.sources:
+            part = source[: max(0, room - len(text) - 1)]
+            if part and self.config.drafter == "copy":
+                text += [*part, -1]
+        begins = bool(text) and sequence.prompt_length == len(sequence.tokens)
+        history = len(text)
+        text += sequence.tokens
+        slot, state = sequence.slot, self.state
+        state.text[slot, : len(text)] = self._to_device(text, torch.int32)
+        state.history_start[slot] = history
+        state.end[slot] = len(text)
+        state.pointer[slot] = 0 if begins else -1
+        state.anchor[slot] = 0 if history else -1
+        state.streak[slot] = 32 if begins else 0
+        self.margins[slot] = sequence.request.margin
+        sequence.acceptance.streak = 32 if begins else 0
+
+    def update_pages(self, sequences: list[Sequence], whole: bool = False) -> None:
+        """Brings the sequences' rows of the page table up to date: what was added, or from the first page on."""
+        entries: list[tuple[int, int, int]] = []
+        for sequence in sequences:
+            begin = 0 if whole else self._written[sequence.slot]
+            pages = sequence.pages[begin : self.page_table.shape[1]]
+            entries += [(sequence.slot, begin + index, page) for index, page in enumerate(pages)]
+            self._written[sequence.slot] = len(sequence.pages)
+        if entries:
+            rows, columns, pages_ = self._to_device(entries, torch.int32).unbind(1)
+            self.page_table[rows, columns] = pages_
+
+    # ---- steps
+
+    def prefill(self, work: Prefill) -> Flight:
+        """Computes prompt chunks; sequences whose last chunk this is get their first token."""
+        started = time.perf_counter()
+        chunks = work.chunks
+        for chunk in chunks:
+            if chunk.last:
+                self.start(chunk.sequence)
+        self.update_pages([chunk.sequence for chunk in chunks if chunk.last], whole=True)
+        batch, tokens, rows = self._prefill_batch(chunks)
+        ready = [chunk.sequence for chunk in chunks if chunk.last]
+        logits = self.model.forward(tokens, self.cache, batch, rows)
+        queries = len(tokens)
+        if not ready:
+            return Flight([], torch.empty(0, HEADER), False, queries, started)
+        slots = self._to_device([each.slot for each in ready], torch.int64)
+        starts = torch.arange(len(ready) + 1, dtype=torch.int32, device=self.device)
+        step = copy_draft(self.state, slots, starts, len(ready))
+        flight = self._conclude(ready, [0] * len(ready), logits, slots, starts, step, None)
+        flight.decode, flight.queries, flight.launched = False, queries, started
+        return flight
+
+    def decode(self, work: Decode) -> Flight:
+        """One step of every sequence: draft, one pass of the target over all drafts, accept, move on."""
+        started = time.perf_counter()
+        self.update_pages(work.sequences)
+        bounds = _bounds(work.lengths)
+        starts = self._to_device(bounds, torch.int32)
+        slots = self._to_device([each.slot for each in work.sequences], torch.int64)
+        step, batch, logits = self.forward(slots, starts, bounds[-1], max(work.lengths) + 1)
+        flight = self._conclude(work.sequences, work.lengths, logits, slots, starts, step, batch)
+        flight.launched = started
+        return flight
+
+    def forward(
+        self, slots: Tensor, starts: Tensor, num_queries: int, max_query: int
+    ) -> tuple[StepTokens, AttentionBatch, Tensor]:
+        """Drafts, and the target's logits over root and drafts, [num_queries, V]."""
+        step = copy_draft(self.state, slots, starts, num_queries)
+        batch = decode_layout(self.state, slots, starts, step, self.page_table, self.cache.page_size, max_query)
+        return step, batch, self.model.forward(step.tokens, self.cache, batch)
+
+    def verify(
+        self,
+        slots: Tensor,
+        starts: Tensor,
+        step: StepTokens,
+        batch: AttentionBatch | None,
+        logits: Tensor,
+        choices: Tensor,
+        width: int,
+        margin: bool,
+    ) -> Tensor:
+        """Accepts drafts against the target's choices and moves keys and values of the accepted branches in place."""
+        near = None
+        if margin and width > 1:
+            owner = owners(starts, len(choices))
+            near = within_margin(logits, step, choices, starts[owner], self.margins[slots][owner])
+        result = accept(self.state, slots, starts, step, choices, near, width)
+        if batch is not None and width > 1:
+            compact(self.cache.data, batch.page_table, batch.context_lens, result, self.cache.page_size)
+        return result
+
+    def _conclude(
+        self,
+        sequences: list[Sequence],
+        lengths: list[int],
+        logits: Tensor,
+        slots: Tensor,
+        starts: Tensor,
+        step: StepTokens,
+        batch: AttentionBatch | None,
+    ) -> Flight:
+        """The end of a step whose sequences may sample, adjust logits or want log-probabilities."""
+        bounds = _bounds(lengths)
+        rows = [
+            Row(each.request.sampling, each.slot, first, last, each.prompt_length, each.seed, tuple(each.stops))
+            for each, first, last in zip(sequences, bounds, bounds[1:], strict=False)
+        ]
+        choices = choose(logits, rows, step, self.state)
+        margin = any(each.request.margin for each in sequences)
+        result = self.verify(slots, starts, step, batch, logits, choices, max(lengths) + 1, margin)
+        wanted = [each.request.sampling.logprobs for each in sequences]
+        found = None
+        if any(count is not None for count in wanted):
+            found = logprobs(logits, choices, max(count or 0 for count in wanted))
+        return Flight(_entries(sequences, lengths), result, True, bounds[-1], 0.0, found, bounds)
+
+    def _prefill_batch(self, chunks: list[Chunk]) -> tuple[AttentionBatch, Tensor, Tensor]:
+        size = self.cache.page_size
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        bounds = [0]
+        for chunk in chunks:
+            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
+            positions += range(chunk.start, chunk.end)
+            pages = chunk.sequence.pages
+            slots += [pages[place // size] * size + place % size for place in range(chunk.start, chunk.end)]
+            bounds.append(len(tokens))
+        width = max(-(-chunk.end // size) for chunk in chunks)
+        table = [(chunk.sequence.pages + [0] * width)[:width] for chunk in chunks]
+        rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
+        batch = AttentionBatch(
+            positions=self._to_device(positions, torch.int64),
+            slots=self._to_device(slots, torch.int64),
+            page_table=torch.tensor(table, dtype=torch.int32).to(self.device),
+            context_lens=self._to_device([chunk.start for chunk in chunks], torch.int32),
+            query_starts=self._to_device(bounds, torch.int32),
+            branch_starts=torch.zeros(len(tokens), dtype=torch.int32, device=self.device),
+            max_query=max(chunk.end - chunk.start for chunk in chunks),
+            max_context=max(chunk.start for chunk in chunks),
+        )
+        return batch, self._to_device(tokens, torch.int64), self._to_device(rows, torch.int64)
+
+    def _to_device(self, values: list[Any], dtype: torch.dtype) -> Tensor:
+        tensor = torch.tensor(values, dtype=dtype)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _bounds(lengths: list[int]) -> list[int]:
+    """Where each request's queries start, and where the last one's end."""
+    bounds = [0]
+    for length in lengths:
+        bounds.append(bounds[-1] + length + 1)
+    return bounds
+
+
+def _entries(sequences: list[Sequence], lengths: list[int]) -> list[tuple[Sequence, int, int]]:
+    return [(each, each.epoch, length) for each, length in zip(sequences, lengths, strict=True)]

@@ -1,0 +1,230 @@
+"""Which requests the next step serves, and with which pages: admit, prefill in chunks, decode, preempt."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paceline.engine.sequence import Sequence
+from paceline.errors import ContextExceeded
+from paceline.kv.pages import PagePool
+from paceline.kv.radix import RadixTree
+from paceline.types import FinishReason
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start:end` of a sequence's prompt; `last` when the sequence can be sampled from after it."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class Prefill:
+    chunks: list[Chunk]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """`lengths[i]` tokens are drafted for `sequences[i]`."""
+
+    sequences: list[Sequence]
+    lengths: list[int]
+
+
+class Scheduler:
+    """Owns the pages. A sequence is waiting, prefilling or running; every change of that is made here.
+
+    waiting -- admit: prefix matched and locked, pages for its tokens --> prefilling -- last chunk --> running
+       ^------------------------- preempt: pages back, tokens kept -----------+-----------------------------+
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        tree: RadixTree | None,
+        page_size: int,
+        max_batch: int,
+        prefill_chunk: int,
+        draft_lengths: Callable[[list[Sequence]], list[int]],
+    ) -> None:
+        self.pool = pool
+        self.tree = tree
+        self.page_size = page_size
+        self.prefill_chunk = prefill_chunk
+        self.draft_lengths = draft_lengths
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preempted = 0
+        self._free_slots = list(range(max_batch - 1, -1, -1))
+        self._prefilled_last = False
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence. Raises ContextExceeded where the whole cache could not hold it."""
+        sampling = sequence.request.sampling
+        needed = self._num_pages(sequence.prompt_length + sampling.max_tokens + 1)
+        if needed > self.pool.num_pages - 1:
+            raise ContextExceeded(
+                f"{sequence.prompt_length} prompt and {sampling.max_tokens} output tokens need {needed} KV pages; "
+                f"the cache has {self.pool.num_pages - 1} (raise cache_tokens or lower max_tokens)"
+            )
+        self.waiting.append(sequence)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.prefilling or self.running)
+
+    def schedule(self) -> Prefill | Decode | None:
+        """The next step, its pages allocated. Prefill and decode take turns where both wait."""
+        self._admit()
+        if self.prefilling and not (self.running and self._prefilled_last):
+            self._prefilled_last = True
+            return self._prefill()
+        self._prefilled_last = False
+        return self._decode() if self.running else None
+
+    def finish(self, sequence: Sequence) -> None:
+        """Retires a sequence (its `finish` is set): whole computed pages go to the prefix cache, the rest are freed."""
+        self._release(sequence)
+        for group in (self.prefilling, self.running):
+            if sequence in group:
+                group.remove(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        sequence.finish = FinishReason.CANCELLED
+        self.finish(sequence)
+
+    def _admit(self) -> None:
+        while self.waiting and self._free_slots:
+            sequence = self.waiting[0]
+            if not self._take_prompt_pages(sequence):
+                break
+            self.waiting.popleft()
+            sequence.slot = self._free_slots.pop()
+            self.prefilling.append(sequence)
+
+    def _take_prompt_pages(self, sequence: Sequence) -> bool:
+        """Locks the cached prefix and allocates the rest of the sequence's pages; False where they are not to be had."""
+        pages: list[int] = []
+        if self.tree is not None:
+            # at least the last token is computed: its logits are wanted
+            pages, node = self.tree.match(sequence.tokens[:-1])
+            self.tree.lock(node)
+            sequence.node = node
+        wanted = self._num_pages(len(sequence.tokens) + 1) - len(pages)
+        if not self._make_room(wanted):
+            if sequence.node is not None and self.tree is not None:
+                self.tree.unlock(sequence.node)
+                sequence.node = None
+            return False
+        sequence.pages = pages + self.pool.allocate(wanted)
+        sequence.num_shared = len(pages)
+        sequence.computed = len(pages) * self.page_size
+        if not sequence.first_token:
+            sequence.usage.cached_tokens = sequence.computed
+        return True
+
+    def _prefill(self) -> Prefill:
+        chunks = []
+        budget = self.prefill_chunk
+        for sequence in list(self.prefilling):
+            if budget == 0:
+                break
+            start = sequence.computed
+            end = min(start + budget, len(sequence.tokens))
+            budget -= end - start
+            sequence.computed = end
+            last = end == len(sequence.tokens)
+            chunks.append(Chunk(sequence, start, end, last))
+            if last:
+                self.prefilling.remove(sequence)
+                self.running.append(sequence)
+                self._share(sequence, end)
+                sequence.in_flight = 1
+        return Prefill(chunks)
+
+    def _decode(self) -> Decode | None:
+        sequences = self.running[:]
+        lengths = self.draft_lengths(sequences)
+        ready: list[Sequence] = []
+        drafts: list[int] = []
+        for sequence, length in zip(sequences, lengths, strict=True):
+            if sequence not in self.running:
+                continue
+            if not self._grow(sequence, length):
+                length = 0
+                while not self._grow(sequence, 0) and self._preempt_newest(sequence, ready):
+                    pass
+                if not self._grow(sequence, 0):
+                    continue  # alone, and what is in flight will say how much it really needs
+            ready.append(sequence)
+            drafts.append(length)
+        for sequence, length in zip(ready, drafts, strict=True):
+            sequence.in_flight += length + 1
+        return Decode(ready, drafts) if ready else None
+
+    def _grow(self, sequence: Sequence, length: int) -> bool:
+        """Pages for a step that drafts `length` tokens after all that may be in flight."""
+        needed = self._num_pages(len(sequence.tokens) + sequence.in_flight + length + 1) - len(sequence.pages)
+        if needed <= 0:
+            return True
+        if not self._make_room(needed):
+            return False
+        sequence.pages += self.pool.allocate(needed)
+        return True
+
+    def _make_room(self, count: int) -> bool:
+        lacking = count - self.pool.num_free
+        if lacking > 0 and self.tree is not None and lacking <= self.tree.num_evictable:
+            self.tree.evict(lacking)
+        return count <= self.pool.num_free
+
+    def _preempt_newest(self, needing: Sequence, ready: list[Sequence]) -> bool:
+        """Sends the newest sequence outside the step back to wait; False where there is none but the one in need."""
+        others = [each for each in self.running + self.prefilling if each is not needing and each not in ready]
+        if not others:
+            return False
+        victim = others[-1]
+        self._release(victim)
+        (self.prefilling if victim in self.prefilling else self.running).remove(victim)
+        victim.epoch += 1
+        victim.in_flight = victim.computed = 0
+        self.waiting.appendleft(victim)
+        self.num_preempted += 1
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.pages:
+            # the last token's keys and values are computed by the step after it
+            computed = sequence.computed if sequence in self.prefilling else len(sequence.tokens) - 1
+            self._share(sequence, computed)
+            self.pool.free(sequence.pages[sequence.num_shared :])
+            if sequence.node is not None and self.tree is not None:
+                self.tree.unlock(sequence.node)
+        sequence.pages, sequence.num_shared, sequence.node = [], 0, None
+        if sequence.slot >= 0:
+            self._free_slots.append(sequence.slot)
+            sequence.slot = -1
+
+    def _share(self, sequence: Sequence, computed: int) -> None:
+        """Hands the whole pages of the first `computed` tokens to the prefix cache; the sequence reads them from there."""
+        count = computed // self.page_size
+        if self.tree is None or count <= sequence.num_shared:
+            return
+        tokens = sequence.tokens[: count * self.page_size]
+        pages, node = self.tree.insert(tokens, sequence.pages[:count], sequence.num_shared)
+        self.tree.lock(node)
+        if sequence.node is not None:
+            self.tree.unlock(sequence.node)
+        sequence.pages[:count] = pages
+        sequence.num_shared, sequence.node = count, node
+
+    def _num_pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)

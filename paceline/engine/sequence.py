@@ -1,0 +1,89 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from paceline.drafters.chooser import Acceptance
+from paceline.engine.detokenize import Detokenizer
+from paceline.kv.radix import Node
+from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Everything the host knows of one request.
+
+    tokens      prompt, then the output the host has seen
+    pages       its pages in order, the first `num_shared` of them the radix tree's, locked through `node`
+    slot        its row in the device state while it runs, -1 before
+    computed    tokens whose keys and values are in the cache, as far as the host knows
+    in_flight   the most tokens that launched steps may still add
+    epoch       counts preemptions: what was launched in an earlier epoch is dropped when it lands
+    """
+
+    request: Request
+    name: str
+    seed: int
+    detokenizer: Detokenizer
+    stops: frozenset[int]
+    acceptance: Acceptance
+    tokens: list[int]
+    pages: list[int] = field(default_factory=list)
+    num_shared: int = 0
+    node: Node | None = None
+    slot: int = -1
+    computed: int = 0
+    in_flight: int = 0
+    epoch: int = 0
+    finish: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    first_token: float = 0.0
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def room(self) -> int:
+        """Output tokens it may still write."""
+        return self.request.sampling.max_tokens - (len(self.tokens) - self.prompt_length)
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    def take(self, new: list[int], accepted: int, logprobs: list[TokenLogprob]) -> StepOutput:
+        """Adds a step's tokens (the first `accepted` were drafted) up to the one that ends the output."""
+        if not self.first_token:
+            self.first_token = time.perf_counter()
+            self.usage.prefill_seconds = self.first_token - self.started
+        sampling = self.request.sampling
+        kept: list[int] = []
+        text = ""
+        for token in new:
+            kept.append(token)
+            written = len(self.tokens) + len(kept) - self.prompt_length
+            if token in self.stops and written > sampling.min_tokens:
+                self.finish = FinishReason.STOP
+            else:
+                text += self.detokenizer.feed([token])
+                if self.detokenizer.stopped:
+                    self.finish = FinishReason.STOP
+                elif written >= sampling.max_tokens:
+                    self.finish = FinishReason.LENGTH
+            if self.finish:
+                text += self.detokenizer.finish()
+                break
+        self.tokens += kept
+        self.logprobs += logprobs[: len(kept)]
+        self.text.append(text)
+        self.usage.output_tokens += len(kept)
+        self.usage.accepted_tokens += min(accepted, len(kept))
+        self.usage.decode_seconds = time.perf_counter() - self.first_token
+        flags = [index < accepted for index in range(len(kept))]
+        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish)

@@ -1,0 +1,38 @@
+"""The tensors that hold keys and values on a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of every layer by slot; slot = page * page_size + offset.
+
+    `data` is [layers, 2, pages * page_size, kv_heads, dim]. Page 0 is never allocated: padding and whatever runs past a
+    request's pages write there, and nothing reads it.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_size = page_size
+        self.num_pages = num_pages
+        shape = (num_layers, 2, num_pages * page_size, num_kv_heads, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, [slots, kv_heads, dim] each."""
+        return self.data[index, 0], self.data[index, 1]
+
+
+def page_bytes(num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one page over all layers, keys and values."""
+    return num_layers * 2 * page_size * num_kv_heads * head_dim * dtype.itemsize

@@ -1,0 +1,170 @@
+"""The prefix cache: a radix tree from token runs to the pages that hold their keys and values."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from paceline.kv.pages import PagePool
+
+PageTokens = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of whole pages after its parent's. `runs[i]` are the tokens of `pages[i]`.
+
+        root -- [system prompt: 40 pages] --+-- [file A: 12 pages] -- [turn 1: 3 pages]
+                                            +-- [file B:  9 pages]
+
+    `locks` counts the requests that read this node or one below it; only a leaf without locks can be evicted.
+    """
+
+    runs: list[PageTokens]
+    pages: list[int]
+    parent: Node | None
+    children: dict[PageTokens, Node] = field(default_factory=dict)
+    locks: int = 0
+    last_use: int = 0
+
+
+class RadixTree:
+    """Owns the pages inserted into it. `namespace` keeps tenants apart: equal tokens in two namespaces share nothing."""
+
+    def __init__(self, pool: PagePool, page_size: int) -> None:
+        self.pool = pool
+        self.page_size = page_size
+        self.num_pages = 0
+        self.num_locked = 0
+        self._roots: dict[str, Node] = {}
+        self._clock = itertools.count(1)
+
+    def match(self, tokens: list[int], namespace: str = "") -> tuple[list[int], Node]:
+        """The pages of the longest cached run of whole pages that starts `tokens`, and the node where it ends.
+
+        Splits a node when the match ends inside it, so that the node stands for exactly the matched run. The pages may be
+        evicted at any time until `lock(node)`.
+        """
+        node = self._root(namespace)
+        pages: list[int] = []
+        runs = self._runs(tokens)
+        position = 0
+        while position < len(runs):
+            child = node.children.get(runs[position])
+            if child is None:
+                break
+            shared = _shared(child.runs, runs, position)
+            if shared < len(child.runs):
+                child = self._split(child, shared)
+            child.last_use = next(self._clock)
+            pages += child.pages
+            position += shared
+            node = child
+        return pages, node
+
+    def lock(self, node: Node) -> None:
+        """Keeps the node and all above it from eviction until `unlock`."""
+        for each in _upwards(node):
+            if each.locks == 0:
+                self.num_locked += len(each.pages)
+            each.locks += 1
+
+    def unlock(self, node: Node) -> None:
+        for each in _upwards(node):
+            assert each.locks > 0, "a node was unlocked more often than locked"
+            each.locks -= 1
+            if each.locks == 0:
+                self.num_locked -= len(each.pages)
+
+    def insert(
+        self, tokens: list[int], pages: list[int], num_shared: int, namespace: str = ""
+    ) -> tuple[list[int], Node]:
+        """Gives the tree a request's whole pages; returns the pages that now hold the run and the node where it ends.
+
+        The first `num_shared` of `pages` are the tree's already (the caller matched and locked them). A page whose run is
+        in the tree by now is freed: the first to arrive keeps its place. Tokens beyond the last whole page must not come
+        with a page.
+        """
+        runs = self._runs(tokens)
+        assert len(runs) == len(pages), f"{len(runs)} whole pages of tokens came with {len(pages)} pages"
+        held, node = self.match(tokens, namespace)
+        matched = len(held)
+        assert held[:num_shared] == pages[:num_shared], "the shared pages are not the tree's"
+        self.pool.free([page for page, kept in zip(pages[num_shared:matched], held[num_shared:], strict=True) if page != kept])
+        if matched < len(runs):
+            leaf = Node(runs[matched:], pages[matched:], node, last_use=next(self._clock))
+            node.children[runs[matched]] = leaf
+            self.num_pages += len(leaf.pages)
+            node = leaf
+        return held + pages[matched:], node
+
+    def evict(self, count: int) -> int:
+        """Frees at least `count` pages if it can, least recently used leaves first; returns how many were freed."""
+        heap = [(leaf.last_use, id(leaf), leaf) for leaf in self._leaves() if leaf.locks == 0]
+        heapq.heapify(heap)
+        freed = 0
+        while heap and freed < count:
+            leaf = heapq.heappop(heap)[2]
+            take = min(count - freed, len(leaf.pages))
+            self._drop_tail(leaf, take)
+            freed += take
+            parent = leaf.parent
+            if not leaf.pages and parent is not None and parent.parent is not None:
+                if not parent.children and parent.locks == 0:
+                    heapq.heappush(heap, (parent.last_use, id(parent), parent))
+        return freed
+
+    @property
+    def num_evictable(self) -> int:
+        return self.num_pages - self.num_locked
+
+    def _drop_tail(self, leaf: Node, count: int) -> None:
+        keep = len(leaf.pages) - count
+        self.pool.free(leaf.pages[keep:])
+        self.num_pages -= count
+        if keep == 0:
+            assert leaf.parent is not None
+            del leaf.parent.children[leaf.runs[0]]
+        del leaf.pages[keep:], leaf.runs[keep:]
+
+    def _split(self, node: Node, length: int) -> Node:
+        """Cuts `node` after `length` pages; returns the new upper half, which carries the same locks."""
+        assert node.parent is not None
+        upper = Node(node.runs[:length], node.pages[:length], node.parent, locks=node.locks, last_use=node.last_use)
+        node.parent.children[upper.runs[0]] = upper
+        node.runs, node.pages, node.parent = node.runs[length:], node.pages[length:], upper
+        upper.children[node.runs[0]] = node
+        return upper
+
+    def _root(self, namespace: str) -> Node:
+        return self._roots.setdefault(namespace, Node([], [], None))
+
+    def _runs(self, tokens: list[int]) -> list[PageTokens]:
+        size = self.page_size
+        return [tuple(tokens[start : start + size]) for start in range(0, len(tokens) - size + 1, size)]
+
+    def _leaves(self) -> Iterator[Node]:
+        stack = [child for root in self._roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            if node.children:
+                stack.extend(node.children.values())
+            else:
+                yield node
+
+
+def _shared(left: list[PageTokens], right: list[PageTokens], offset: int) -> int:
+    length = 0
+    for one, other in zip(left, right[offset:], strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _upwards(node: Node | None) -> Iterator[Node]:
+    while node is not None and node.parent is not None:
+        yield node
+        node = node.parent

@@ -1,0 +1,98 @@
+"""Paged attention: every request's queries over its committed pages and over the step's own tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.ops.dispatch import implementation
+
+
+@dataclass
+class AttentionBatch:
+    """Where a step's T tokens stand. B requests; request b owns tokens `query_starts[b]:query_starts[b + 1]`.
+
+    The cache region of one request in one step, by slot order (not by position):
+
+        | committed: context_lens[b] slots | root | branch 0 ............ | branch 1 ..... |
+                                             ^ query 0                      ^ its branch_start
+
+    Query i sees all committed slots, the root (query 0), and the queries j with branch_starts[i] <= j <= i.
+    With branch_starts 0 that is plain causal attention, which is what prefill and a single draft use.
+
+    positions     [T] int64   RoPE position (context_lens[b] + depth; branches overlap in position, never in slot)
+    slots         [T] int64   flat cache slot, page * page_size + offset, where the token's K and V go
+    page_table    [B, P] int32  page of each page_size run of the request's slots
+    context_lens  [B] int32   committed slots before this step
+    query_starts  [B + 1] int32
+    branch_starts [T] int32
+    max_query, max_context     upper bounds known to the host (they size launches, not results)
+    branching     False when every branch_start is 0, so that a plain causal kernel may be used
+    """
+
+    positions: Tensor
+    slots: Tensor
+    page_table: Tensor
+    context_lens: Tensor
+    query_starts: Tensor
+    branch_starts: Tensor
+    max_query: int
+    max_context: int
+    branching: bool = False
+
+    @property
+    def num_requests(self) -> int:
+        return self.context_lens.shape[0]
+
+
+def paged_attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """query [T, heads, dim]; caches [slots, kv_heads, dim], already holding the step's own tokens. Returns [T, heads, dim]."""
+    return implementation("paged_attention", query)(query, key_cache, value_cache, batch, page_size, scale)
+
+
+def visible(queries: int, context: int, branch_starts: Tensor) -> Tensor:
+    """The mask of AttentionBatch for one request, [queries, context + queries], True where a query sees a slot."""
+    row = torch.arange(queries, device=branch_starts.device)[:, None]
+    column = torch.arange(queries, device=branch_starts.device)[None, :]
+    own = (column <= row) & ((column == 0) | (column >= branch_starts[:, None]))
+    return torch.cat([own.new_ones(queries, context), own], dim=1)
+
+
+def reference(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """The definition, and what runs where no kernel does: gather each request's slots, then one masked attention."""
+    output = torch.empty_like(query)
+    starts = batch.query_starts.tolist()
+    contexts = batch.context_lens.tolist()
+    key_pages = key_cache.view(-1, page_size, *key_cache.shape[1:])
+    value_pages = value_cache.view(-1, page_size, *value_cache.shape[1:])
+    for index, context in enumerate(contexts):
+        first, last = starts[index], starts[index + 1]
+        queries = last - first
+        if queries == 0:
+            continue
+        length = context + queries
+        pages = batch.page_table[index, : (length + page_size - 1) // page_size]
+        keys = key_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
+        values = value_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
+        mask = None
+        causal = queries > 1 and context == 0 and not batch.branching
+        if queries > 1 and not causal:
+            mask = visible(queries, context, batch.branch_starts[first:last])
+        result = F.scaled_dot_product_attention(
+            query[first:last].transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=query.shape[1] != key_cache.shape[1],
+        )
+        output[first:last] = result[0].transpose(0, 1)
+    return output

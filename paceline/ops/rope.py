@@ -1,0 +1,57 @@
+"""Rotary position embedding of a step's queries and keys, and the write of keys and values into the cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.ops.dispatch import implementation
+from paceline.ops.linear import rms_norm
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_heads: int,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """Splits qkv, normalises heads where `norms` (query weight, key weight, eps) is given, rotates, writes K and V.
+
+    qkv [T, (heads + 2 * kv_heads) * dim]; table [max positions, dim] float32, cosines then sines of half the
+    dimensions each; caches [slots, kv_heads, dim] (written at `slots`). Returns the queries, [T, heads, dim].
+    Halves are rotated as in Llama's reference: dimension i pairs with i + dim / 2.
+    """
+    return implementation("rope_and_cache", qkv)(
+        qkv, table, positions, slots, key_cache, value_cache, num_heads, norms
+    )
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x [T, heads, dim] rotated by cosines and sines [T, 1, dim / 2], in float32, back in x's dtype."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).to(x.dtype)
+
+
+def reference(
+    qkv: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_heads: int,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    num_kv_heads, dim = key_cache.shape[1:]
+    heads = qkv.view(qkv.shape[0], -1, dim)
+    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if norms is not None:
+        query, key = rms_norm(query, norms[0], norms[2]), rms_norm(key, norms[1], norms[2])
+    cosines, sines = table[positions][:, None, :].chunk(2, dim=-1)
+    key_cache.index_copy_(0, slots, rotate(key, cosines, sines))
+    value_cache.index_copy_(0, slots, value)
+    return rotate(query, cosines, sines)

@@ -1,0 +1,314 @@
+"""Paged attention for CUDA: queries packed by group, keys split over programs, branch masks by arithmetic.
+
+Up to MAX_QUERY queries a request the kernel reads the pages in place and its launch depends on host bounds alone, so a
+CUDA graph that holds it serves any context the page table can name. Longer (prefill, eager) goes through torch's fused
+attention on gathered pages.
+"""
+
+# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.triton import launch_options
+
+MAX_QUERY = 257
+DETERMINISTIC_SPLIT = 256  # keys a part, by slot: the same parts whatever the step's number of queries
+_PROGRAMS = 264  # programs a launch aims for: two on each of 132 multiprocessors
+_MAX_SPLITS = 64
+_JOINED = 16  # parts the combining kernel reads at a time
+_BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def paged_attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """The kernel of `ops.attention.paged_attention`; the same contract. Reads lengths on the host above MAX_QUERY."""
+    if batch.max_query > MAX_QUERY and not batch.branching and query.dtype != torch.float32:
+        return prefill(query, key_cache, value_cache, batch, page_size, scale)
+    return attend(query, key_cache, value_cache, batch, page_size, scale)
+
+
+def paged_attention_deterministic(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """`paged_attention`, a query's bits independent of the other queries and requests of the step."""
+    return attend(query, key_cache, value_cache, batch, page_size, scale, deterministic=True)
+
+
+def attend(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    batch: AttentionBatch,
+    page_size: int,
+    scale: float,
+    *,
+    deterministic: bool = False,
+    tile: tuple[int, int, int, int] | None = None,
+    programs: int = _PROGRAMS,
+) -> Tensor:
+    """The kernel on any workload. `tile` is (rows, keys, warps, stages); by default chosen by the number of rows."""
+    _, heads, dim = query.shape
+    kv_heads = key_cache.shape[1]
+    group = heads // kv_heads
+    requests, width = batch.page_table.shape
+    rows = batch.max_query * group
+    if tile is None:
+        tile = _tile(64 if deterministic else rows, query.dtype)
+    block_m, block_n, warps, stages = tile
+    tiles = triton.cdiv(rows, block_m)
+    if deterministic:
+        splits = max(1, triton.cdiv(width * page_size, DETERMINISTIC_SPLIT))
+    else:
+        most = min(_MAX_SPLITS, triton.cdiv(width * page_size, block_n))
+        splits = max(1, min(most, programs // (tiles * kv_heads * requests)))
+    query = query.contiguous()
+    out = torch.empty_like(query)
+    parts = torch.empty(splits, *query.shape, dtype=torch.float32, device=query.device) if splits > 1 else None
+    sums = torch.empty(splits, *query.shape[:2], 2, dtype=torch.float32, device=query.device) if splits > 1 else None
+    options = launch_options(query.device)
+    size = DETERMINISTIC_SPLIT if deterministic else 0
+    block_d = triton.next_power_of_2(dim)
+    _attend[(tiles, kv_heads * requests, splits)](
+        query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts,
+        out, parts, sums, scale * 1.4426950408889634, query.shape[0], width,
+        KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK_D=block_d, PAGE=page_size, BLOCK_M=block_m, BLOCK_N=block_n,
+        SPLITS=splits, SIZE=size, BRANCHING=batch.branching, ONE_LOOP=deterministic,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages, **options,
+    )  # fmt: skip
+    if splits > 1:
+        _combine[(batch.max_query, heads, requests)](
+            parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0],
+            HEADS=heads, DIM=dim, BLOCK_D=block_d, SPLITS=splits, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED,
+            num_warps=2, **options,
+        )  # fmt: skip
+    return out
+
+
+def _tile(rows: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(rows, keys, warps, stages) of a program, for that many query rows a key head."""
+    if dtype == torch.float32:
+        return (16, 32, 4, 2) if rows <= 16 else (64, 32, 4, 2)
+    if rows <= 16:
+        return (16, 64, 4, 3)
+    if rows <= 32:
+        return (32, 64, 4, 3)
+    return (64, 64, 4, 3) if rows <= 64 else (128, 64, 8, 3)
+
+
+def prefill(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """Causal attention of long steps, a request at a time, by torch's fused kernels on contiguous keys."""
+    starts, contexts = _lengths(batch)
+    out = torch.empty_like(query)
+    for index, context in enumerate(contexts):
+        first, last = starts[index], starts[index + 1]
+        queries = last - first
+        if queries == 0:
+            continue
+        if context == 0:
+            keys, values = key_cache[batch.slots[first:last]], value_cache[batch.slots[first:last]]
+        else:
+            length = context + queries
+            pages = batch.page_table[index, : (length + page_size - 1) // page_size]
+            keys = key_cache.view(-1, page_size, *key_cache.shape[1:])[pages].flatten(0, 1)[:length]
+            values = value_cache.view(-1, page_size, *value_cache.shape[1:])[pages].flatten(0, 1)[:length]
+        mask = causal_lower_right(queries, context + queries) if context else None
+        with sdpa_kernel(_BACKENDS, set_priority=True):
+            result = F.scaled_dot_product_attention(
+                query[first:last].transpose(0, 1)[None],
+                keys.transpose(0, 1)[None],
+                values.transpose(0, 1)[None],
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=query.shape[1] != key_cache.shape[1],
+            )
+        if len(contexts) == 1:
+            return result[0].transpose(0, 1).contiguous()
+        out[first:last] = result[0].transpose(0, 1)
+    return out
+
+
+def _lengths(batch: AttentionBatch) -> tuple[list[int], list[int]]:
+    """query_starts and context_lens on the host: read once for all layers of a step, again when either has changed."""
+    version = (batch.query_starts._version, batch.context_lens._version)
+    held = vars(batch).get("_host_lengths")
+    if held is None or held[0] != version:
+        both = torch.cat([batch.query_starts, batch.context_lens]).tolist()
+        held = (version, both[: batch.num_requests + 1], both[batch.num_requests + 1 :])
+        vars(batch)["_host_lengths"] = held
+    return held[1], held[2]
+
+
+@triton.jit
+def _part_size(length, SPLITS: tl.constexpr, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Keys a part: SIZE where it is fixed, else the length shared out over SPLITS in whole blocks."""
+    if SIZE > 0:
+        return SIZE
+    else:
+        return tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+
+
+@triton.jit
+def _attend(
+    query, key_cache, value_cache, page_table, context_lens, query_starts, branch_starts, out, parts, sums, scale,
+    tokens, width,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
+    ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows (query, head of the group) of one request and key head over one part of its keys.
+
+    `scale` includes log2(e). Parts hold unnormalised sums; `sums` holds each row's running maximum and denominator.
+    """
+    request = tl.program_id(1) // KV_HEADS
+    kv_head = tl.program_id(1) % KV_HEADS
+    split = tl.program_id(2)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    first = tl.load(query_starts + request)
+    queries = tl.load(query_starts + request + 1) - first
+    context = tl.load(context_lens + request)
+    first_row = tl.program_id(0) * BLOCK_M
+    last_query = tl.minimum((first_row + BLOCK_M - 1) // GROUP, queries - 1)
+    size = _part_size(context + queries, SPLITS, SIZE, BLOCK_N)
+    begin = split * size
+    end = tl.minimum(begin + size, context + last_query + 1)
+    if (first_row >= queries * GROUP) | (begin >= end):
+        return
+    row = first_row + tl.arange(0, BLOCK_M)
+    index = row // GROUP
+    inside = index < queries
+    dimension = tl.arange(0, BLOCK_D)
+    wide = dimension < DIM
+    place = ((first + index).to(tl.int64) * KV_HEADS + kv_head) * GROUP + row % GROUP  # of [tokens, heads]
+    q = tl.load(query + place[:, None] * DIM + dimension[None, :], inside[:, None] & wide[None, :], other=0.0)
+    if BRANCHING:
+        branch = tl.load(branch_starts + first + index, inside, other=0)
+    else:
+        branch = tl.zeros([BLOCK_M], tl.int32)
+
+    maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    keys = key_cache + kv_head * DIM
+    values = value_cache + kv_head * DIM
+    pages = page_table + request.to(tl.int64) * width
+    whole = begin  # up to here blocks hold committed keys alone, which every row sees
+    if not ONE_LOOP:
+        whole = begin + tl.maximum(tl.minimum(end, context) - begin, 0) // BLOCK_N * BLOCK_N
+        for start in tl.range(begin, whole, BLOCK_N):
+            acc, maximum, total = _step(
+                acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
+                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, PRECISION,
+            )  # fmt: skip
+    for start in tl.range(whole, end, BLOCK_N):
+        acc, maximum, total = _step(
+            acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
+            KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, PRECISION,
+        )  # fmt: skip
+
+    stored = inside[:, None] & wide[None, :]
+    if SPLITS == 1:
+        acc = acc / total[:, None]
+        tl.store(out + place[:, None] * DIM + dimension[None, :], acc.to(out.dtype.element_ty), stored)
+    else:
+        place += split.to(tl.int64) * tokens * KV_HEADS * GROUP
+        tl.store(parts + place[:, None] * DIM + dimension[None, :], acc, stored)
+        tl.store(sums + place * 2, maximum, inside)
+        tl.store(sums + place * 2 + 1, total, inside)
+
+
+@triton.jit
+def _step(
+    acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, BRANCHING: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of keys: the online softmax's update of (acc, maximum, total)."""
+    position = start + tl.arange(0, BLOCK_N)
+    dimension = tl.arange(0, BLOCK_D)
+    if MASKED:
+        there = position < end
+        page = tl.load(pages + position // PAGE, there, other=0)
+    else:
+        page = tl.load(pages + position // PAGE)
+    slot = (page.to(tl.int64) * PAGE + position % PAGE) * (KV_HEADS * DIM)
+    if MASKED or DIM != BLOCK_D:
+        fits = (dimension < DIM)[None, :] & (position < end)[:, None]
+        k = tl.load(keys + slot[:, None] + dimension[None, :], fits, other=0.0)
+        v = tl.load(values + slot[:, None] + dimension[None, :], fits, other=0.0)
+    else:
+        k = tl.load(keys + slot[:, None] + dimension[None, :])
+        v = tl.load(values + slot[:, None] + dimension[None, :])
+    scores = tl.dot(q, k.T, input_precision=PRECISION) * scale
+    if MASKED:
+        own = position - context  # index among the step's own tokens; negative where committed
+        seen = (own[None, :] <= index[:, None]) & there[None, :]
+        if BRANCHING:
+            seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
+        scores = tl.where(seen, scores, -float("inf"))
+    higher = tl.maximum(maximum, tl.max(scores, axis=1))
+    finite = higher
+    if MASKED:
+        finite = tl.where(higher == -float("inf"), 0.0, higher)  # a row that has seen nothing yet
+    weights = tl.exp2(scores - finite[:, None])
+    rescale = tl.exp2(maximum - finite)
+    total = total * rescale + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return acc, higher, total
+
+
+@triton.jit
+def _combine(
+    parts, sums, context_lens, query_starts, out, tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, JOINED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One query and head: joins the parts that hold a key at or before the query, JOINED at a time, in order."""
+    index = tl.program_id(0)
+    head = tl.program_id(1)
+    request = tl.program_id(2)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    first = tl.load(query_starts + request)
+    queries = tl.load(query_starts + request + 1) - first
+    if index >= queries:
+        return
+    context = tl.load(context_lens + request)
+    count = tl.cdiv(context + index + 1, _part_size(context + queries, SPLITS, SIZE, BLOCK_N))
+    place = (first + index).to(tl.int64) * HEADS + head
+    dimension = tl.arange(0, BLOCK_D)
+    maximum = -float("inf")
+    total = 0.0
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, count, JOINED):
+        split = start + tl.arange(0, JOINED)
+        there = split < count
+        source = place + split.to(tl.int64) * tokens * HEADS
+        part_max = tl.load(sums + source * 2, there, other=-float("inf"))
+        part_total = tl.load(sums + source * 2 + 1, there, other=0.0)
+        mask = there[:, None] & (dimension < DIM)[None, :]
+        part = tl.load(parts + source[:, None] * DIM + dimension[None, :], mask, other=0.0)
+        higher = tl.maximum(maximum, tl.max(part_max, axis=0))
+        finite = tl.where(higher == -float("inf"), 0.0, higher)
+        factor = tl.exp2(part_max - finite)
+        rescale = tl.exp2(maximum - finite)
+        acc = acc * rescale + tl.sum(part * factor[:, None], axis=0)
+        total = total * rescale + tl.sum(part_total * factor, axis=0)
+        maximum = higher
+    tl.store(out + place * DIM + dimension, (acc / total).to(out.dtype.element_ty), dimension < DIM)

@@ -1,0 +1,357 @@
+"""The matrix products of a decoder layer for CUDA, with norm, bias, residual and gate fused where that is faster.
+
+Three ways, chosen by `tuning.choose`: `Rows` (one token, a dot product a row, bound by memory), `Tiles` (few tokens, tensor
+cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every number of
+tokens, so that a token's result does not depend on what else is in the batch.
+"""
+
+# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from paceline.ops.linear import Weight
+from paceline.ops.triton import launch_options
+from paceline.ops.triton.norm import gated, normalise, rms_norm, silu_multiply
+from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
+
+
+@dataclass(frozen=True)
+class Product:
+    """One call: [residual +] x @ weight.T [+ bias], of rms_norm(x) where `norm` is given, gated where `gate` is set."""
+
+    x: Tensor
+    weight: Weight
+    norm: Tensor | None = None
+    eps: float = 0.0
+    residual: Tensor | None = None
+    gate: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Columns of the result."""
+        return self.weight.rows // 2 if self.gate else self.weight.rows
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """The kernel of `ops.linear.linear`."""
+    return run(Product(x, weight))
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    """The kernel of `ops.linear.norm_linear`."""
+    return run(Product(x, weight, norm, eps))
+
+
+def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+    """The kernel of `ops.linear.linear_add`."""
+    return run(Product(x, weight, residual=residual))
+
+
+def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    """The kernel of `ops.linear.norm_gated`."""
+    return run(Product(x, weight, norm, eps, gate=True))
+
+
+def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
+    """`linear`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight))
+
+
+def norm_linear_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    """`norm_linear`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight, norm, eps))
+
+
+def linear_add_deterministic(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+    """`linear_add`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight, residual=residual))
+
+
+def norm_gated_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    """`norm_gated`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight, norm, eps, gate=True))
+
+
+def run(product: Product, choice: Choice | None = None) -> Tensor:
+    """Computes the product by `choice`, by default the measured one for its shape."""
+    product = replace(product, x=product.x.contiguous())
+    if choice is None:
+        operation = "gated" if product.gate else "linear"
+        choice = choose(operation, product.weight.rows, product.weight.columns, product.x.shape[0])
+    match choice:
+        case Rows():
+            return _run_rows(product, choice)
+        case Tiles():
+            return _run_tiles(product, choice)
+        case Blas():
+            return _run_blas(product)
+
+
+def run_deterministic(product: Product) -> Tensor:
+    """Computes the product by the one tile of tuning.DETERMINISTIC, K split by the matrix's shape alone."""
+    tiles = triton.cdiv(product.weight.rows, DETERMINISTIC.block_n)
+    blocks = triton.cdiv(product.weight.columns, DETERMINISTIC.block_k)
+    split = min(blocks, max(1, DETERMINISTIC_PROGRAMS // tiles))
+    return _run_tiles(replace(product, x=product.x.contiguous()), replace(DETERMINISTIC, split=split))
+
+
+def _run_blas(product: Product) -> Tensor:
+    x, weight, residual = product.x, product.weight, product.residual
+    if product.norm is not None:
+        x = rms_norm(x, product.norm, product.eps)
+    if residual is not None:
+        if weight.bias is not None:
+            residual = residual + weight.bias
+        return residual.addmm_(x, weight.matrix.t())
+    result = F.linear(x, weight.matrix, weight.bias)
+    return silu_multiply(result) if product.gate else result
+
+
+def _run_rows(product: Product, choice: Rows) -> Tensor:
+    x, weight = product.x, product.weight
+    out = x.new_empty(1, product.columns)
+    _rows[(triton.cdiv(product.columns, choice.block_n),)](
+        x, product.norm, weight.matrix, weight.bias, product.residual, out, product.eps, product.columns,
+        K=weight.columns, NORM=product.norm is not None, GATED=product.gate, BIAS=weight.bias is not None,
+        RESIDUAL=product.residual is not None, BLOCK_N=choice.block_n, BLOCK_K=choice.block_k,
+        STEPS=triton.cdiv(weight.columns, choice.block_k), AHEAD=choice.ahead,
+        num_warps=choice.warps, **launch_options(x.device),
+    )  # fmt: skip
+    return out
+
+
+def _run_tiles(product: Product, choice: Tiles) -> Tensor:
+    x, weight, norm = product.x, product.weight, product.norm
+    tokens, split = x.shape[0], choice.split
+    fuse = norm is not None and choice.fuse_norm and x.dtype != torch.float16  # x * norm may leave float16's range
+    if norm is not None and not fuse:
+        x, norm = rms_norm(x, norm, product.eps), None
+    out = x.new_empty(tokens, product.columns)
+    partial = torch.empty(split, tokens, weight.rows, dtype=torch.float32, device=x.device) if split > 1 else None
+    squares = torch.empty(split, tokens, dtype=torch.float32, device=x.device) if split > 1 and fuse else None
+    options = launch_options(x.device)
+    tiles_n, tiles_t = triton.cdiv(weight.rows, choice.block_n), triton.cdiv(tokens, choice.block_t)
+    _tiles[(tiles_n * tiles_t, split)](
+        x, norm, weight.matrix, weight.bias, product.residual, out, partial, squares, product.eps, tokens,
+        N=weight.rows, K=weight.columns, NORM=fuse, GATED=product.gate, BIAS=weight.bias is not None,
+        RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n, BLOCK_T=choice.block_t,
+        BLOCK_K=choice.block_k, PART=triton.cdiv(triton.cdiv(weight.columns, choice.block_k), split) * choice.block_k,
+        AHEAD=choice.ahead // x.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=choice.warps, num_stages=choice.stages, **options,
+    )  # fmt: skip
+    if split > 1:
+        block = min(512, triton.next_power_of_2(product.columns))
+        _join[(tokens, triton.cdiv(product.columns, block))](
+            partial, squares, weight.bias, product.residual, out, product.eps, tokens,
+            N=weight.rows, K=weight.columns, NORM=fuse, GATED=product.gate, BIAS=weight.bias is not None,
+            RESIDUAL=product.residual is not None, SPLIT=split, BLOCK=block, num_warps=4, **options,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rows(
+    x, norm, weight, bias, residual, out, eps, columns,
+    K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N outputs of one token. The weight's first blocks are on their way before x may be read."""
+    first = tl.program_id(0) * BLOCK_N
+    lane = tl.arange(0, BLOCK_N)
+    row = tl.minimum(lane, columns - 1 - first)  # rows past the end repeat the last one and are not stored
+    column = tl.arange(0, BLOCK_K)
+    base = weight + first.to(tl.int64) * K
+    tile = row[:, None] * K + column[None, :]
+    second = base + columns.to(tl.int64) * K  # the up rows of a gated weight
+    weights = ()
+    ups = ()
+    for step in tl.static_range(min(AHEAD, STEPS)):
+        weights = weights + (_block(base + tile, column, step, K, BLOCK_K),)
+        if GATED:
+            ups = ups + (_block(second + tile, column, step, K, BLOCK_K),)
+    factors = ()
+    if NORM:
+        for step in tl.static_range(STEPS):
+            factors = factors + (tl.load(norm + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0),)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    inputs = ()
+    for step in tl.static_range(STEPS):
+        part = tl.load(x + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0)
+        inputs = inputs + (part.to(tl.float32),)
+    if NORM:
+        squares = inputs[0] * inputs[0]
+        for step in tl.static_range(1, STEPS):
+            squares += inputs[step] * inputs[step]
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    total_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for step in tl.static_range(STEPS):
+        if step + AHEAD < STEPS:
+            weights = weights + (_block(base + tile, column, step + AHEAD, K, BLOCK_K),)
+            if GATED:
+                ups = ups + (_block(second + tile, column, step + AHEAD, K, BLOCK_K),)
+        value = inputs[step]
+        if NORM:
+            value = normalise(value, scale, factors[step])
+        total += weights[step].to(tl.float32) * value[None, :]
+        if GATED:
+            total_up += ups[step].to(tl.float32) * value[None, :]
+    result = tl.sum(total, axis=1)
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    if BIAS:
+        result += tl.load(bias + first + row).to(tl.float32)
+    if GATED:
+        up = tl.sum(total_up, axis=1)
+        if BIAS:
+            up += tl.load(bias + columns + first + row).to(tl.float32)
+        result = gated(result, up, DTYPE)
+    if RESIDUAL:
+        result = result.to(DTYPE).to(tl.float32) + tl.load(residual + first + row).to(tl.float32)
+    tl.store(out + first + lane, result.to(DTYPE), lane < columns - first)
+
+
+@triton.jit
+def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """One [BLOCK_N, BLOCK_K] block of the weight, read once and so marked to leave the cache first."""
+    if (step + 1) * BLOCK_K <= K:
+        block = tl.load(pointers + step * BLOCK_K, eviction_policy="evict_first")
+    else:
+        inside = (step * BLOCK_K + column < K)[None, :]
+        block = tl.load(pointers + step * BLOCK_K, inside, other=0.0, eviction_policy="evict_first")
+    return block
+
+
+@triton.jit
+def _tiles(
+    x, norm, weight, bias, residual, out, partial, squares, eps, tokens,
+    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_N, BLOCK_T] of the transposed output over one part of K; token tiles of the same rows are neighbours.
+
+    With GATED the first half of a tile's rows are gate rows, the second half the up rows that go with them.
+    """
+    tiles_t = tl.cdiv(tokens, BLOCK_T)
+    tile_n = tl.program_id(0) // tiles_t
+    tile_t = tl.program_id(0) % tiles_t
+    split = tl.program_id(1)
+    lane = tl.arange(0, BLOCK_N)
+    HALF: tl.constexpr = N // 2
+    if GATED:
+        place = tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2)
+        row = tl.minimum(place, HALF - 1) + (lane // (BLOCK_N // 2)) * HALF
+        inside_n = place < HALF
+    else:
+        row = tl.minimum(tile_n * BLOCK_N + lane, N - 1)
+        inside_n = tile_n * BLOCK_N + lane < N
+    begin = split * PART
+    weight_rows = weight + row.to(tl.int64) * K
+    if OVERLAP:
+        gdc_launch_dependents()
+        if AHEAD > 0:
+            LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
+            LINES: tl.constexpr = AHEAD // LINE
+            far = weight_rows[:, None] + begin + tl.arange(0, LINES)[None, :] * LINE
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [far.to(tl.int64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        gdc_wait()
+    token = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    inside_t = token < tokens
+    column = tl.arange(0, BLOCK_K)
+    x_rows = x + tl.minimum(token, tokens - 1).to(tl.int64) * K
+    total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    power = tl.zeros([BLOCK_T], tl.float32)
+    for k in tl.range(begin, min(begin + PART, K), BLOCK_K):
+        if K % BLOCK_K == 0:
+            left = tl.load(weight_rows[:, None] + (k + column)[None, :])
+            right = tl.load(x_rows[None, :] + (k + column)[:, None])
+        else:
+            inside_k = k + column < K
+            left = tl.load(weight_rows[:, None] + (k + column)[None, :], inside_k[None, :], other=0.0)
+            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_k[:, None], other=0.0)
+        if NORM:
+            wide = right.to(tl.float32)
+            power += tl.sum(wide * wide, axis=0)
+            factors = tl.load(norm + k + column, k + column < K, other=0.0).to(tl.float32)
+            right = (wide * factors[:, None]).to(right.dtype)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+
+    if SPLIT > 1:
+        target = partial + (split * tokens + token).to(tl.int64)[None, :] * N + row[:, None]
+        tl.store(target, total, inside_n[:, None] & inside_t[None, :])
+        if NORM:
+            if tile_n == 0:
+                tl.store(squares + split * tokens + token, power, inside_t)
+    else:
+        if NORM:
+            total *= tl.rsqrt(power / K + eps)[None, :]
+        if BIAS:
+            total += tl.load(bias + row).to(tl.float32)[:, None]
+        DTYPE: tl.constexpr = out.dtype.element_ty
+        if GATED:
+            gate, up = tl.split(total.reshape(2, BLOCK_N // 2, BLOCK_T).permute(1, 2, 0))
+            result = gated(gate, up, DTYPE)
+            place_out = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            target = out + token.to(tl.int64)[None, :] * HALF + place_out[:, None]
+            tl.store(target, result.to(DTYPE), (place_out < HALF)[:, None] & inside_t[None, :])
+        else:
+            inside = inside_n[:, None] & inside_t[None, :]
+            offset = token.to(tl.int64)[None, :] * N + row[:, None]
+            if RESIDUAL:
+                total = total.to(DTYPE).to(tl.float32) + tl.load(residual + offset, inside, other=0.0).to(tl.float32)
+            tl.store(out + offset, total.to(DTYPE), inside)
+
+
+@triton.jit
+def _join(
+    partial, squares, bias, residual, out, eps, tokens,
+    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Sums the parts of K in order, then what `_tiles` does after its loop."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    token = tl.program_id(0).to(tl.int64)
+    COLUMNS: tl.constexpr = N // 2 if GATED else N
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < COLUMNS
+    total = tl.zeros([BLOCK], tl.float32)
+    total_up = tl.zeros([BLOCK], tl.float32)
+    power = 0.0
+    for split in tl.static_range(SPLIT):
+        part = partial + (split * tokens + token) * N + column
+        total += tl.load(part, inside, other=0.0)
+        if GATED:
+            total_up += tl.load(part + COLUMNS, inside, other=0.0)
+        if NORM:
+            power += tl.load(squares + split * tokens + token)
+    if NORM:
+        scale = tl.rsqrt(power / K + eps)
+        total *= scale
+        total_up *= scale
+    if BIAS:
+        total += tl.load(bias + column, inside, other=0.0).to(tl.float32)
+        if GATED:
+            total_up += tl.load(bias + COLUMNS + column, inside, other=0.0).to(tl.float32)
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    if GATED:
+        total = gated(total, total_up, DTYPE)
+    if RESIDUAL:
+        total = total.to(DTYPE).to(tl.float32)
+        total += tl.load(residual + token * N + column, inside, other=0.0).to(tl.float32)
+    tl.store(out + token * COLUMNS + column, total.to(DTYPE), inside)

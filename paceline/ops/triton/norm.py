@@ -1,0 +1,79 @@
+"""Row-wise work next to the matrix products where it is not fused into them: RMS norm, and silu(gate) * up."""
+
+# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from paceline.ops.triton import launch_options
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`ops.linear.rms_norm` for x [T, K], contiguous: float32 inside, rounded to x's dtype before the weight."""
+    rows, columns = x.shape
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(columns)
+    warps = 4 if block <= 2048 else 8
+    options = launch_options(x.device)
+    _rms_norm[(rows,)](x, weight, out, eps, COLUMNS=columns, BLOCK=block, num_warps=warps, **options)
+    return out
+
+
+def silu_multiply(gate_up: Tensor) -> Tensor:
+    """[T, 2 * N], contiguous -> silu(first half) * second half, [T, N]; rounded as the torch reference rounds."""
+    rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, columns)
+    block = 1024
+    grid = (rows, triton.cdiv(columns, block))
+    _silu_multiply[grid](gate_up, out, columns, BLOCK=block, num_warps=4, **launch_options(gate_up.device))
+    return out
+
+
+@triton.jit
+def normalise(wide, scale, weight):
+    """x * rstd, rounded to the weight's dtype, times the weight, rounded again; float32 in and out."""
+    rounded = (wide * scale).to(weight.dtype).to(tl.float32)
+    return (rounded * weight.to(tl.float32)).to(weight.dtype).to(tl.float32)
+
+
+@triton.jit
+def gated(gate, up, DTYPE: tl.constexpr):
+    """silu(gate) * up for float32 values that hold DTYPE-rounded products."""
+    gate = gate.to(DTYPE).to(tl.float32)
+    up = up.to(DTYPE).to(tl.float32)
+    activated = (gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32)
+    return activated * up
+
+
+@triton.jit
+def _rms_norm(x, weight, out, eps, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    inside = column < COLUMNS
+    factors = tl.load(weight + column, inside, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    start = tl.program_id(0).to(tl.int64) * COLUMNS
+    wide = tl.load(x + start + column, inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / COLUMNS + eps)
+    tl.store(out + start + column, normalise(wide, scale, factors).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _silu_multiply(gate_up, out, columns, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    gate = tl.load(gate_up + row * 2 * columns + column, inside, other=0.0)
+    up = tl.load(gate_up + row * 2 * columns + columns + column, inside, other=0.0)
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    product = gated(gate.to(tl.float32), up.to(tl.float32), DTYPE)
+    tl.store(out + row * columns + column, product.to(DTYPE), inside)

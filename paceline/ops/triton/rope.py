@@ -1,0 +1,86 @@
+"""Rotary embedding, optional head norms and the cache write, in one launch."""
+
+# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from paceline.ops.triton import launch_options
+from paceline.ops.triton.norm import normalise
+
+_HEADS_A_PROGRAM = 4
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_heads: int,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """The kernel of `ops.rope.rope_and_cache`; the same contract."""
+    num_kv_heads, dim = key_cache.shape[1:]
+    tokens = qkv.shape[0]
+    query = qkv.new_empty(tokens, num_heads, dim)
+    query_norm, key_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
+    grid = (tokens, triton.cdiv(num_heads + 2 * num_kv_heads, _HEADS_A_PROGRAM))
+    _rope_and_cache[grid](
+        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
+        HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),
+        HEAD_BLOCK=_HEADS_A_PROGRAM, NORM=norms is not None, num_warps=2, **launch_options(qkv.device),
+    )  # fmt: skip
+    return query
+
+
+@triton.jit
+def _rope_and_cache(
+    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr,
+    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One token and HEAD_BLOCK of its heads: queries first, then keys, then values."""
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (column < HALF) & (head < HEADS + 2 * KV_HEADS)
+    is_query = head < HEADS
+    is_value = head >= HEADS + KV_HEADS
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    source = qkv + token * (HEADS + 2 * KV_HEADS) * 2 * HALF + head * 2 * HALF + column
+    first = tl.load(source, inside, other=0.0)
+    second = tl.load(source + HALF, inside, other=0.0)
+    angles = table + tl.load(positions + token) * 2 * HALF + column
+    cosines = tl.load(angles, column < HALF, other=0.0)
+    sines = tl.load(angles + HALF, column < HALF, other=0.0)
+    slot = tl.load(slots + token)
+
+    x = first.to(tl.float32)
+    y = second.to(tl.float32)
+    if NORM:
+        squares = tl.sum(x * x + y * y, axis=1)[:, None]
+        scale = tl.rsqrt(squares / (2 * HALF) + eps)
+        weights = tl.where(is_query, query_norm + column, key_norm + column)
+        x = normalise(x, scale, tl.load(weights, inside, other=0.0))
+        y = normalise(y, scale, tl.load(weights + HALF, inside, other=0.0))
+    rotated_first = (x * cosines - y * sines).to(first.dtype)
+    rotated_second = (y * cosines + x * sines).to(first.dtype)
+
+    to_query = query + token * HEADS * 2 * HALF + head * 2 * HALF + column
+    tl.store(to_query, rotated_first, inside & is_query)
+    tl.store(to_query + HALF, rotated_second, inside & is_query)
+    is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    to_key = key_cache + slot * KV_HEADS * 2 * HALF + (head - HEADS) * 2 * HALF + column
+    tl.store(to_key, rotated_first, inside & is_key)
+    tl.store(to_key + HALF, rotated_second, inside & is_key)
+    to_value = value_cache + slot * KV_HEADS * 2 * HALF + (head - HEADS - KV_HEADS) * 2 * HALF + column
+    tl.store(to_value, first, inside & is_value)
+    tl.store(to_value + HALF, second, inside & is_value)

@@ -1,0 +1,271 @@
+"""The Triton kernels against the torch references, over workloads chosen to be awkward.
+
+On a GPU as they run; without one under Triton's interpreter when TRITON_INTERPRET=1 is set; else skipped.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from paceline.ops import argmax, attention, linear, rope
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.linear import Weight
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (torch.cuda.is_available() or INTERPRETED):
+    pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from paceline.ops.triton import argmax as argmax_kernel
+from paceline.ops.triton import attention as attention_kernel
+from paceline.ops.triton import linear as linear_kernel
+from paceline.ops.triton import rope as rope_kernel
+from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+TOKENS = [1, 2, 7, 16, 65, 257]
+LIMIT = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape) * scale).to(DEVICE, dtype)
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    """Relative error in the 2-norm; infinite where the result is not finite."""
+    result, exact = result.double(), exact.double()
+    if not bool(result.isfinite().all()):
+        return float("inf")
+    return float((result - exact).norm() / exact.norm())
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+# ---------------------------------------------------------------------------------------------------- products
+
+CHOICES: list[Choice | None] = [
+    None,
+    Blas(),
+    Rows(4, 512, 4, 2),
+    Rows(2, 1024, 4, 8),
+    Tiles(64, 16, 64, 4, 3),
+    Tiles(64, 64, 64, 4, 3, split=3, fuse_norm=True),
+    Tiles(128, 16, 128, 4, 3, fuse_norm=True),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("rows, columns", [(1536, 1536), (1000, 576)] if not INTERPRETED else [(200, 160)])
+def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None, rows: int, columns: int) -> None:
+    if isinstance(choice, Rows) and tokens > 1:
+        pytest.skip("one token only")
+    x = random(tokens, columns, dtype=dtype, scale=3.0)
+    norm = random(columns, dtype=dtype)
+    residual = random(tokens, rows, dtype=dtype)
+    matrix = random(rows, columns, dtype=dtype, scale=columns**-0.5)
+    product = linear_kernel.Product
+    for bias in (None, random(rows, dtype=dtype)):
+        weight = Weight(matrix, bias, keep_plain=True)
+        wide = Weight(matrix.float(), None if bias is None else bias.float())
+        normed = linear.rms_norm(x, norm, 1e-6).float()
+        gate, up = linear.linear_reference(normed, wide).chunk(2, dim=-1)
+        cases = {
+            "plain": (product(x, weight), linear.linear_reference(x.float(), wide)),
+            "norm": (product(x, weight, norm, 1e-6), linear.linear_reference(normed, wide)),
+            "add": (
+                product(x, weight, residual=residual.clone()),
+                residual.float() + linear.linear_reference(x.float(), wide),
+            ),
+            "gated": (product(x, weight, norm, 1e-6, gate=True), torch.nn.functional.silu(gate) * up),
+        }
+        for name, (call, exact) in cases.items():
+            assert error(linear_kernel.run(call, choice), exact) < LIMIT[dtype], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deterministic_products_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    rows, columns = (200, 160) if INTERPRETED else (1536, 8960)
+    weight = Weight(random(rows, columns, dtype=dtype, scale=columns**-0.5), keep_plain=True)
+    x, norm = random(320, columns, dtype=dtype), random(columns, dtype=dtype)
+    residual = random(320, rows, dtype=dtype)
+    whole = linear_kernel.norm_linear_deterministic(x, norm, 1e-6, weight)
+    gated = linear_kernel.norm_gated_deterministic(x, norm, 1e-6, weight)
+    added = linear_kernel.linear_add_deterministic(x, weight, residual.clone())
+    assert error(whole, linear.norm_linear_reference(x, norm, 1e-6, weight)) < LIMIT[dtype]
+    for first, last in ((0, 1), (3, 5), (17, 24), (0, 16), (40, 105), (0, 257)):
+        part = x[first:last]
+        assert torch.equal(linear_kernel.norm_linear_deterministic(part, norm, 1e-6, weight), whole[first:last])
+        assert torch.equal(linear_kernel.norm_gated_deterministic(part, norm, 1e-6, weight), gated[first:last])
+        sums = linear_kernel.linear_add_deterministic(part, weight, residual[first:last].clone())
+        assert torch.equal(sums, added[first:last])
+
+
+# --------------------------------------------------------------------------------------------------- attention
+
+
+def batch_of(
+    queries: list[int], contexts: list[int], *, page_size: int, branching: bool, spare: int = 0
+) -> tuple[AttentionBatch, int]:
+    """A step with its pages shuffled over the cache; `spare` columns of the page table beyond the longest request.
+
+    Returns the batch and the number of slots the caches need.
+    """
+    needed = [(context + count + page_size - 1) // page_size for context, count in zip(contexts, queries, strict=True)]
+    width = max(needed) + spare
+    total = sum(needed) + 3
+    order = torch.randperm(total)
+    table = torch.full((len(queries), width), int(order[-1]), dtype=torch.int32)
+    slots, positions, branches, used = [], [], [], 0
+    for index, (context, count) in enumerate(zip(contexts, queries, strict=True)):
+        pages = order[used : used + needed[index]]
+        used += needed[index]
+        table[index, : needed[index]] = pages.int()
+        place = torch.arange(context, context + count)
+        slots.append(pages[place // page_size] * page_size + place % page_size)
+        branch = torch.zeros(count, dtype=torch.int32)
+        if branching and count > 2:
+            cut = 1 + count // 3
+            branch[1:cut] = 1
+            branch[cut:] = cut
+        branches.append(branch)
+        positions.append(torch.arange(context, context + count) - torch.where(branch > 0, branch - 1, 0))
+    starts = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
+    batch = AttentionBatch(
+        positions=torch.cat(positions).to(DEVICE),
+        slots=torch.cat(slots).to(DEVICE),
+        page_table=table.to(DEVICE),
+        context_lens=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
+        query_starts=starts.to(DEVICE),
+        branch_starts=torch.cat(branches).to(DEVICE),
+        max_query=max(queries),
+        max_context=max(contexts),
+        branching=branching,
+    )
+    return batch, total * page_size
+
+
+WORKLOADS = [
+    ([1], [0]),
+    ([1], [1]),
+    ([1], [2000]),
+    ([65], [500]),
+    ([17], [0]),
+    ([2, 7, 1, 16], [0, 63, 64, 300]),
+    ([1, 0, 3], [33, 0, 1000]),
+    ([65, 1, 17], [15, 700, 16]),
+    ([257], [130]),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads, kv_heads, dim", [(12, 2, 128), (9, 3, 64), (8, 8, 128), (8, 1, 96)])
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("queries, contexts", WORKLOADS)
+def test_attention(
+    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, branching: bool, queries: list[int], contexts: list[int]
+) -> None:
+    if INTERPRETED and max(queries) > 100 or DEVICE.type == "cpu" and dim == 96 and len(queries) == 1:
+        pytest.skip("slow in the interpreter")
+    batch, slots = batch_of(queries, contexts, page_size=16, branching=branching, spare=5)
+    query = random(sum(queries), heads, dim, dtype=dtype)
+    keys, values = random(slots, kv_heads, dim, dtype=dtype), random(slots, kv_heads, dim, dtype=dtype)
+    exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, dim**-0.5)
+    if max(queries) > 1 and not branching and 0 not in queries:
+        pass
+    for result in (
+        attention_kernel.paged_attention(query, keys, values, batch, 16, dim**-0.5),
+        attention_kernel.paged_attention_deterministic(query, keys, values, batch, 16, dim**-0.5),
+        attention_kernel.attend(query, keys, values, batch, 16, dim**-0.5, programs=1),
+    ):
+        assert error(result, exact) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype) -> None:
+    """The last 9 tokens of 600: in one step, in steps of 3, and one by one, beside another request."""
+    length, dim = 600, 64
+    batch, slots = batch_of([9, 5], [length - 9, 77], page_size=16, branching=False, spare=20)
+    query = random(14, 6, dim, dtype=dtype)
+    keys, values = random(slots, 2, dim, dtype=dtype), random(slots, 2, dim, dtype=dtype)
+    call = attention_kernel.paged_attention_deterministic
+    whole = call(query, keys, values, batch, 16, 0.1)[:9]
+    for count in (1, 3):
+        for first in range(0, 9, count):
+            part = AttentionBatch(
+                positions=batch.positions[first : first + count],
+                slots=batch.slots[first : first + count],
+                page_table=batch.page_table[:1].contiguous(),
+                context_lens=batch.context_lens[:1] + first,
+                query_starts=torch.tensor([0, count], dtype=torch.int32, device=DEVICE),
+                branch_starts=batch.branch_starts[:count],
+                max_query=count,
+                max_context=length,
+            )
+            result = call(query[first : first + count], keys, values, part, 16, 0.1)
+            assert torch.equal(result, whole[first : first + count])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="torch's fused attention on CUDA")
+@pytest.mark.parametrize("queries, contexts", [([1000], [0]), ([700], [333]), ([300, 2, 600], [0, 50, 100])])
+def test_prefill(queries: list[int], contexts: list[int]) -> None:
+    batch, slots = batch_of(queries, contexts, page_size=16, branching=False)
+    query = random(sum(queries), 12, 128, dtype=torch.bfloat16)
+    keys, values = (random(slots, 2, 128, dtype=torch.bfloat16) for _ in range(2))
+    exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, 0.1)
+    assert error(attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1), exact) < 1e-2
+
+
+# ------------------------------------------------------------------------------------------------ rope and argmax
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads, kv_heads, dim", [(12, 2, 128), (9, 3, 64), (4, 4, 96)])
+@pytest.mark.parametrize("tokens", [1, 7, 65])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, tokens: int, normed: bool) -> None:
+    qkv = random(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    angles = torch.rand(300, dim // 2) * 100
+    table = torch.cat([angles.cos(), angles.sin()], dim=-1).to(DEVICE)
+    positions = torch.randint(0, 300, (tokens,)).to(DEVICE)
+    slots = torch.randperm(200)[:tokens].to(DEVICE)
+    norms = (random(dim, dtype=dtype), random(dim, dtype=dtype), 1e-6) if normed else None
+    caches = [random(200, kv_heads, dim, dtype=dtype) for _ in range(2)]
+    copies = [cache.clone() for cache in caches]
+    expected = rope.reference(qkv, table, positions, slots, *copies, heads, norms)
+    result = rope_kernel.rope_and_cache(qkv, table, positions, slots, *caches, heads, norms)
+    assert error(result, expected) < LIMIT[dtype] / 2
+    for cache, copy in zip(caches, copies, strict=True):
+        assert error(cache, copy) < LIMIT[dtype] / 2
+        untouched = torch.ones(200, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
+        assert torch.equal(cache[untouched], copy[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens, vocabulary", [(1, 151_936), (3, 49_152), (65, 5_000), (2, 1), (1, 2_049)])
+def test_argmax(dtype: torch.dtype, tokens: int, vocabulary: int) -> None:
+    logits = random(tokens, vocabulary, dtype=dtype)
+    values, indices = argmax_kernel.argmax_with_value(logits)
+    assert torch.equal(values, logits.float().max(dim=-1).values)
+    lowest = (logits == logits.max(dim=-1, keepdim=True).values).int().argmax(dim=-1)
+    assert torch.equal(indices, lowest)
+
+
+def test_argmax_takes_the_lowest_of_equals() -> None:
+    logits = torch.full((4, 30_000), -float("inf"), device=DEVICE)
+    logits[1, [29_999, 17, 2_048]] = 5.0
+    logits[2, 5:] = -1.0
+    logits[3] = 0.0
+    assert argmax_kernel.argmax(logits).tolist() == [0, 17, 5, 0]
+    assert argmax.reference(logits[1:]).tolist()[0] in (17, 2_048, 29_999)
