@@ -14,7 +14,3 @@ def cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "paceline"
 
-
-def index_url() -> str | None:
-    """The Python package index for the models that come from one: `PACELINE_INDEX_URL`, else pip's own setting."""
-    return os.environ.get("PACELINE_INDEX_URL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from paceline.engine.engine import Engine
 from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, RequestError
 from paceline.types import Completion, FinishReason, Request, Sampling
-from tests.tiny import EOS, tiny_engine
+from tests.tiny import EOS, VOCABULARY, tiny_engine
 
 
 def copying_request(draw: random.Random, **sampling: object) -> Request:
@@ -21,6 +22,15 @@ def copying_request(draw: random.Random, **sampling: object) -> Request:
     sources = tuple([draw.randrange(6) for _ in range(40)] for _ in range(draw.randrange(3)))
     values = {"max_tokens": draw.randrange(1, 60), "ignore_eos": True, **sampling}
     return Request(prompt, Sampling(**values), sources=sources)  # type: ignore[arg-type]
+
+
+def mutated(draw: random.Random, tokens: list[int]) -> list[int]:
+    """An output with a token replaced, a run dropped or a run put in, here and there."""
+    changed = tokens[:]
+    for _ in range(draw.randrange(3)):
+        place = draw.randrange(len(changed) + 1)
+        changed[place : place + draw.randrange(3)] = [draw.randrange(VOCABULARY) for _ in range(draw.randrange(3))]
+    return changed
 
 
 def plain(engine: Engine, requests: list[Request]) -> list[list[int]]:
@@ -40,6 +50,10 @@ def test_nothing_changes_the_tokens(family: str, temperature: float) -> None:
     draw = random.Random(7)
     requests = [copying_request(draw, temperature=temperature, seed=index) for index in range(24)]
     expected = plain(tiny_engine(family, drafter="none", prefix_cache=False, max_batch=1), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),)) if index % 2 else each
+        for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
+    ]
     settings = [
         {"prefill_chunk": 7, "max_batch": 5},
         {"fixed_draft": 64, "max_batch": 3},

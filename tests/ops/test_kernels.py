@@ -67,16 +67,16 @@ CHOICES: list[Choice | None] = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("rows, columns", [(1536, 1536), (1000, 576)] if not INTERPRETED else [(200, 160)])
-def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None, rows: int, columns: int) -> None:
+def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None) -> None:
     if isinstance(choice, Rows) and tokens > 1:
         pytest.skip("one token only")
+    rows, columns = (200, 160) if INTERPRETED else (1536, 1536) if dtype == torch.bfloat16 else (1000, 576)
     x = random(tokens, columns, dtype=dtype, scale=3.0)
     norm = random(columns, dtype=dtype)
     residual = random(tokens, rows, dtype=dtype)
     matrix = random(rows, columns, dtype=dtype, scale=columns**-0.5)
     product = linear_kernel.Product
-    for bias in (None, random(rows, dtype=dtype)):
+    for bias in (None, random(rows, dtype=dtype)) if choice is None else (random(rows, dtype=dtype),):
         weight = Weight(matrix, bias, keep_plain=True)
         wide = Weight(matrix.float(), None if bias is None else bias.float())
         normed = linear.rms_norm(x, norm, 1e-6).float()
@@ -94,6 +94,7 @@ def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None, rows: 
             assert error(linear_kernel.run(call, choice), exact) < LIMIT[dtype], name
 
 
+@pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deterministic_products_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     rows, columns = (200, 160) if INTERPRETED else (1536, 8960)
@@ -176,14 +177,12 @@ WORKLOADS = [
 def test_attention(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, branching: bool, queries: list[int], contexts: list[int]
 ) -> None:
-    if INTERPRETED and max(queries) > 100 or DEVICE.type == "cpu" and dim == 96 and len(queries) == 1:
+    if INTERPRETED and (max(queries) > 20 or dim == 96):
         pytest.skip("slow in the interpreter")
     batch, slots = batch_of(queries, contexts, page_size=16, branching=branching, spare=5)
     query = random(sum(queries), heads, dim, dtype=dtype)
     keys, values = random(slots, kv_heads, dim, dtype=dtype), random(slots, kv_heads, dim, dtype=dtype)
     exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, dim**-0.5)
-    if max(queries) > 1 and not branching and 0 not in queries:
-        pass
     for result in (
         attention_kernel.paged_attention(query, keys, values, batch, 16, dim**-0.5),
         attention_kernel.paged_attention_deterministic(query, keys, values, batch, 16, dim**-0.5),
@@ -192,6 +191,7 @@ def test_attention(
         assert error(result, exact) < LIMIT[dtype]
 
 
+@pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype) -> None:
     """The last 9 tokens of 600: in one step, in steps of 3, and one by one, beside another request."""

@@ -40,7 +40,7 @@ def argmax_with_value(logits: Tensor) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns", "width"])
 def _chunks(logits, best, where, columns, width, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """The largest of one chunk of one row. Each lane keeps the first place where it saw its largest."""
     if OVERLAP:
@@ -62,7 +62,7 @@ def _chunks(logits, best, where, columns, width, BLOCK: tl.constexpr, OVERLAP: t
     tl.store(where + row * tl.num_programs(1) + chunk, tl.min(tl.where(top == largest, place, 2147483647), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _combine(best, where, values, indices, chunks, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     if OVERLAP:
         gdc_launch_dependents()

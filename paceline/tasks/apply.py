@@ -1,0 +1,128 @@
+"""Fast Apply: the model writes the whole merged file, following a candidate merge made by rule; checks judge the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.engine.engine import Engine
+from paceline.errors import ContextExceeded, EmptyEdit
+from paceline.tasks.checks import check
+from paceline.tasks.merge import Merge, candidate_merge
+from paceline.tasks.prompts import DEFAULT_POLICY, Policy, messages, opening, policy_named, read
+from paceline.types import Request, Sampling, StepOutput, Usage
+
+_OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A merge. `reasons` says why it is flagged; empty means that every check passed."""
+
+    code: str
+    text: str
+    reasons: tuple[str, ...]
+    usage: Usage
+    policy: str
+    candidate: str
+    path: str = "file"
+
+    def diff(self) -> str:
+        """The change as a unified diff."""
+        lines = difflib.unified_diff(
+            self.code.splitlines(keepends=True),
+            self.text.splitlines(keepends=True),
+            f"a/{self.path.lstrip('/')}",
+            f"b/{self.path.lstrip('/')}",
+        )
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "diff": self.diff(),
+            "flagged": bool(self.reasons),
+            "reasons": list(self.reasons),
+            "policy": self.policy,
+            "usage": dataclasses.asdict(self.usage),
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An edit made ready for an engine: what to submit, and what the result is judged by."""
+
+    code: str
+    update: str
+    policy: Policy
+    merge: Merge
+    request: Request
+    path: str | None
+
+    def conclude(self, output: str, usage: Usage, cut_off: bool) -> Applied:
+        """Reads the model's output as a file and checks it."""
+        text = read(self.policy, self.code, output)
+        reasons = check(self.code, self.update, text, self.path)
+        if cut_off:
+            reasons = ("the output was cut off at its token limit", *reasons)
+        return Applied(
+            self.code, text, reasons, usage, self.policy.name, self.merge.text, self.path or "file"
+        )
+
+
+def prepare(
+    engine: Engine,
+    code: str,
+    update: str,
+    instruction: str = "",
+    *,
+    path: str | None = None,
+    policy: str | Policy | None = None,
+    drafted: bool = True,
+) -> Prepared:
+    """Builds the prompt and the candidate merge. Raises EmptyEdit, EditNotFound, ContextExceeded before any compute.
+
+    With `drafted` False the candidate merge is not given to the drafter (for comparison; the policy stays).
+    """
+    if not update.strip():
+        raise EmptyEdit("the edit is empty")
+    chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
+    merge = candidate_merge(code, update, instruction)
+    tokenizer = engine.tokenizer
+    opened = opening(chosen, code)
+    prompt = tokenizer.encode_chat(messages(chosen, code, update, instruction)) + tokenizer.encode(opened)
+    closing = chosen.closing if merge.text.endswith("\n") or not chosen.closing else "\n" + chosen.closing
+    source = tokenizer.encode(merge.text + closing) + list(tokenizer.eos_tokens[:1])
+    limit = len(source) + len(tokenizer.encode(update)) + _OUTPUT_SLACK
+    context = engine.config.max_context or 0
+    if len(prompt) + limit > context:
+        raise ContextExceeded(
+            f"the file and its edit need {len(prompt)} prompt and up to {limit} output tokens; the context is {context}"
+        )
+    sampling = Sampling(max_tokens=limit, stop=chosen.stop)
+    request = Request(prompt, sampling, sources=(source,) if drafted else (), margin=chosen.margin if drafted else 0.0)
+    return Prepared(code, update, chosen, merge, request, path)
+
+
+def apply(
+    engine: Engine,
+    code: str,
+    update: str,
+    instruction: str = "",
+    *,
+    path: str | None = None,
+    policy: str | Policy | None = None,
+    on_step: Callable[[StepOutput], None] | None = None,
+) -> Applied:
+    """Merges `update` into `code`. `on_step` sees every step as it comes."""
+    prepared = prepare(engine, code, update, instruction, path=path, policy=policy)
+    parts: list[str] = []
+    last: StepOutput | None = None
+    for last in _run(engine, prepared.request):
+        parts.append(last.text)
+        if on_step is not None:
+            on_step(last)
+    return prepared.conclude("".join(parts), engine.last_usage, last is not None and last.finish is FinishReason.LENGTH)
