@@ -109,22 +109,41 @@ def uniform_batch(requests: int, queries: int, context: int, spare_pages: int = 
 # ------------------------------------------------------------------------------------------------------- the step
 
 
-def fused_step(model: Model, tokens: Tensor, batch: AttentionBatch, *, logits: bool = False) -> Tensor:
+@dataclass(frozen=True)
+class Ops:
+    norm_linear: Callable[..., Tensor] = linear.norm_linear
+    linear_add: Callable[..., Tensor] = linear.linear_add
+    norm_gated: Callable[..., Tensor] = linear.norm_gated
+    paged_attention: Callable[..., Tensor] = attention.paged_attention
+
+
+FAST = Ops()
+DETERMINISTIC = Ops(
+    linear.norm_linear_deterministic,
+    linear.linear_add_deterministic,
+    linear.norm_gated_deterministic,
+    attention.paged_attention_deterministic,
+)
+
+
+def fused_logits(model: Model, tokens: Tensor, batch: AttentionBatch, ops: Ops = FAST, last: int = 0) -> Tensor:
+    """The step by the kernels; the logits of the `last` tokens, of all where that is 0."""
     hidden = F.embedding(tokens, model.head.matrix)
     for layer in model.layers:
-        qkv = linear.norm_linear(hidden, layer.norm_1, EPS, layer.qkv)
-        query = rope.rope_and_cache(
-            qkv, model.table, batch.positions, batch.slots, layer.keys, layer.values, HEADS, None
-        )
-        mixed = attention.paged_attention(query, layer.keys, layer.values, batch, PAGE, SCALE)
-        hidden = linear.linear_add(mixed.flatten(1), layer.o, hidden)
-        gated = linear.norm_gated(hidden, layer.norm_2, EPS, layer.gate_up)
-        hidden = linear.linear_add(gated, layer.down, hidden)
-    result = linear.norm_linear(hidden, model.norm, EPS, model.head)
-    return result if logits else argmax.argmax(result)
+        qkv = ops.norm_linear(hidden, layer.norm_1, EPS, layer.qkv)
+        query = rope.rope_and_cache(qkv, model.table, batch.positions, batch.slots, layer.keys, layer.values, HEADS)
+        mixed = ops.paged_attention(query, layer.keys, layer.values, batch, PAGE, SCALE)
+        hidden = ops.linear_add(mixed.flatten(1), layer.o, hidden)
+        gated = ops.norm_gated(hidden, layer.norm_2, EPS, layer.gate_up)
+        hidden = ops.linear_add(gated, layer.down, hidden)
+    return ops.norm_linear(hidden[-last:], model.norm, EPS, model.head)
 
 
-def plain_step(model: Model, tokens: Tensor, batch: AttentionBatch, *, logits: bool = False) -> Tensor:
+def fused_step(model: Model, tokens: Tensor, batch: AttentionBatch, ops: Ops = FAST, last: int = 0) -> Tensor:
+    return argmax.argmax(fused_logits(model, tokens, batch, ops, last))
+
+
+def plain_logits(model: Model, tokens: Tensor, batch: AttentionBatch) -> Tensor:
     """The same by cuBLAS and torch's own ops (equal requests only)."""
     hidden = F.embedding(tokens, model.head.matrix)
     requests, queries, length = batch.num_requests, batch.max_query, batch.max_context + batch.max_query
@@ -146,8 +165,11 @@ def plain_step(model: Model, tokens: Tensor, batch: AttentionBatch, *, logits: b
         hidden = hidden + F.linear(mixed.transpose(1, 2).reshape(-1, HEADS * DIM), layer.o.matrix)
         gate, up = F.linear(F.rms_norm(hidden, (HIDDEN,), layer.norm_2, EPS), layer.gate_up.matrix).chunk(2, dim=-1)
         hidden = hidden + F.linear(F.silu(gate) * up, layer.down.matrix)
-    result = F.linear(F.rms_norm(hidden, (HIDDEN,), model.norm, EPS), model.head.matrix)
-    return result if logits else result.argmax(dim=-1)
+    return F.linear(F.rms_norm(hidden, (HIDDEN,), model.norm, EPS), model.head.matrix)
+
+
+def plain_step(model: Model, tokens: Tensor, batch: AttentionBatch) -> Tensor:
+    return plain_logits(model, tokens, batch).argmax(dim=-1)
 
 
 # --------------------------------------------------------------------------------------------------------- timing
@@ -194,7 +216,7 @@ def eager_time(function: Callable[[], Any], rounds: int = 5) -> float:
 
 
 def ops_of(model: Model, batch: AttentionBatch) -> dict[str, Callable[[], Any]]:
-    """Each op of a step, as a function that runs it once per layer (the head and argmax: once)."""
+    """Each op of a step, as a function that runs it as many times as there are layers."""
     count = batch.positions.shape[0]
     hidden, mixed, wide = random(count, HIDDEN), random(count, HEADS * DIM), random(count, FFN)
     qkv, query = random(count, (HEADS + 2 * KV_HEADS) * DIM), random(count, HEADS, DIM)
@@ -216,34 +238,37 @@ def ops_of(model: Model, batch: AttentionBatch) -> dict[str, Callable[[], Any]]:
         "o": each(lambda a: linear.linear_add(mixed, a.o, hidden)),
         "gate_up": each(lambda a: linear.norm_gated(hidden, a.norm_2, EPS, a.gate_up)),
         "down": each(lambda a: linear.linear_add(wide, a.down, hidden)),
-        "head": lambda: linear.norm_linear(hidden, model.norm, EPS, model.head),
-        "argmax": lambda: argmax.argmax(logits),
+        "head": each(lambda _: linear.norm_linear(hidden, model.norm, EPS, model.head)),
+        "argmax": each(lambda _: argmax.argmax(logits)),
     }
 
 
 def measure_steps(model: Model) -> list[dict[str, Any]]:
     rows = []
-    print(f"\n{'requests':>8} {'queries':>7} {'context':>7} {'ms':>7} {'plain ms':>8} {'GB/s':>6}  error   µs an op")
+    print(
+        f"\n{'requests':>8} {'queries':>7} {'context':>7} {'ms':>7} {'plain ms':>8} {'det. ms':>8} {'GB/s':>6}  error   µs an op"
+    )
     for requests, queries in WORKLOADS:
         context = 500 if requests == 64 else 2000
         batch = uniform_batch(requests, queries, context)
         tokens = torch.randint(0, VOCAB, (requests * queries,), device=DEVICE)
         fused = graph_time(functools.partial(fused_step, model, tokens, batch))
         plain = graph_time(functools.partial(plain_step, model, tokens, batch))
-        difference = fused_step(model, tokens, batch, logits=True).float()
-        expected = plain_step(model, tokens, batch, logits=True).float()
-        error = float((difference - expected).norm() / expected.norm())
+        fixed = graph_time(functools.partial(fused_step, model, tokens, batch, DETERMINISTIC), 3, 4)
+        expected = plain_logits(model, tokens, batch).float()
+        error = float((fused_logits(model, tokens, batch).float() - expected).norm() / expected.norm())
         row = {
             "requests": requests, "queries": queries, "context": context, "ms": fused, "plain_ms": plain,
+            "deterministic_ms": fixed,
             "weight_gb_s": model.weight_bytes() / fused / 1e6, "error": error,
         }  # fmt: skip
         if (requests, queries) in DETAILED:
             times = {name: graph_time(op) for name, op in ops_of(model, batch).items()}
             layers = len(model.layers)
-            row["op_us"] = {n: 1000 * t / (1 if n in ("head", "argmax") else layers) for n, t in times.items()}
+            row["op_us"] = {name: 1000 * taken / layers for name, taken in times.items()}
         rows.append(row)
         ops = " ".join(f"{name} {value:.1f}" for name, value in row.get("op_us", {}).items())
-        figures = f"{fused:7.3f} {plain:8.3f} {row['weight_gb_s']:6.0f}  {error:.4f}"
+        figures = f"{fused:7.3f} {plain:8.3f} {fixed:8.3f} {row['weight_gb_s']:6.0f}  {error:.4f}"
         print(f"{requests:8} {queries:7} {context:7} {figures}  {ops}", flush=True)
     return rows
 
@@ -252,19 +277,8 @@ def measure_prefill(model: Model, queries: int = 8192) -> dict[str, Any]:
     batch = uniform_batch(1, queries, 0)
     tokens = torch.randint(0, VOCAB, (queries,), device=DEVICE)
 
-    def step() -> Tensor:
-        """Logits of the last token alone, as an engine asks for."""
-        hidden = F.embedding(tokens, model.head.matrix)
-        for layer in model.layers:
-            qkv = linear.norm_linear(hidden, layer.norm_1, EPS, layer.qkv)
-            query = rope.rope_and_cache(qkv, model.table, batch.positions, batch.slots, layer.keys, layer.values, HEADS)
-            mixed = attention.paged_attention(query, layer.keys, layer.values, batch, PAGE, SCALE)
-            hidden = linear.linear_add(mixed.flatten(1), layer.o, hidden)
-            gated = linear.norm_gated(hidden, layer.norm_2, EPS, layer.gate_up)
-            hidden = linear.linear_add(gated, layer.down, hidden)
-        return argmax.argmax(linear.norm_linear(hidden[-1:], model.norm, EPS, model.head))
-
-    row: dict[str, Any] = {"queries": queries, "ms": eager_time(step)}
+    row: dict[str, Any] = {"queries": queries}
+    row["ms"] = eager_time(functools.partial(fused_step, model, tokens, batch, FAST, 1))
     parts = ops_of(model, batch)
     row["op_ms"] = {name: eager_time(op, 3) for name, op in parts.items() if name not in ("head", "argmax")}
     hidden = random(queries, HIDDEN)
@@ -273,25 +287,10 @@ def measure_prefill(model: Model, queries: int = 8192) -> dict[str, Any]:
         lambda: [norm.rms_norm(hidden, layer.norm_2, EPS) for layer in model.layers]
     )
     row["op_ms"]["of gate_up: silu"] = eager_time(lambda: [norm.silu_multiply(wide) for _ in model.layers])
-    backends = attention.SDPBackend
-    for name, backend in (("cudnn", backends.CUDNN_ATTENTION), ("flash", backends.FLASH_ATTENTION)):
-        usual = list(attention._BACKENDS)
-        attention._BACKENDS[:] = [backend]
-        try:
-            row["op_ms"][f"attention by {name}"] = eager_time(parts["attention"], 3)
-            later = uniform_batch(1, 2048, 6144)
-            query = random(2048, HEADS, DIM)
-            row["op_ms"][f"2,048 after 6,144 by {name}"] = eager_time(
-                lambda batch=later, query=query: [  # type: ignore[misc]
-                    attention.paged_attention(query, a.keys, a.values, batch, PAGE, SCALE) for a in model.layers
-                ],
-                3,
-            )
-        except RuntimeError as failure:
-            row["op_ms"][f"attention by {name}"] = None
-            print(f"{name}: {str(failure).splitlines()[0]}")
-        finally:
-            attention._BACKENDS[:] = usual
+    later, query = uniform_batch(1, 2048, 6144), random(2048, HEADS, DIM)
+    row["op_ms"]["attention, 2,048 after 6,144"] = eager_time(
+        lambda: [attention.paged_attention(query, a.keys, a.values, later, PAGE, SCALE) for a in model.layers]
+    )
     print(f"\nprefill of {queries}: {row['ms']:.2f} ms;", {k: v and round(v, 2) for k, v in row["op_ms"].items()})
     return row
 
@@ -305,36 +304,38 @@ MATRICES = {  # name: (operation, rows, columns)
     "down": ("linear", HIDDEN, FFN),
     "head": ("linear", VOCAB, HIDDEN),
 }
-BUCKETS = {1: 1, 9: 16, 17: 32, 64: 64, 65: 128, 129: 192, 257: 320}  # tokens measured: tokens served
+BUCKETS = {1: 1, 9: 16, 17: 32, 64: 64, 65: 128, 129: 192, 257: 320, 8192: 1 << 30}  # tokens measured: tokens served
 
 
 def candidates(name: str, tokens: int) -> Iterator[Choice]:
     yield Blas()
     if tokens == 1:
         if name == "down":
-            shapes = [(1, 1024, 4, 9), (2, 1024, 4, 4), (2, 1024, 4, 9), (2, 1024, 8, 9), (4, 1024, 8, 4)]
-            shapes += [(2, 512, 2, 6), (2, 512, 4, 9), (4, 512, 4, 4), (4, 512, 8, 9), (1, 512, 2, 9)]
+            shapes = [(2, 1024, 4, 4), (2, 1024, 4, 9), (2, 512, 2, 6), (2, 512, 1, 6), (1, 512, 1, 6), (2, 512, 2, 9)]
         else:
-            shapes = [(1, 512, 1, 3), (2, 512, 1, 3), (2, 512, 2, 3), (4, 512, 2, 3), (4, 512, 4, 3), (2, 512, 4, 3)]
-            shapes += [(8, 512, 4, 3), (8, 512, 8, 3), (8, 512, 4, 2), (4, 256, 2, 6), (16, 256, 8, 3)]
+            shapes = [(2, 512, 1, 3), (2, 512, 2, 3), (4, 512, 4, 3), (2, 512, 4, 3), (8, 512, 4, 2), (16, 256, 8, 3)]
         yield from (Rows(*shape) for shape in shapes)
         return
-    tiles_t = {9: [16], 17: [32], 64: [64], 65: [128, 64, 32], 129: [64, 128], 257: [64, 128]}[tokens]
+    if tokens == 8192:
+        if name == "gate_up":
+            yield from (Tiles(256, 128, 64, 8, 3), Tiles(128, 256, 64, 8, 3), Tiles(256, 128, 64, 8, 4))
+        return
     splits = {"qkv": [1, 2, 4], "o": [2, 4], "gate_up": [1], "down": [5, 10], "head": [1]}[name]
-    for block_t in tiles_t:
+    for block_t in {9: [16], 17: [32], 64: [64], 65: [128, 64], 129: [256, 128, 64], 257: [256, 128, 64]}[tokens]:
         if name in ("gate_up", "head"):
             if block_t <= 64:
-                shapes = [(128, 128, 4, 3), (128, 64, 4, 5), (64, 128, 4, 4), (256, 64, 8, 4)]
+                shapes = [(128, 64, 4, 5), (64, 128, 4, 4), (256, 64, 8, 4)]
+            elif block_t == 128:
+                shapes = [(128, 64, 8, 4), (128, 64, 4, 4), (64, 64, 4, 4), (256, 64, 8, 3), (64, 128, 4, 3)]
             else:
-                shapes = [(128, 64, 8, 4), (128, 64, 4, 4), (64, 128, 4, 3), (256, 64, 8, 3)]
+                shapes = [(128, 64, 8, 3), (64, 64, 4, 4), (256, 64, 8, 2)]
+        elif block_t == 256:
+            shapes = [(64, 64, 4, 4), (128, 64, 8, 3)]
         else:
-            shapes = [(64, 128, 4, 4 if block_t <= 32 else 3), (128, 64, 4, 4)]
+            shapes = [(64, 128, 4, 4 if block_t <= 32 else 3), (64, 64, 4, 5), (128, 64, 4 if block_t <= 64 else 8, 4)]
         for block_n, block_k, warps, stages in shapes:
-            for split in splits if block_n != 128 else splits[-1:]:
-                yield Tiles(block_n, block_t, block_k, warps, stages, split, False)
-        if name in ("qkv", "gate_up", "head") and tokens <= 64:
-            for block_n, block_k, warps, stages in shapes[:2]:
-                yield Tiles(block_n, block_t, block_k, warps, stages, splits[-1], True)
+            for split in splits if block_n == 64 else splits[-1:]:
+                yield Tiles(block_n, block_t, block_k, warps, stages, split)
 
 
 def products(model: Model, name: str, tokens: int) -> list[Product]:
@@ -356,10 +357,10 @@ def variants() -> list[tuple[str, int, Choice]]:
     return [(name, tokens, choice) for name in MATRICES for tokens in BUCKETS for choice in candidates(name, tokens)]
 
 
-TILES = [(16, 64, 4, 3), (16, 128, 4, 2), (16, 32, 2, 3), (32, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2)]
-TILES += [(128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2)]
-ATTENTION = [(1, 1, 500), (1, 1, 2000), (1, 1, 8000), (1, 17, 2000), (1, 65, 2000), (1, 257, 2000)]
-ATTENTION += [(64, 1, 1000), (64, 17, 1000), (16, 65, 1000)]
+TILES = [(16, 64, 4, 3), (16, 128, 4, 2), (32, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2)]
+TILES += [(128, 64, 8, 3), (128, 128, 8, 2)]
+ATTENTION = [(1, 1, 2000), (1, 17, 2000), (1, 65, 2000), (1, 129, 2000), (1, 257, 2000), (4, 65, 2000)]
+ATTENTION += [(16, 17, 2000), (64, 9, 500), (64, 17, 1000), (16, 65, 1000)]
 
 
 def attention_variants() -> list[tuple[tuple[int, int, int], tuple[int, int, int, int], int]]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from paceline.config import EngineConfig
 from paceline.errors import EmptyEdit, FlaggedResult, InputError, PacelineError
 
-app = typer.Typer(help="Fast serving of open models to coding agents.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Fast serving of open models to coding agents.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
 

@@ -64,7 +64,6 @@ class Engine:
         return cls.from_checkpoint(checkpoint, config)
 
     @classmethod
-    @torch.inference_mode()
     def from_checkpoint(cls, checkpoint: Checkpoint, config: EngineConfig | None = None) -> Engine:
         resolved = resolve(config or EngineConfig(), Hardware.detect(), checkpoint.config.max_positions)
         assert resolved.threads is not None

@@ -59,8 +59,8 @@ CHOICES: list[Choice | None] = [
     Rows(4, 512, 4, 2),
     Rows(2, 1024, 4, 8),
     Tiles(64, 16, 64, 4, 3),
-    Tiles(64, 64, 64, 4, 3, split=3, fuse_norm=True),
-    Tiles(128, 16, 128, 4, 3, fuse_norm=True),
+    Tiles(64, 64, 64, 4, 3, split=3),
+    Tiles(128, 16, 128, 4, 3),
 ]
 
 

@@ -22,5 +22,5 @@ def overlaps(device: torch.device) -> bool:
 
 
 def launch_options(device: torch.device) -> dict[str, Any]:
-    """The keyword arguments every launch passes: the kernels' OVERLAP flag and the launch attribute that goes with it."""
+    """The keyword arguments of every launch: the kernels' OVERLAP flag and the launch attribute that goes with it."""
     return {"OVERLAP": True, "launch_pdl": True} if overlaps(device) else {"OVERLAP": False}

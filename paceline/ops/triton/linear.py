@@ -130,19 +130,17 @@ def _run_rows(product: Product, choice: Rows) -> Tensor:
 
 
 def _run_tiles(product: Product, choice: Tiles) -> Tensor:
-    x, weight, norm = product.x, product.weight, product.norm
+    x, weight = product.x, product.weight
     tokens, split = x.shape[0], choice.split
-    fuse = norm is not None and choice.fuse_norm and x.dtype != torch.float16  # x * norm may leave float16's range
-    if norm is not None and not fuse:
-        x, norm = rms_norm(x, norm, product.eps), None
+    if product.norm is not None:
+        x = rms_norm(x, product.norm, product.eps)
     out = x.new_empty(tokens, product.columns)
     partial = torch.empty(split, tokens, weight.rows, dtype=torch.float32, device=x.device) if split > 1 else None
-    squares = torch.empty(split, tokens, dtype=torch.float32, device=x.device) if split > 1 and fuse else None
     options = launch_options(x.device)
     tiles_n, tiles_t = triton.cdiv(weight.rows, choice.block_n), triton.cdiv(tokens, choice.block_t)
     _tiles[(tiles_n * tiles_t, split)](
-        x, norm, weight.matrix, weight.bias, product.residual, out, partial, squares, product.eps, tokens,
-        N=weight.rows, K=weight.columns, NORM=fuse, GATED=product.gate, BIAS=weight.bias is not None,
+        x, weight.matrix, weight.bias, product.residual, out, partial, tokens,
+        N=weight.rows, K=weight.columns, GATED=product.gate, BIAS=weight.bias is not None,
         RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n, BLOCK_T=choice.block_t,
         BLOCK_K=choice.block_k, PART=triton.cdiv(triton.cdiv(weight.columns, choice.block_k), split) * choice.block_k,
         AHEAD=choice.ahead // x.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
@@ -151,8 +149,8 @@ def _run_tiles(product: Product, choice: Tiles) -> Tensor:
     if split > 1:
         block = min(512, triton.next_power_of_2(product.columns))
         _join[(tokens, triton.cdiv(product.columns, block))](
-            partial, squares, weight.bias, product.residual, out, product.eps, tokens,
-            N=weight.rows, K=weight.columns, NORM=fuse, GATED=product.gate, BIAS=weight.bias is not None,
+            partial, weight.bias, product.residual, out, tokens,
+            N=weight.rows, GATED=product.gate, BIAS=weight.bias is not None,
             RESIDUAL=product.residual is not None, SPLIT=split, BLOCK=block, num_warps=4, **options,
         )  # fmt: skip
     return out
@@ -234,9 +232,9 @@ def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.co
 
 @triton.jit(do_not_specialize=["tokens"])
 def _tiles(
-    x, norm, weight, bias, residual, out, partial, squares, eps, tokens,
-    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, weight, bias, residual, out, partial, tokens,
+    N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
     PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_N, BLOCK_T] of the transposed output over one part of K; token tiles of the same rows are neighbours.
@@ -272,33 +270,23 @@ def _tiles(
     token = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
     inside_t = token < tokens
     column = tl.arange(0, BLOCK_K)
-    x_rows = x + tl.minimum(token, tokens - 1).to(tl.int64) * K
+    x_rows = x + token.to(tl.int64) * K
     total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    power = tl.zeros([BLOCK_T], tl.float32)
     for k in tl.range(begin, min(begin + PART, K), BLOCK_K):
         if K % BLOCK_K == 0:
             left = tl.load(weight_rows[:, None] + (k + column)[None, :])
-            right = tl.load(x_rows[None, :] + (k + column)[:, None])
+            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_t[None, :], other=0.0)
         else:
             inside_k = k + column < K
             left = tl.load(weight_rows[:, None] + (k + column)[None, :], inside_k[None, :], other=0.0)
-            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_k[:, None], other=0.0)
-        if NORM:
-            wide = right.to(tl.float32)
-            power += tl.sum(wide * wide, axis=0)
-            factors = tl.load(norm + k + column, k + column < K, other=0.0).to(tl.float32)
-            right = (wide * factors[:, None]).to(right.dtype)
+            inside_x = inside_k[:, None] & inside_t[None, :]
+            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_x, other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
 
     if SPLIT > 1:
         target = partial + (split * tokens + token).to(tl.int64)[None, :] * N + row[:, None]
         tl.store(target, total, inside_n[:, None] & inside_t[None, :])
-        if NORM:
-            if tile_n == 0:
-                tl.store(squares + split * tokens + token, power, inside_t)
     else:
-        if NORM:
-            total *= tl.rsqrt(power / K + eps)[None, :]
         if BIAS:
             total += tl.load(bias + row).to(tl.float32)[:, None]
         DTYPE: tl.constexpr = out.dtype.element_ty
@@ -318,9 +306,9 @@ def _tiles(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _join(
-    partial, squares, bias, residual, out, eps, tokens,
-    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    partial, bias, residual, out, tokens,
+    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sums the parts of K in order, then what `_tiles` does after its loop."""
     if OVERLAP:
@@ -332,18 +320,11 @@ def _join(
     inside = column < COLUMNS
     total = tl.zeros([BLOCK], tl.float32)
     total_up = tl.zeros([BLOCK], tl.float32)
-    power = 0.0
     for split in tl.static_range(SPLIT):
         part = partial + (split * tokens + token) * N + column
         total += tl.load(part, inside, other=0.0)
         if GATED:
             total_up += tl.load(part + COLUMNS, inside, other=0.0)
-        if NORM:
-            power += tl.load(squares + split * tokens + token)
-    if NORM:
-        scale = tl.rsqrt(power / K + eps)
-        total *= scale
-        total_up *= scale
     if BIAS:
         total += tl.load(bias + column, inside, other=0.0).to(tl.float32)
         if GATED:

@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
-_HEADS_A_PROGRAM = 4
+_MANY = 256  # tokens from which a program takes up to 16 heads instead of 4
 
 
 def rope_and_cache(
@@ -30,11 +30,13 @@ def rope_and_cache(
     tokens = qkv.shape[0]
     query = qkv.new_empty(tokens, num_heads, dim)
     query_norm, key_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
-    grid = (tokens, triton.cdiv(num_heads + 2 * num_kv_heads, _HEADS_A_PROGRAM))
+    all_heads = num_heads + 2 * num_kv_heads
+    heads = min(16 if tokens >= _MANY else 4, triton.next_power_of_2(all_heads))
+    grid = (tokens, triton.cdiv(all_heads, heads))
     _rope_and_cache[grid](
         qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),
-        HEAD_BLOCK=_HEADS_A_PROGRAM, NORM=norms is not None, num_warps=2, **launch_options(qkv.device),
+        HEAD_BLOCK=heads, NORM=norms is not None, num_warps=4 if heads > 4 else 2, **launch_options(qkv.device),
     )  # fmt: skip
     return query
 

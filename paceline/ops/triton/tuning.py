@@ -1,7 +1,7 @@
 """Which kernel serves which matrix at how many tokens: measured on one H100 by `benchmarks/step.py --tune`.
 
-Plain data. A row holds up to and including its number of tokens; beyond the last row cuBLAS serves. A shape without rows
-of its own takes DEFAULT of its operation.
+Plain data. A row holds up to and including its number of tokens; beyond the last row cuBLAS serves. A shape without
+rows of its own takes DEFAULT of its operation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Rows:
 class Tiles:
     """Few tokens: a [block_n, block_t] tile of the output a program, K in `split` parts, `stages` blocks in flight.
 
-    fuse_norm   normalise inside the loop (no second read of x, one launch less), else by a launch of its own
-    ahead       bytes of each weight row that are sent for (into L2) before the previous kernel has ended
+    A norm is a launch of its own: inside the loop it was slower at every size but one.
+    `ahead` bytes of each weight row are sent for (into L2) before the previous kernel has ended
     """
 
     block_n: int
@@ -36,7 +36,6 @@ class Tiles:
     warps: int
     stages: int
     split: int = 1
-    fuse_norm: bool = False
     ahead: int = 256
 
 
@@ -49,7 +48,7 @@ Choice = Rows | Tiles | Blas
 Table = tuple[tuple[int, Choice], ...]
 
 # The batch-invariant kernels: one tile whatever T is; K in parts that depend on the matrix alone.
-DETERMINISTIC = Tiles(64, 64, 64, 4, 4, 1, False)
+DETERMINISTIC = Tiles(64, 64, 64, 4, 4)
 DETERMINISTIC_PROGRAMS = 96  # K is split until there are this many programs at one tile of tokens
 
 DEFAULT: dict[str, Table] = {

@@ -1,0 +1,57 @@
+"""The peers' virtual environments: one a peer, made on demand beside this file, ignored by git."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NAMES = ("llama", "vllm", "hf")
+_BUILD = {"llama": {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}}
+
+
+def ensure_venv(name: str) -> Path:
+    """The Python of peer `name`'s environment, installed from requirements-NAME.txt if that is not done or has changed.
+
+    Raises CalledProcessError where pip fails; what pip said is in .venv-NAME.log.
+    """
+    requirements = HERE / f"requirements-{name}.txt"
+    folder = HERE / f".venv-{name}"
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return python
+    log = folder / "install.log"
+    print(f"{name}: installing {requirements.name} into {folder.name} (log: {log})", file=sys.stderr, flush=True)
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    with log.open("w") as output:
+        command = [python, "-m", "pip", "install", "-r", requirements]
+        subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | _BUILD.get(name, {}))
+    stamp.write_text(digest)
+    return python
+
+
+def environment(name: str, python: Path, threads: int) -> dict[str, str]:
+    """The variables under which the peer is fastest on `threads` CPU threads, added to this process's own."""
+    added = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if name == "vllm":
+        # It wants Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded, and
+        # keeps a core free by default, which is half of two: so the threads are placed by hand.
+        libraries = [*_tcmalloc(), python.parent.parent / "lib" / "libiomp5.so"]
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        added |= {
+            "LD_PRELOAD": ":".join(str(each) for each in libraries if each.exists()),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in cores),
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
+    return kept | added
+
+
+def _tcmalloc() -> list[Path]:
+    return sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.*"))[:1]

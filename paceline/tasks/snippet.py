@@ -1,0 +1,70 @@
+"""Edit snippets: what marks left-out code, and snippets made by rule from a change."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import PurePath
+
+_LEADERS = ("#", "//", "/*", "<!--", "--", ";", "%", "*", '"""', "{/*")
+_WORDS = re.compile(
+    r"\b(existing|unchanged|same|rest of|rest is|rest remains|remaining|other (code|methods|functions|lines)|previous code|"
+    r"no changes?|as before|omitted|left out|code here)\b",
+    re.IGNORECASE,
+)
+_STRONG = re.compile(
+    r"\b(rest of (the )?(code|file|class|function|method)|existing (code|methods|functions|imports|class)|"
+    r"(remains?|is|are) unchanged|unchanged code|code (remains|stays) the same)\b",
+    re.IGNORECASE,
+)
+_BARE = re.compile(r"^\s*(\.\.\.|…)\s*$")
+
+
+def is_marker(line: str) -> bool:
+    """Whether a line stands for left-out code: a comment with an ellipsis or with words to that effect, or a bare ellipsis."""
+    text = line.strip()
+    if _BARE.match(text):
+        return True
+    leader = next((each for each in _LEADERS if text.startswith(each)), None)
+    if leader is None or len(text) > 120:
+        return False
+    body = text[len(leader) :].strip()
+    dotted = body.startswith(("...", "…")) or body.removesuffix("*/").removesuffix("-->").strip().endswith(("...", "…"))
+    return bool((dotted and (len(body) <= 4 or _WORDS.search(body) or body.count("...") == 2)) or _STRONG.search(body))
+
+
+def comment_leader(path: str | None) -> tuple[str, str]:
+    """How a comment begins and ends in a file of this name."""
+    suffix = PurePath(path or "file.py").suffix.lower()
+    if suffix in (".py", ".rb", ".sh", ".yaml", ".yml", ".toml", ".r", ".pl", ".cfg", ".ini", ".ex", ".exs", ".jl", ""):
+        return "# ", ""
+    if suffix in (".html", ".xml", ".md", ".vue", ".svelte"):
+        return "<!-- ", " -->"
+    if suffix in (".css", ".scss"):
+        return "/* ", " */"
+    if suffix in (".lua", ".sql", ".hs", ".elm"):
+        return "-- ", ""
+    return "// ", ""
+
+
+def snippet_of(before: str, after: str, path: str | None = None, context: int = 3) -> str:
+    """A lazy edit snippet made by rule: each changed part with `context` lines around, a marker for what is left out.
+
+    Parts closer than what they would leave out are joined. Deleted lines show by their neighbours standing together.
+    """
+    old, new = before.splitlines(), after.splitlines()
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    opening, closing = comment_leader(path)
+    pieces: list[str] = []
+    reached = 0
+    for group in matcher.get_grouped_opcodes(context):
+        first, last = group[0][3], group[-1][4]
+        if first > reached:
+            line = new[first] if first < len(new) else ""
+            indent = line[: len(line) - len(line.lstrip())]
+            pieces.append(f"{indent}{opening}... existing code ...{closing}")
+        pieces += new[first:last]
+        reached = last
+    if reached < len(new):
+        pieces.append(f"{opening}... existing code ...{closing}")
+    return "\n".join(pieces) + "\n"
