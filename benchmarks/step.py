@@ -4,7 +4,8 @@
     python benchmarks/step.py --tune [FILE]      first times every candidate kernel a matrix and prints the best
 
 Shapes of Qwen2.5-Coder-1.5B, random weights, bf16. Times are medians of graph replays; an op's own time is that of a
-graph which runs it once per layer on that layer's weights and cache, so that L2 does not hide the reads. Last line: JSON.
+graph which runs it once per layer on that layer's weights and cache, so that L2 does not hide the reads. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -245,9 +246,7 @@ def ops_of(model: Model, batch: AttentionBatch) -> dict[str, Callable[[], Any]]:
 
 def measure_steps(model: Model) -> list[dict[str, Any]]:
     rows = []
-    print(
-        f"\n{'requests':>8} {'queries':>7} {'context':>7} {'ms':>7} {'plain ms':>8} {'det. ms':>8} {'GB/s':>6}  error   µs an op"
-    )
+    print("\nrequests queries context      ms plain ms  det. ms   GB/s  error   µs an op")
     for requests, queries in WORKLOADS:
         context = 500 if requests == 64 else 2000
         batch = uniform_batch(requests, queries, context)

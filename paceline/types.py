@@ -151,7 +151,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted."""
+    """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
+
+    `finish` and `usage` come with the last one.
+    """
 
     request_id: str
     tokens: TokenIds
@@ -159,6 +162,7 @@ class StepOutput:
     accepted: list[bool]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
+    usage: Usage | None = None
 
 
 @dataclass

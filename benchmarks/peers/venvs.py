@@ -46,7 +46,8 @@ def environment(name: str, python: Path, threads: int) -> dict[str, str]:
         added |= {
             "LD_PRELOAD": ":".join(str(each) for each in libraries if each.exists()),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in cores),
-            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
             "VLLM_NO_USAGE_STATS": "1",
         }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}

@@ -86,4 +86,4 @@ class Sequence:
         self.usage.accepted_tokens += min(accepted, len(kept))
         self.usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [index < accepted for index in range(len(kept))]
-        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish)
+        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, self.usage if self.finish else None)

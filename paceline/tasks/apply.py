@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from paceline.errors import ContextExceeded, EmptyEdit
 from paceline.tasks.checks import check
 from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import DEFAULT_POLICY, Policy, messages, opening, policy_named, read
-from paceline.types import Request, Sampling, StepOutput, Usage
+from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
 
 _OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
 
@@ -90,12 +91,12 @@ def prepare(
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
-    merge = candidate_merge(code, update, instruction)
+    merge = candidate_merge(code, update)
     tokenizer = engine.tokenizer
-    opened = opening(chosen, code)
-    prompt = tokenizer.encode_chat(messages(chosen, code, update, instruction)) + tokenizer.encode(opened)
-    closing = chosen.closing if merge.text.endswith("\n") or not chosen.closing else "\n" + chosen.closing
-    source = tokenizer.encode(merge.text + closing) + list(tokenizer.eos_tokens[:1])
+    chat = messages(chosen, code, update, instruction, merge.text)
+    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen))
+    draft = merge.text.replace("\r\n", "\n").rstrip("\n") + ("\n" + chosen.closing if chosen.closing else "\n")
+    source = tokenizer.encode(draft) + list(tokenizer.eos_tokens[:1])
     limit = len(source) + len(tokenizer.encode(update)) + _OUTPUT_SLACK
     context = engine.config.max_context or 0
     if len(prompt) + limit > context:
@@ -121,8 +122,15 @@ def apply(
     prepared = prepare(engine, code, update, instruction, path=path, policy=policy)
     parts: list[str] = []
     last: StepOutput | None = None
-    for last in _run(engine, prepared.request):
+    for last in engine.stream(prepared.request):
         parts.append(last.text)
         if on_step is not None:
             on_step(last)
-    return prepared.conclude("".join(parts), engine.last_usage, last is not None and last.finish is FinishReason.LENGTH)
+    assert last is not None and last.usage is not None
+    return prepared.conclude("".join(parts), last.usage, last.finish is FinishReason.LENGTH)
+
+
+@functools.cache
+def shared_engine(model: str) -> Engine:
+    """An engine with default settings, kept for the process."""
+    return Engine.load(model)

@@ -7,6 +7,7 @@ a file line passed over between two matched lines is deleted, one passed over at
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from paceline.tasks.snippet import is_marker
 
 _DELETE = 0.04  # the cost of a file line passed over without a marker
 _INSERT = 0.02
+_RARITY = 0.5  # how much less a line says that stands in the file often
+_EDGE = 2.0  # the further cost of a line without a match next to a marker: snippets have context there
+_OPEN = 1.5  # the cost of leaving a run of matched lines without a marker
 _DEFINITION = re.compile(
     r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
     r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
@@ -39,13 +43,17 @@ class Merge:
     confidence: float
 
 
-@dataclass
-class _Alignment:
-    """For each snippet line the file line it matches or -1; `free[i]` says that the gap before line i is a marker's."""
+@dataclass(frozen=True)
+class _Gap:
+    """What the snippet has between two lines found in the file, and the file lines `first:last` between those.
 
-    lines: list[str]
-    matches: list[int]
-    free: list[bool]
+    `parts` are the inserted lines, cut at markers: one part, no marker. `indents` are the markers' indents.
+    """
+
+    first: int
+    last: int
+    parts: tuple[tuple[str, ...], ...]
+    indents: tuple[int, ...]
 
 
 def candidate_merge(code: str, update: str) -> Merge:
@@ -69,11 +77,10 @@ def candidate_merge(code: str, update: str) -> Merge:
     snippet = update.strip("\n").split("\n")
     known = set(lines)
     markers = [is_marker(line) and line not in known for line in snippet]
-    alignment = _align(lines, snippet, markers)
-    found = [line for line, match in zip(alignment.lines, alignment.matches, strict=True) if match >= 0]
-    if not any(_weight(line) >= 0.5 for line in found):
+    matches = _align(lines, snippet, markers)
+    if not any(match >= 0 and _weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
-    return _build(lines, alignment, markers, file.endswith("\n"), newline)
+    return _build(lines, snippet, markers, matches, file.endswith("\n"), newline)
 
 
 def strip_fence(text: str) -> str:
@@ -113,7 +120,7 @@ def _scores(lines: list[str], snippet: list[str], markers: list[bool]) -> numpy.
         if markers[row]:
             continue
         bare = "".join(line.split())
-        worth = _weight(line) / max(1, counts[bare]) ** 0.25
+        worth = _weight(line) / max(1, counts[bare]) ** _RARITY
         if definition := _DEFINITION.match(line):
             scores[row, named.get(definition.groups(), [])] = 0.8
         scores[row, stripped.get(bare, [])] = 0.8 * worth
@@ -121,95 +128,194 @@ def _scores(lines: list[str], snippet: list[str], markers: list[bool]) -> numpy.
     return scores
 
 
-def _align(lines: list[str], snippet: list[str], markers: list[bool]) -> _Alignment:
+def _align(lines: list[str], snippet: list[str], markers: list[bool]) -> list[int]:
+    """For each snippet line the file line it stands for, or -1: the best alignment with affine gaps (Gotoh 1982).
+
+    `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
+    `apart[i, j]`: where they do not.
+    """
     scores = _scores(lines, snippet, markers)
     count, width = scores.shape
     ramp = _DELETE * numpy.arange(width + 1, dtype=numpy.float32)
-    table = numpy.zeros((count + 1, width + 1), dtype=numpy.float32)
+    met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
+    apart = numpy.full_like(met, -numpy.inf)
+    apart[0] = 0.0
     for row in range(count):
-        above = table[row]
         if markers[row]:
-            table[row + 1] = numpy.maximum.accumulate(above)
+            met[row + 1] = numpy.maximum.accumulate(numpy.maximum(met[row], apart[row] - _EDGE))
             continue
-        best = above - _INSERT
-        best[1:] = numpy.maximum(best[1:], above[:-1] + scores[row])
-        table[row + 1] = numpy.maximum.accumulate(best + ramp) - ramp
-    return _trace(table, scores, snippet, markers)
+        met[row + 1, 1:] = numpy.maximum(met[row], apart[row])[:-1] + scores[row]
+        inserted = numpy.maximum(met[row] - _OPEN, apart[row]) - _INSERT
+        best = numpy.maximum(inserted, met[row + 1] - _OPEN)
+        apart[row + 1] = numpy.maximum.accumulate(best + ramp) - ramp
+    return _trace(met, apart, markers)
 
 
-def _trace(
-    table: numpy.ndarray, scores: numpy.ndarray, snippet: list[str], markers: list[bool]
-) -> _Alignment:
-    """Walks back from the best end; of equal ways a match is taken before an insertion, an insertion before a skip."""
-    row = len(snippet)
-    column = int(table[row].argmax())
-    matches = [-1] * len(snippet)
+def _trace(met: numpy.ndarray, apart: numpy.ndarray, markers: list[bool]) -> list[int]:
+    """Walks back from the best end; of equal ways an insertion is taken before a skipped file line."""
+    row = len(markers)
+    column = int(numpy.maximum(met, apart)[row].argmax())
+    matches = [-1] * row
+    matched = bool(met[row, column] >= apart[row, column])
     while row > 0:
-        here = table[row, column]
         if markers[row - 1]:
-            column = int(table[row - 1, : column + 1].argmax())
             row -= 1
-        elif column and abs(table[row - 1, column - 1] + scores[row - 1, column - 1] - here) < 1e-4:
+            column = int(numpy.maximum(met[row], apart[row] - _EDGE)[: column + 1].argmax())
+            matched = bool(met[row, column] >= apart[row, column] - _EDGE)
+        elif matched:
             row, column = row - 1, column - 1
             matches[row] = column
-        elif abs(table[row - 1, column] - _INSERT - here) < 1e-4:
+            matched = bool(met[row, column] >= apart[row, column])
+        elif _close(met[row, column] - _OPEN, apart[row, column]):
+            matched = True
+        elif _close(max(met[row - 1, column] - _OPEN, apart[row - 1, column]) - _INSERT, apart[row, column]):
+            matched = bool(met[row - 1, column] - _OPEN >= apart[row - 1, column])
             row -= 1
         else:
             column -= 1
-    kept = [index for index in range(len(snippet)) if not markers[index]]
-    free = [index > 0 and markers[index - 1] for index in kept]
-    return _Alignment([snippet[index] for index in kept], [matches[index] for index in kept], free)
+    return matches
 
 
-def _build(lines: list[str], alignment: _Alignment, markers: list[bool], ends: bool, newline: str) -> Merge:
-    shifts = _shifts(lines, alignment)
+def _close(left: float, right: float) -> bool:
+    return abs(left - right) < 1e-3
+
+
+def _build(
+    lines: list[str], snippet: list[str], markers: list[bool], matches: list[int], ends: bool, newline: str
+) -> Merge:
+    shifted = _reindented(lines, snippet, markers, matches)
     result: list[str] = []
     kept = [False] * len(lines)
     touched: list[tuple[int, int]] = []
-    cursor = 0
-
-    def keep(until: int) -> None:
-        nonlocal cursor
-        result.extend(lines[cursor:until])
-        kept[cursor:until] = [True] * (until - cursor)
-        cursor = until
-
-    waiting: list[str] = []
-    waiting_free = bool(markers and markers[0])
-    for index, (line, match) in enumerate(zip(alignment.lines, alignment.matches, strict=True)):
-        opens = alignment.free[index] if index else waiting_free
-        if opens and index:
-            cursor = _flush(result, waiting, lines, kept, touched, cursor, None, keep)
-            waiting, waiting_free = [], True
-        if match < 0:
-            waiting.append(shifts[index] + line if shifts[index] is not None and line.strip() else line)
-            continue
-        first = not any(each >= 0 for each in alignment.matches[:index])
-        if waiting_free or (first and not (waiting and match <= len(waiting) + 3)):
-            # what comes before the inserted lines is kept; they stand right before their anchor
-            keep(match)
-        if waiting or match > cursor:
-            touched.append((cursor, match))
-        result += waiting
-        waiting, waiting_free = [], False
-        cursor = match
-        same = "".join(line.split()) == "".join(lines[match].split())
-        result.append(lines[match] if same and shifts[index] is not None else line)
-        kept[match] = result[-1] == lines[match]
-        if not kept[match]:
-            touched.append((match, match + 1))
-        cursor = match + 1
-    rest = len(lines) - cursor
-    if waiting:
-        replaced = not markers[-1] and (rest <= len(waiting) + 3)
-        end = cursor + (rest if replaced else _definition_rest(lines, alignment, cursor, markers))
-        touched.append((cursor, end))
-        result += waiting
-        cursor = end
-    elif rest and not markers[-1] and markers[0] and rest <= 10 and any(markers):
-        touched.append((cursor, len(lines)))
-        cursor = len(lines)
-    keep(len(lines))
+    for gap, anchor in _gaps(shifted, markers, matches, len(lines)):
+        keep_from, keep_to = _kept_part(gap, lines, markers[0] or markers[-1])
+        result += gap.parts[0] if keep_from > gap.first or len(gap.parts) > 1 or keep_to == keep_from else ()
+        if keep_from < keep_to or len(gap.parts) > 1:
+            result += lines[keep_from:keep_to]
+            kept[keep_from:keep_to] = [True] * (keep_to - keep_from)
+            if keep_from == gap.first and len(gap.parts) == 1:
+                result += gap.parts[0]
+            for part in gap.parts[1:]:
+                result += part
+        if any(gap.parts) or keep_to - keep_from < gap.last - gap.first:
+            touched += [(gap.first, keep_from), (keep_to, gap.last)]
+        if anchor >= 0:
+            found = matches[anchor]
+            line = lines[found] if _same(shifted[anchor], lines[found]) and shifted[anchor] != snippet[anchor] else snippet[anchor]
+            result.append(line)
+            kept[found] = line == lines[found]
+            if not kept[found]:
+                touched.append((found, found + 1))
     text = newline.join(result) + (newline if ends and result else "")
-    matched = sum(_weight(line) for line, match in zip(alignment.lines, alignment.matches, strict=True) if match >= 0)
-    return Merge(text, tuple(kept), tuple(touched), min(1.0, matched / max(1.0, 2.0 * (1 + sum(markers)))))
+    weight = sum(_weight(line) for line, match in zip(snippet, matches, strict=True) if match >= 0)
+    return Merge(text, tuple(kept), tuple(touched), min(1.0, weight / (2.0 + 2.0 * sum(markers))))
+
+
+def _gaps(
+    snippet: list[str], markers: list[bool], matches: list[int], count: int
+) -> list[tuple[_Gap, int]]:
+    """The gaps in order, each with the index of the snippet line that ends it, -1 for the last."""
+    gaps: list[tuple[_Gap, int]] = []
+    parts: list[list[str]] = [[]]
+    indents: list[int] = []
+    reached = 0
+    for index, line in enumerate(snippet):
+        if markers[index]:
+            parts.append([])
+            indents.append(_indent(line))
+        elif matches[index] < 0:
+            parts[-1].append(line)
+        else:
+            gap = _Gap(reached, matches[index], tuple(tuple(part) for part in parts), tuple(indents))
+            gaps.append((gap, index))
+            reached, parts, indents = matches[index] + 1, [[]], []
+    gaps.append((_Gap(reached, count, tuple(tuple(part) for part in parts), tuple(indents)), -1))
+    return gaps
+
+
+def _kept_part(gap: _Gap, lines: list[str], marks_ends: bool) -> tuple[int, int]:
+    """Which of the gap's file lines stay: a range, empty where all are replaced.
+
+    `marks_ends`: the snippet has a marker at one end of the file, so that none at the other end means it reaches it.
+    """
+    size, inserted = gap.last - gap.first, len(gap.parts[0])
+    starts, stops = gap.first == 0, gap.last == len(lines)
+    if len(gap.parts) > 1 or stops:
+        if len(gap.parts) == 1 and stops and (marks_ends or (inserted and size <= inserted + 3)):
+            return gap.last, gap.last
+        return _after_definition(gap, lines), gap.last
+    if starts and not marks_ends and not (inserted and size <= inserted + 3):
+        return gap.first, gap.last
+    return gap.last, gap.last
+
+
+def _after_definition(gap: _Gap, lines: list[str]) -> int:
+    """Where a definition that the snippet rewrites to its end ends in the file; the gap's start where it rewrites none.
+
+    It does when its inserted lines follow inside a block, and no marker stands inside that block.
+    """
+    inserted = [line for line in gap.parts[0] if line.strip()]
+    if not inserted or gap.first == 0:
+        return gap.first
+    header = gap.first - 1
+    depth = _indent(inserted[-1])
+    if gap.indents and gap.indents[0] >= depth:
+        return gap.first
+    while header >= 0 and not (lines[header].strip() and _indent(lines[header]) < depth):
+        header -= 1
+    if header < 0 or not _DEFINITION.match(lines[header]):
+        return gap.first
+    last = gap.first
+    for index in range(gap.first, gap.last):
+        if lines[index].strip():
+            if _indent(lines[index]) <= _indent(lines[header]):
+                break
+            last = index + 1
+    return last
+
+
+def _reindented(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[str]:
+    """The snippet at the file's indent: a segment whose found lines are all off by the same indent is shifted by it."""
+    shifted = snippet[:]
+    start = 0
+    for stop in [index for index, marker in enumerate(markers) if marker] + [len(snippet)]:
+        rows = range(start, stop)
+        offsets = {
+            (len(_margin(lines[matches[row]])) - len(_margin(snippet[row])), _margin(lines[matches[row]])[:1])
+            for row in rows
+            if matches[row] >= 0 and snippet[row].strip()
+        }
+        amounts = {amount for amount, _ in offsets}
+        if len(amounts) == 1 and (amount := amounts.pop()) != 0:
+            unit = next((character for _, character in offsets if character), " ")
+            for row in rows:
+                if snippet[row].strip():
+                    shifted[row] = unit * amount + snippet[row] if amount > 0 else snippet[row][min(-amount, _indent(snippet[row])) :]
+        start = stop + 1
+    return shifted
+
+
+def _margin(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _indent(line: str) -> int:
+    return len(_margin(line))
+
+
+def _same(left: str, right: str) -> bool:
+    return "".join(left.split()) == "".join(right.split())
+
+
+def _whole(code: str, text: str, newline: str) -> Merge:
+    """A merge whose text is known: what it keeps of the file is found by comparing."""
+    lines = code.splitlines()
+    kept = [False] * len(lines)
+    touched = []
+    matcher = difflib.SequenceMatcher(None, lines, text.splitlines(), autojunk=False)
+    for tag, first, last, _, _ in matcher.get_opcodes():
+        if tag == "equal":
+            kept[first:last] = [True] * (last - first)
+        else:
+            touched.append((first, last))
+    return Merge(text.replace("\n", newline), tuple(kept), tuple(touched), 1.0)

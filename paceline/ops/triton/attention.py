@@ -27,7 +27,8 @@ _PROGRAMS = 264  # programs a launch aims for: two on each of 132 multiprocessor
 _MAX_SPLITS = 64
 _JOINED = 16  # parts the combining kernel reads at a time
 _REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# 8,192 tokens: cuDNN 0.42 ms a layer, flash 0.79. 2,048 after 6,144: cuDNN (with the mask written out) 0.70, flash 0.50.
+# A layer of 8,192 tokens: cuDNN 0.42 ms, flash 0.79; of 2,048 after 6,144: cuDNN 0.70 (it takes the mask as a tensor),
+# flash 0.50.
 _FRESH = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_REST]
 _CONTINUED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_REST]
 

@@ -1,8 +1,8 @@
 """The matrix products of a decoder layer for CUDA, with norm, bias, residual and gate fused where that is faster.
 
 Three ways, chosen by `tuning.choose`: `Rows` (one token, a dot product a row, bound by memory), `Tiles` (few tokens,
-tensor cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every number of
-tokens, so that a token's result does not depend on what else is in the batch.
+tensor cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every
+number of tokens, so that a token's result does not depend on what else is in the batch.
 """
 
 # mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

@@ -1,0 +1,27 @@
+"""Paceline: fast serving of open models to coding agents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paceline.tasks.apply import Applied
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "apply"]
+
+
+def apply(
+    code: str,
+    edit: str,
+    instruction: str = "",
+    *,
+    path: str | None = None,
+    model: str = "qwen2.5-coder-1.5b",
+    policy: str | None = None,
+) -> Applied:
+    """Merges an edit snippet into a file's text; see `paceline.tasks.apply.apply`. The model is loaded once a process."""
+    from paceline.tasks.apply import apply as merge
+    from paceline.tasks.apply import shared_engine
+
+    return merge(shared_engine(model), code, edit, instruction, path=path, policy=policy)

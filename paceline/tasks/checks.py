@@ -1,0 +1,141 @@
+"""Is a merge right? Checks that need no model: what they find flags the result."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections import Counter
+from functools import cache
+from pathlib import PurePath
+
+import tree_sitter
+
+from paceline.errors import InputError
+from paceline.tasks.merge import candidate_merge
+from paceline.tasks.snippet import is_marker
+
+_MOST = 6  # reasons of one kind that are worth telling
+# a grammar is the package tree_sitter_NAME, and its function where it has several
+_GRAMMARS = {
+    ".py": "python", ".pyi": "python", ".js": "javascript", ".jsx": "javascript", ".mjs": "javascript",
+    ".ts": "typescript:language_typescript", ".tsx": "typescript:language_tsx", ".go": "go", ".rs": "rust",
+    ".java": "java", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp", ".json": "json",
+    ".html": "html", ".css": "css", ".rb": "ruby", ".sh": "bash",
+}  # fmt: skip
+_LIKE = 0.6  # similarity from which a line counts as a variant of one that the edit has
+
+
+def check(code: str, update: str, merged: str, path: str | None = None) -> tuple[str, ...]:
+    """Why the merge may be wrong, a sentence each; empty where every check passes.
+
+    It must not be empty, cut off, fenced or hold a marker; parse where the file parsed; hold every file line that the edit
+    does not touch and every line of the edit, in order; hold no line that the edit removes, none twice that should stand
+    once, and none that comes from neither.
+    """
+    if not merged.strip():
+        return ("the result is empty",) if code.strip() else ()
+    lines = [line.rstrip() for line in merged.splitlines()]
+    reasons = _leftovers(lines, code)
+    reasons += _syntax(code, merged, path)
+    try:
+        candidate = candidate_merge(code, update)
+    except InputError as error:
+        return (*reasons, f"the edit could not be placed by rule: {error}")
+    wanted = [line.rstrip() for line in candidate.text.splitlines()]
+    if lines == wanted:
+        return tuple(reasons)
+    file = [line.rstrip() for line in code.splitlines()]
+    kept = [(number, line) for number, (line, stays) in enumerate(zip(file, candidate.kept, strict=True), 1) if stays]
+    reasons += _missing(kept, lines, "line {} of the file, which the edit does not touch, is missing: {!r}")
+    edit = [(number, line.rstrip()) for number, line in enumerate(update.splitlines(), 1)]
+    present = set(wanted)
+    edit = [(number, line) for number, line in edit if line in present]
+    reasons += _missing(edit, lines, "line {} of the edit is missing: {!r}")
+    reasons += _surplus(lines, wanted, file)
+    if file and lines[-1] != wanted[-1] and [line for line in lines if line][-1:] != [line for line in wanted if line][-1:]:
+        reasons.append("the result does not end as it should; it may be cut off")
+    return tuple(reasons)
+
+
+def parses(text: str, path: str | None) -> bool | None:
+    """Whether the text parses without an error; None where no grammar is known for the file's name."""
+    parser = _parser(_suffix(path))
+    return None if parser is None else not parser.parse(text.encode()).root_node.has_error
+
+
+def same_syntax_tree(left: str, right: str, path: str | None = None) -> bool:
+    """Whether two texts have the same tree, comments included; white space counts only where it is part of a token."""
+    parser = _parser(_suffix(path))
+    if parser is None:
+        return left.split() == right.split()
+    return _shape(parser.parse(left.encode()).root_node) == _shape(parser.parse(right.encode()).root_node)
+
+
+def _leftovers(lines: list[str], code: str) -> list[str]:
+    file = {line.rstrip() for line in code.splitlines()}
+    reasons = []
+    for number, line in enumerate(lines, 1):
+        if line in file:
+            continue
+        if is_marker(line):
+            reasons.append(f"line {number} is a marker for left-out code: {line.strip()!r}")
+        elif line.strip().startswith("```"):
+            reasons.append(f"line {number} is a fence")
+    return reasons[:_MOST]
+
+
+def _syntax(code: str, merged: str, path: str | None) -> list[str]:
+    if parses(merged, path) is False and parses(code, path):
+        return ["the result has a syntax error, and the file has none"]
+    return []
+
+
+def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> list[str]:
+    """Numbered lines that are not in `lines` in order; blank ones do not count."""
+    wanted = [(number, line) for number, line in wanted if line.strip()]
+    matcher = difflib.SequenceMatcher(None, [line for _, line in wanted], lines, autojunk=False)
+    found = {index for block in matcher.get_matching_blocks() for index in range(block.a, block.a + block.size)}
+    gone = [pair for index, pair in enumerate(wanted) if index not in found]
+    return [message.format(number, line.strip()) for number, line in gone[:_MOST]]
+
+
+def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:
+    """Lines that stand more often than in the candidate merge: removed ones that stayed, repeated ones, strangers."""
+    allowance = Counter(line for line in wanted if line.strip())
+    known = set(file)
+    reasons = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        allowance[line] -= 1
+        if allowance[line] >= 0:
+            continue
+        if line in known and line not in wanted:
+            reasons.append(f"line {number} is one that the edit removes: {line.strip()!r}")
+        elif line in known or line in wanted:
+            reasons.append(f"line {number} stands more often than it should: {line.strip()!r}")
+        elif difflib.get_close_matches(line, wanted, n=1, cutoff=_LIKE):
+            reasons.append(f"line {number} differs from the line it should be: {line.strip()!r}")
+        else:
+            reasons.append(f"line {number} is in neither the file nor the edit: {line.strip()!r}")
+    return reasons[:_MOST]
+
+
+def _shape(node: tree_sitter.Node) -> list[object]:
+    """A tree as nested lists of types and leaf texts."""
+    if not node.children:
+        return [node.type, node.text]
+    return [node.type, *(_shape(child) for child in node.children)]
+
+
+def _suffix(path: str | None) -> str:
+    return PurePath(path or "file.py").suffix.lower()
+
+
+@cache
+def _parser(suffix: str) -> tree_sitter.Parser | None:
+    if suffix not in _GRAMMARS:
+        return None
+    module, _, function = _GRAMMARS[suffix].partition(":")
+    language = getattr(importlib.import_module(f"tree_sitter_{module}"), function or "language")
+    return tree_sitter.Parser(tree_sitter.Language(language()))
