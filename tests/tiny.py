@@ -81,9 +81,11 @@ def random_tensors(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torc
         yield "lm_head.weight", tensor(config.vocab_size, config.hidden_size)
 
 
-def tiny_engine(family: str = "qwen2", seed: int = 0, **settings: Any) -> Engine:
-    config = tiny_config(family)
+def tiny_engine(family: str = "qwen2", seed: int = 0, shape: dict[str, Any] | None = None, **settings: Any) -> Engine:
+    config = tiny_config(family, **(shape or {}))
     values = {"device": "cpu", "dtype": "float32", "max_context": 512, "cache_tokens": 4096, "threads": 1, **settings}
-    resolved = resolve(EngineConfig(**values), Hardware(False, 1, 1 << 30), config.max_positions)
-    model = Decoder(config, random_tensors(config, seed), torch.device("cpu"))
+    on_gpu = values["device"] == "cuda"
+    resolved = resolve(EngineConfig(**values), Hardware(on_gpu, 1, 1 << 30), config.max_positions)
+    dtype = getattr(torch, resolved.dtype)
+    model = Decoder(config, random_tensors(config, seed, dtype), torch.device(resolved.device))
     return Engine(model, ByteTokenizer(), resolved)  # type: ignore[arg-type]

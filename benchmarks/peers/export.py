@@ -99,7 +99,9 @@ def _write_gguf(source: Path, target: Path) -> None:
         kind = GGMLQuantizationType.BF16 if len(shape) > 1 else GGMLQuantizationType.F32
         size = 2 if kind is GGMLQuantizationType.BF16 else 4
         kinds.append(kind)
-        writer.add_tensor_info(tensor.name, shape, numpy.dtype("float32"), size * int(numpy.prod(shape)), raw_dtype=kind)
+        writer.add_tensor_info(
+            tensor.name, shape, numpy.dtype("float32"), size * int(numpy.prod(shape)), raw_dtype=kind
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

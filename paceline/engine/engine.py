@@ -28,6 +28,9 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.types import Completion, FinishReason, Request, StepOutput
 
 
+_MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
+
+
 class Engine:
     """One model on one device. Not thread-safe: one thread submits and steps. Several engines may live side by side."""
 
@@ -73,6 +76,14 @@ class Engine:
         dtype: torch.dtype = getattr(torch, resolved.dtype)
         model = Decoder(checkpoint.config, checkpoint.tensors(dtype), device)
         return cls(model, checkpoint.tokenizer(), resolved)
+
+    def sibling(self, config: EngineConfig) -> Engine:
+        """Another engine over the same weights, with a cache and state of its own. `config` must be resolved."""
+        return Engine(self.model, self.tokenizer, config)
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Prepares steps of up to `batch` requests, so that no request waits for a kernel or graph to be made."""
+        self.runner.warm_up(batch)
 
     def submit(self, request: Request) -> str:
         """Queues a request; returns its id. Raises a RequestError for one that can never be served."""
@@ -215,6 +226,6 @@ def _num_pages(model: Decoder, config: EngineConfig) -> int:
     bytes_each = page_bytes(shape.num_layers, size, shape.num_kv_heads, shape.head_dim, model.dtype)
     if model.device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
-        return max(2, min(budget // bytes_each, 1_000_000 // size))
+        return max(2, min(budget // bytes_each, _MOST_CACHED // size))
     budget = min(Hardware.detect().free_bytes // 4, 2 * config.max_context // size * bytes_each)
     return max(2, budget // bytes_each)

@@ -51,6 +51,7 @@ class GraphRunner(Runner):
         self._pool = torch.cuda.graph_pool_handle()
         self._loaded: dict[int, list[int]] = {}
 
+    @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
         """Captures the greedy graphs of up to `batch` requests, so that no request waits for it."""
         size = 1

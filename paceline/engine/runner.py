@@ -105,6 +105,9 @@ class Runner:
         self.cost = StepCost()
         model.prepare(config.max_context + slack)
 
+    def warm_up(self, batch: int) -> None:
+        """Makes what steps of up to `batch` requests need; nothing on CPU."""
+
     def step_cost(self, num_requests: int, length: int) -> float:
         """Seconds of a decode step in which `num_requests` each draft `length`."""
         return self.cost(num_requests * (length + 1))

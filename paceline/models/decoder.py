@@ -45,11 +45,17 @@ class Decoder:
         self.head = Weight(head)
         self.dtype = self.embedding.dtype
         loader.expect_empty()
+        self._tables: list[Tensor] = []
         self.rope = torch.empty(0)
 
     def prepare(self, num_positions: int) -> None:
-        """Makes the RoPE table for positions below `num_positions`; call once before `forward`."""
-        self.rope = rope_table(self.config, num_positions).to(self.device)
+        """Makes the RoPE table reach positions below `num_positions`; to be called before `forward`.
+
+        A table made before stays alive: captured graphs read it where it is.
+        """
+        if num_positions > len(self.rope):
+            self._tables.append(rope_table(self.config, num_positions).to(self.device))
+            self.rope = self._tables[-1]
 
     def forward(self, tokens: Tensor, cache: KVCache, batch: AttentionBatch, rows: Tensor | None = None) -> Tensor:
         """tokens [T] -> logits [T, V], or [N, V] of the N token rows in `rows`. K and V of all T are in the cache."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama yarn": ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **YARN}}),
     "llama yarn set factor": (
         "Llama",
-        {"rope_parameters": {"rope_theta": 100.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.3, **YARN}},
+        {
+            "rope_parameters": {
+                "rope_theta": 100.0,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "attention_factor": 1.3,
+                **YARN,
+            }
+        },
     ),
     "qwen2": ("Qwen2", {"rms_norm_eps": 1e-5}),
-    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
+    "qwen2 tied": (
+        "Qwen2",
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 20}),
     "qwen3 tied": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True, "num_key_value_heads": 3}),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on many threads, much slower where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def reference(kind: str, **changes: Any) -> Any:
@@ -312,7 +333,7 @@ def test_real_weights_from_gguf_equal_transformers() -> None:
     text = "def fibonacci(n):\n    if n < 2:\n        return n\n    return"
     tokens = checkpoint.tokenizer().encode(text)
     assert_near(run(ours, tokens, [5, len(tokens) - 5])[-1], wanted(theirs, tokens)[-1])
-    settings = EngineConfig(device="cpu", dtype="float32", max_context=256, cache_tokens=512, threads=2)
+    settings = EngineConfig(device="cpu", dtype="float32", max_context=256, cache_tokens=512, drafter="none")
     engine = Engine(ours, checkpoint.tokenizer(), resolve(settings, Hardware.detect(), config.max_positions))
     done = engine.generate([Request(tokens, Sampling(max_tokens=20, ignore_eos=True))])[0]
     logits = wanted(theirs, tokens + done.tokens)

@@ -11,21 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
-
-from paceline.ops import argmax, attention, linear, rope
-from paceline.ops.attention import AttentionBatch
-from paceline.ops.linear import Weight
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip("triton")
 
-from paceline.ops.triton import argmax as argmax_kernel
-from paceline.ops.triton import attention as attention_kernel
-from paceline.ops.triton import linear as linear_kernel
-from paceline.ops.triton import rope as rope_kernel
-from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles
+from paceline.ops import argmax, attention, linear, rope  # noqa: E402
+from paceline.ops.attention import AttentionBatch  # noqa: E402
+from paceline.ops.linear import Weight  # noqa: E402
+from paceline.ops.triton import argmax as argmax_kernel  # noqa: E402
+from paceline.ops.triton import attention as attention_kernel  # noqa: E402
+from paceline.ops.triton import linear as linear_kernel  # noqa: E402
+from paceline.ops.triton import rope as rope_kernel  # noqa: E402
+from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
@@ -61,6 +59,8 @@ CHOICES: list[Choice | None] = [
     Tiles(64, 16, 64, 4, 3),
     Tiles(64, 64, 64, 4, 3, split=3),
     Tiles(128, 16, 128, 4, 3),
+    Tiles(128, 64, 64, 4, 3, tail=16),
+    Tiles(64, 32, 64, 4, 3, split=2, tail=16),
 ]
 
 
@@ -177,8 +177,8 @@ WORKLOADS = [
 def test_attention(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, branching: bool, queries: list[int], contexts: list[int]
 ) -> None:
-    if INTERPRETED and (max(queries) > 20 or dim == 96):
-        pytest.skip("slow in the interpreter")
+    if (INTERPRETED and (max(queries) > 20 or dim == 96)) or (dtype == torch.float32 and kv_heads in (1, 8)):
+        pytest.skip("slow to interpret or to compile, and like the others")
     batch, slots = batch_of(queries, contexts, page_size=16, branching=branching, spare=5)
     query = random(sum(queries), heads, dim, dtype=dtype)
     keys, values = random(slots, kv_heads, dim, dtype=dtype), random(slots, kv_heads, dim, dtype=dtype)
@@ -241,12 +241,12 @@ def test_rope(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, tokens: i
     positions = torch.randint(0, 300, (tokens,)).to(DEVICE)
     slots = torch.randperm(200)[:tokens].to(DEVICE)
     norms = (random(dim, dtype=dtype), random(dim, dtype=dtype), 1e-6) if normed else None
-    caches = [random(200, kv_heads, dim, dtype=dtype) for _ in range(2)]
-    copies = [cache.clone() for cache in caches]
-    expected = rope.reference(qkv, table, positions, slots, *copies, heads, norms)
-    result = rope_kernel.rope_and_cache(qkv, table, positions, slots, *caches, heads, norms)
+    keys, values = random(200, kv_heads, dim, dtype=dtype), random(200, kv_heads, dim, dtype=dtype)
+    key_copy, value_copy = keys.clone(), values.clone()
+    expected = rope.reference(qkv, table, positions, slots, key_copy, value_copy, heads, norms)
+    result = rope_kernel.rope_and_cache(qkv, table, positions, slots, keys, values, heads, norms)
     assert error(result, expected) < LIMIT[dtype] / 2
-    for cache, copy in zip(caches, copies, strict=True):
+    for cache, copy in ((keys, key_copy), (values, value_copy)):
         assert error(cache, copy) < LIMIT[dtype] / 2
         untouched = torch.ones(200, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
         assert torch.equal(cache[untouched], copy[untouched])

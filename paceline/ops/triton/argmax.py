@@ -1,16 +1,16 @@
 """Argmax over the vocabulary in two launches: the best of each chunk of a row, then the best of the chunks."""
 
-# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
 from paceline.ops.triton import launch_options
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _BLOCK = 2048
 _PROGRAMS = 4096  # what the first launch aims for: enough loads in flight to read at full bandwidth

@@ -5,7 +5,8 @@ tensor cores, the weight as the streamed operand) and cuBLAS. The `*_determinist
 number of tokens, so that a token's result does not depend on what else is in the batch.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, assignment, var-annotated, misc"
+# ruff: noqa: RUF005 (Triton tuples grow by +)
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
 from paceline.ops.linear import Weight
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import gated, normalise, rms_norm, silu_multiply
 from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def run(product: Product, choice: Choice | None = None) -> Tensor:
     """Computes the product by `choice`, by default the measured one for its shape."""
     product = replace(product, x=product.x.contiguous())
     if choice is None:
-        operation = "gated" if product.gate else "linear"
-        choice = choose(operation, product.weight.rows, product.weight.columns, product.x.shape[0])
+        choice = _chosen(product)
     match choice:
         case Rows():
             return _run_rows(product, choice)
@@ -94,6 +94,14 @@ def run(product: Product, choice: Choice | None = None) -> Tensor:
             return _run_tiles(product, choice)
         case Blas():
             return _run_blas(product)
+
+
+def _chosen(product: Product) -> Choice:
+    """What the table says. It was measured in 16 bits; tiles of 32 may not fit the device, so float32 takes cuBLAS."""
+    tokens = product.x.shape[0]
+    if product.x.element_size() > 2 and tokens > 1:
+        return Blas()
+    return choose("gated" if product.gate else "linear", product.weight.rows, product.weight.columns, tokens)
 
 
 def run_deterministic(product: Product) -> Tensor:
@@ -137,12 +145,14 @@ def _run_tiles(product: Product, choice: Tiles) -> Tensor:
     out = x.new_empty(tokens, product.columns)
     partial = torch.empty(split, tokens, weight.rows, dtype=torch.float32, device=x.device) if split > 1 else None
     options = launch_options(x.device)
-    tiles_n, tiles_t = triton.cdiv(weight.rows, choice.block_n), triton.cdiv(tokens, choice.block_t)
+    tiles_n = triton.cdiv(weight.rows, choice.block_n)
+    tiles_t = triton.cdiv(tokens, choice.block_t + choice.tail)
     _tiles[(tiles_n * tiles_t, split)](
         x, weight.matrix, weight.bias, product.residual, out, partial, tokens,
         N=weight.rows, K=weight.columns, GATED=product.gate, BIAS=weight.bias is not None,
         RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n, BLOCK_T=choice.block_t,
-        BLOCK_K=choice.block_k, PART=triton.cdiv(triton.cdiv(weight.columns, choice.block_k), split) * choice.block_k,
+        BLOCK_K=choice.block_k, TAIL=choice.tail,
+        PART=triton.cdiv(triton.cdiv(weight.columns, choice.block_k), split) * choice.block_k,
         AHEAD=choice.ahead // x.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=choice.warps, num_stages=choice.stages, **options,
     )  # fmt: skip
@@ -234,70 +244,94 @@ def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.co
 def _tiles(
     x, weight, bias, residual, out, partial, tokens,
     N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr,
     PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, BLOCK_T] of the transposed output over one part of K; token tiles of the same rows are neighbours.
+    """[BLOCK_N, BLOCK_T + TAIL] of the transposed output over one part of K; tiles of the same rows are neighbours.
 
     With GATED the first half of a tile's rows are gate rows, the second half the up rows that go with them.
     """
-    tiles_t = tl.cdiv(tokens, BLOCK_T)
+    tiles_t = tl.cdiv(tokens, BLOCK_T + TAIL)
     tile_n = tl.program_id(0) // tiles_t
-    tile_t = tl.program_id(0) % tiles_t
+    first_token = tl.program_id(0) % tiles_t * (BLOCK_T + TAIL)
     split = tl.program_id(1)
     lane = tl.arange(0, BLOCK_N)
-    HALF: tl.constexpr = N // 2
     if GATED:
-        place = tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2)
-        row = tl.minimum(place, HALF - 1) + (lane // (BLOCK_N // 2)) * HALF
-        inside_n = place < HALF
+        row = tl.minimum(tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2), N // 2 - 1)
+        row += (lane // (BLOCK_N // 2)) * (N // 2)
     else:
         row = tl.minimum(tile_n * BLOCK_N + lane, N - 1)
-        inside_n = tile_n * BLOCK_N + lane < N
     begin = split * PART
-    weight_rows = weight + row.to(tl.int64) * K
+    column = tl.arange(0, BLOCK_K)
+    weight_rows = weight + row.to(tl.int64)[:, None] * K + column[None, :]
     if OVERLAP:
         gdc_launch_dependents()
         if AHEAD > 0:
             LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
-            LINES: tl.constexpr = AHEAD // LINE
-            far = weight_rows[:, None] + begin + tl.arange(0, LINES)[None, :] * LINE
+            far = tl.minimum(begin + tl.arange(0, AHEAD // LINE) * LINE, K - 1)
+            far = weight + row.to(tl.int64)[:, None] * K + far[None, :]
             tl.inline_asm_elementwise(
                 "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [far.to(tl.int64)],
                 dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
         gdc_wait()
-    token = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    inside_t = token < tokens
-    column = tl.arange(0, BLOCK_K)
-    x_rows = x + token.to(tl.int64) * K
+    token = first_token + tl.arange(0, BLOCK_T)
+    x_rows = x + token.to(tl.int64)[None, :] * K + column[:, None]
     total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    if TAIL > 0:
+        tail = first_token + BLOCK_T + tl.arange(0, TAIL)
+        x_tail = x + tail.to(tl.int64)[None, :] * K + column[:, None]
+        total_tail = tl.zeros([BLOCK_N, TAIL], tl.float32)
     for k in tl.range(begin, min(begin + PART, K), BLOCK_K):
         if K % BLOCK_K == 0:
-            left = tl.load(weight_rows[:, None] + (k + column)[None, :])
-            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_t[None, :], other=0.0)
+            left = tl.load(weight_rows + k)
+            right = tl.load(x_rows + k, (token < tokens)[None, :], other=0.0)
+            if TAIL > 0:
+                right_tail = tl.load(x_tail + k, (tail < tokens)[None, :], other=0.0)
         else:
-            inside_k = k + column < K
-            left = tl.load(weight_rows[:, None] + (k + column)[None, :], inside_k[None, :], other=0.0)
-            inside_x = inside_k[:, None] & inside_t[None, :]
-            right = tl.load(x_rows[None, :] + (k + column)[:, None], inside_x, other=0.0)
+            inside = k + column < K
+            left = tl.load(weight_rows + k, inside[None, :], other=0.0)
+            right = tl.load(x_rows + k, inside[:, None] & (token < tokens)[None, :], other=0.0)
+            if TAIL > 0:
+                right_tail = tl.load(x_tail + k, inside[:, None] & (tail < tokens)[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
+        if TAIL > 0:
+            total_tail = tl.dot(left, right_tail, total_tail, input_precision=PRECISION)
+    _finish(total, token, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
+    if TAIL > 0:
+        _finish(total_tail, tail, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
 
+
+@triton.jit
+def _finish(
+    total, token, tile_n, split, bias, residual, out, partial, tokens,
+    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Stores one tile: a part of K as it is, else with bias, gate and residual."""
+    BLOCK_N: tl.constexpr = total.shape[0]
+    BLOCK_T: tl.constexpr = total.shape[1]
+    lane = tl.arange(0, BLOCK_N)
+    inside_t = (token < tokens)[None, :]
+    if GATED:
+        place = tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2)
+        row = tl.minimum(place, N // 2 - 1) + (lane // (BLOCK_N // 2)) * (N // 2)
+        inside = (place < N // 2)[:, None] & inside_t
+    else:
+        row = tile_n * BLOCK_N + lane
+        inside = (row < N)[:, None] & inside_t
     if SPLIT > 1:
-        target = partial + (split * tokens + token).to(tl.int64)[None, :] * N + row[:, None]
-        tl.store(target, total, inside_n[:, None] & inside_t[None, :])
+        tl.store(partial + (split * tokens + token).to(tl.int64)[None, :] * N + row[:, None], total, inside)
     else:
         if BIAS:
-            total += tl.load(bias + row).to(tl.float32)[:, None]
+            total += tl.load(bias + row, row < N, other=0.0).to(tl.float32)[:, None]
         DTYPE: tl.constexpr = out.dtype.element_ty
         if GATED:
             gate, up = tl.split(total.reshape(2, BLOCK_N // 2, BLOCK_T).permute(1, 2, 0))
             result = gated(gate, up, DTYPE)
-            place_out = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-            target = out + token.to(tl.int64)[None, :] * HALF + place_out[:, None]
-            tl.store(target, result.to(DTYPE), (place_out < HALF)[:, None] & inside_t[None, :])
+            half_row = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            target = out + token.to(tl.int64)[None, :] * (N // 2) + half_row[:, None]
+            tl.store(target, result.to(DTYPE), (half_row < N // 2)[:, None] & inside_t)
         else:
-            inside = inside_n[:, None] & inside_t[None, :]
             offset = token.to(tl.int64)[None, :] * N + row[:, None]
             if RESIDUAL:
                 total = total.to(DTYPE).to(tl.float32) + tl.load(residual + offset, inside, other=0.0).to(tl.float32)

@@ -1,16 +1,16 @@
 """Row-wise work next to the matrix products where it is not fused into them: RMS norm, and silu(gate) * up."""
 
-# mypy: ignore-missing-imports, disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
 from paceline.ops.triton import launch_options
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -24,8 +24,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Few tokens: a [block_n, block_t] tile of the output a program, K in `split` parts, `stages` blocks in flight.
+    """Few tokens: a [block_n, block_t + tail] tile of the output a program, K in `split` parts, `stages` in flight.
 
+    `tail` more tokens share the weight block: a draft's root makes 65 of 64, and a second tile would read it again.
     A norm is a launch of its own: inside the loop it was slower at every size but one.
     `ahead` bytes of each weight row are sent for (into L2) before the previous kernel has ended
     """
@@ -36,6 +37,7 @@ class Tiles:
     warps: int
     stages: int
     split: int = 1
+    tail: int = 0
     ahead: int = 256
 
 
@@ -51,16 +53,79 @@ Table = tuple[tuple[int, Choice], ...]
 DETERMINISTIC = Tiles(64, 64, 64, 4, 4)
 DETERMINISTIC_PROGRAMS = 96  # K is split until there are this many programs at one tile of tokens
 
+# The batch-invariant kernels cost, at 1, 65 and 257 tokens: 2.09, 2.52 and 4.84 ms a step against 1.35, 2.24 and 3.34.
+
+_NARROW = 4096  # a weight of fewer rows needs its K split to fill the device
+_WIDE = "wide"
 DEFAULT: dict[str, Table] = {
-    "linear": ((1, Rows(4, 512, 4, 3)), (16, Tiles(64, 16, 128, 4, 4)), (64, Tiles(64, 64, 128, 4, 3))),
-    "gated": ((1, Rows(4, 512, 4, 3)), (16, Tiles(128, 16, 128, 4, 4)), (64, Tiles(128, 64, 64, 4, 4))),
+    "linear": (
+        (1, Rows(2, 512, 1, 3)),
+        (16, Tiles(64, 16, 128, 4, 4, split=4)),
+        (32, Tiles(64, 32, 128, 4, 4, split=4)),
+        (64, Tiles(64, 64, 64, 4, 5, split=4)),
+        (80, Tiles(64, 64, 64, 4, 5, split=4, tail=16)),
+    ),
+    _WIDE: (
+        (1, Rows(2, 512, 4, 3)),
+        (16, Tiles(64, 16, 128, 4, 4)),
+        (32, Tiles(64, 32, 128, 4, 4)),
+        (64, Tiles(128, 64, 64, 4, 4)),
+    ),
+    "gated": (
+        (1, Rows(2, 512, 4, 3)),
+        (16, Tiles(64, 16, 128, 4, 4)),
+        (32, Tiles(64, 32, 128, 4, 4)),
+        (64, Tiles(128, 64, 64, 4, 4)),
+        (80, Tiles(128, 64, 64, 4, 4, tail=16)),
+    ),
 }
 
-# (operation, N, K): rows. Qwen2.5 1.5B.
-TABLE: dict[tuple[str, int, int], Table] = {}
+# Qwen2.5 1.5B, by (operation, rows, columns) of the weight, bf16. The comments: µs at the tokens in brackets (1 in the
+# first rows), against cuBLAS with norm and gate in launches of their own.
+TABLE: dict[tuple[str, int, int], Table] = {
+    ("linear", 2048, 1536): (  # q, k and v
+        (1, Rows(2, 512, 1, 3)),  # 3.2 : 7.5
+        (16, Tiles(64, 16, 128, 4, 4, split=4)),  # 5.9 : 8.2 [9]
+        (32, Tiles(64, 32, 128, 4, 4, split=4)),  # 5.9 : 8.1 [17]
+        (64, Tiles(64, 64, 64, 4, 5, split=2)),  # 6.6 : 8.4 [64]
+        (80, Tiles(64, 64, 64, 4, 5, split=2, tail=16)),  # 7.1 : 8.5 [65]
+        (128, Blas()),
+        (144, Tiles(64, 128, 64, 4, 5, split=4, tail=16)),  # 8.1 : 8.6 [129]
+    ),
+    ("linear", 1536, 1536): (  # attention's output
+        (1, Rows(2, 512, 1, 3)),  # 3.0 : 5.3
+        (16, Tiles(64, 16, 128, 4, 4, split=4)),  # 4.2 : 5.4 [9]
+        (32, Tiles(64, 32, 128, 4, 4, split=4)),  # 4.4 : 5.5 [17]
+        (64, Tiles(64, 64, 64, 4, 5, split=4)),  # 4.6 : 5.5 [64]
+        (80, Tiles(64, 64, 64, 4, 5, split=4, tail=16)),  # 4.7 : 5.6 [65]
+    ),
+    ("gated", 17920, 1536): (
+        (1, Rows(8, 512, 4, 2)),  # 18.9 : 25.0
+        (16, Tiles(64, 16, 128, 4, 4)),  # 23.7 : 25.8 [9]
+        (32, Tiles(256, 32, 64, 8, 4)),  # 23.6 : 27.4 [17]
+        (64, Tiles(128, 64, 64, 4, 4)),  # 23.8 : 27.8 [64]
+        (80, Tiles(128, 64, 64, 4, 4, tail=16)),  # 24.4 : 29.4 [65]
+    ),
+    ("linear", 1536, 8960): (  # down
+        (1, Rows(2, 512, 2, 6)),  # 9.4 : 15.3
+        (16, Tiles(64, 16, 128, 4, 4, split=5)),  # 11.6 : 14.8 [9]
+        (32, Tiles(64, 32, 128, 4, 4, split=5)),  # 11.8 : 14.9 [17]
+        (64, Tiles(64, 64, 64, 4, 5, split=5)),  # 13.6 : 15.4 [64]
+        (80, Tiles(64, 64, 64, 4, 5, split=5, tail=16)),  # 13.8 : 15.9 [65]
+        (128, Blas()),
+        (144, Tiles(64, 128, 64, 4, 5, split=5, tail=16)),  # 16.1 : 16.8 [129]
+    ),
+    ("linear", 151936, 1536): (  # the head
+        (1, Rows(16, 256, 8, 3)),  # 149 : 168
+        (16, Tiles(64, 16, 128, 4, 4)),  # 161 : 178 [9]
+        (32, Tiles(64, 32, 128, 4, 4)),  # 163 : 176 [17]
+        (64, Tiles(128, 64, 64, 4, 4)),  # 180 : 184 [64]
+    ),
+}
 
 
 def choose(operation: str, rows: int, columns: int, tokens: int) -> Choice:
     """The row that holds `tokens` for `operation` ("linear" or "gated") with a [rows, columns] weight."""
-    table = TABLE.get((operation, rows, columns), DEFAULT[operation])
+    usual = _WIDE if operation == "linear" and rows >= _NARROW else operation
+    table = TABLE.get((operation, rows, columns), DEFAULT[usual])
     return next((choice for limit, choice in table if tokens <= limit), Blas())

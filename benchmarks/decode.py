@@ -1,0 +1,84 @@
+"""Decode rates: plain, and with drafting where it must not hurt (chat), at several batch sizes.
+
+    python benchmarks/decode.py --model qwen2.5-coder-1.5b --batches 1,64 --tokens 256
+
+Prompts are MBPP's questions as chat. For each batch size the same requests run with and without drafting in one run, in
+turns, and the medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+from common import data_path, finish, read_records
+
+from paceline.config import EngineConfig
+from paceline.engine.engine import Engine
+from paceline.types import Request, Sampling
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--batches", default="1")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--requests", type=int, default=8, help="requests at batch 1; larger batches run one batch")
+    parser.add_argument("--turns", type=int, default=2)
+    arguments = parser.parse_args()
+
+    drafted = Engine.load(arguments.model, EngineConfig(max_context=4096, prefix_cache=False))
+    plain = drafted.sibling(dataclasses.replace(drafted.config, drafter="none"))
+    questions = [record["text"] for record in read_records(arguments.prompts or data_path("prompts/mbpp.jsonl.gz"))]
+    sampling = Sampling(max_tokens=arguments.tokens, ignore_eos=True)
+    rows = []
+    for batch in map(int, arguments.batches.split(",")):
+        count = max(batch, arguments.requests if batch == 1 else batch)
+        requests = [
+            Request(drafted.tokenizer.encode_chat([{"role": "user", "content": question}]), sampling)
+            for question in questions[:count]
+        ]
+        drafted.warm_up(batch)
+        plain.warm_up(batch)
+        rates: dict[str, list[float]] = {"plain": [], "drafted": []}
+        for _ in range(arguments.turns):
+            for name, engine in (("plain", plain), ("drafted", drafted)):
+                rates[name].append(rate(engine, requests, batch))
+        row = {
+            "batch": batch,
+            "plain": round(statistics.median(rates["plain"]), 1),
+            "drafted": round(statistics.median(rates["drafted"]), 1),
+            "plain_overall": round(overall(plain, requests, batch), 1),
+        }
+        row["drafted_over_plain"] = round(row["drafted"] / row["plain"], 3)
+        print(row, rates)
+        rows.append(row)
+    finish({"benchmark": "decode", "model": arguments.model, "tokens": arguments.tokens, "rows": rows})
+
+
+def rate(engine: Engine, requests: list[Request], batch: int) -> float:
+    """Tokens a second of decode: of one request at batch 1 (median), of all together above."""
+    if batch == 1:
+        usages = [engine.generate([request])[0].usage for request in requests]
+        return statistics.median((each.output_tokens - 1) / each.decode_seconds for each in usages)
+    usages = [each.usage for each in engine.generate(requests)]
+    return sum(each.output_tokens - 1 for each in usages) / max(each.decode_seconds for each in usages)
+
+
+def overall(engine: Engine, requests: list[Request], batch: int) -> float:
+    """Tokens a second from submission to the last token, prefill included."""
+    began = time.perf_counter()
+    tokens = sum(
+        each.usage.output_tokens
+        for start in range(0, len(requests), batch)
+        for each in engine.generate(requests[start : start + batch])
+    )
+    return tokens / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

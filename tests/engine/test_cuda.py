@@ -1,0 +1,62 @@
+"""The engine on a GPU: graphs, kernels and the host one step behind give the tokens that plain steps on CPU give."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from paceline.types import Request, Sampling
+from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
+from tests.tiny import tiny_engine
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+SHAPE = {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512}
+
+
+def engine(family: str, **settings: Any) -> Any:
+    return tiny_engine(family, shape=SHAPE, **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_tokens_are_the_cpu_s(family: str, temperature: float) -> None:
+    draw = random.Random(11)
+    requests = [copying_request(draw, temperature=temperature, seed=index) for index in range(12)]
+    expected = plain(engine(family, drafter="none", prefix_cache=False), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),)) if index % 2 else each
+        for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
+    ]
+    for settings in ({}, {"fixed_draft": 64}, {"drafter": "none"}, {"cuda_graphs": False, "fixed_draft": 16}):
+        served = engine(family, device="cuda", max_batch=6, **settings)
+        for _ in range(2):
+            completions = served.generate(requests)
+            assert [each.tokens for each in completions] == expected, settings
+        everything_is_back(served)
+
+
+def test_cancelling_with_a_step_in_flight() -> None:
+    draw = random.Random(5)
+    served = engine("qwen2", device="cuda", max_batch=4, cache_tokens=1024)
+    alive: list[str] = []
+    for _ in range(200):
+        if draw.random() < 0.3:
+            alive.append(served.submit(copying_request(draw)))
+        if alive and draw.random() < 0.25:
+            served.cancel(alive.pop(draw.randrange(len(alive))))
+        served.step()
+    while served.busy:
+        served.step()
+    everything_is_back(served)
+
+
+def test_penalties_and_logprobs() -> None:
+    request = Request([1, 2, 1, 2], Sampling(max_tokens=30, ignore_eos=True, frequency_penalty=0.4, logprobs=2))
+    one, other = engine("qwen2"), engine("qwen2", device="cuda", fixed_draft=16)
+    left, right = one.generate([request])[0], other.generate([request])[0]
+    assert left.tokens == right.tokens
+    assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(left.logprobs, right.logprobs, strict=True))

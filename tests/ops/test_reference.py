@@ -1,0 +1,165 @@
+"""The torch references against the plainest formula for each: they define what every kernel must equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.ops import argmax, attention, linear, rope
+from paceline.ops.attention import AttentionBatch, visible
+from paceline.ops.linear import Weight
+
+PAGE = 4
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def paged(context: int, branches: list[int], kv_heads: int, dim: int) -> tuple[AttentionBatch, Tensor, Tensor]:
+    """One request with `context` committed slots and a root with `branches` of those lengths, on shuffled pages."""
+    starts = [0]
+    for length in branches:
+        starts += [len(starts)] * length
+    count = len(starts)
+    pages = -(-(context + count) // PAGE)
+    order = torch.randperm(pages + 2)[:pages]
+    place = torch.arange(context, context + count)
+    batch = AttentionBatch(
+        positions=place,
+        slots=order[place // PAGE] * PAGE + place % PAGE,
+        page_table=order[None].int(),
+        context_lens=torch.tensor([context], dtype=torch.int32),
+        query_starts=torch.tensor([0, count], dtype=torch.int32),
+        branch_starts=torch.tensor(starts, dtype=torch.int32),
+        max_query=count,
+        max_context=context,
+        branching=len(branches) > 1,
+    )
+    caches = torch.randn(2, (pages + 2) * PAGE, kv_heads, dim)
+    return batch, caches[0], caches[1]
+
+
+def one_by_one(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of one query [heads, dim] over keys and values [n, kv_heads, dim], a head at a time."""
+    group = query.shape[0] // keys.shape[1]
+    rows = []
+    for head in range(query.shape[0]):
+        scores = keys[:, head // group] @ query[head] * scale
+        rows.append(scores.softmax(0) @ values[:, head // group])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("context", [0, 1, 5, 13])
+@pytest.mark.parametrize("branches", [[], [4], [3, 2], [1, 1, 4]])
+def test_a_branch_sees_its_context_the_root_and_itself(context: int, branches: list[int]) -> None:
+    """Every branch alone, as if the others had never been drafted, gives the same outputs."""
+    batch, keys, values = paged(context, branches, kv_heads=2, dim=8)
+    query = torch.randn(len(batch.slots), 4, 8)
+    result = attention.reference(query, keys, values, batch, PAGE, 0.3)
+    place = torch.arange(context + len(batch.slots))
+    slots = batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
+    expected = [one_by_one(query[0], keys[slots[: context + 1]], values[slots[: context + 1]], 0.3)]
+    first = 1
+    for length in branches:
+        for index in range(first, first + length):
+            seen = torch.cat([slots[: context + 1], slots[context + first : context + index + 1]])
+            expected.append(one_by_one(query[index], keys[seen], values[seen], 0.3))
+        first += length
+    torch.testing.assert_close(result, torch.stack(expected))
+
+
+def test_without_branches_the_mask_is_causal() -> None:
+    assert torch.equal(visible(5, 3, torch.zeros(5, dtype=torch.int32)), torch.ones(5, 8).tril(3).bool())
+
+
+def test_requests_do_not_see_each_other() -> None:
+    """Two requests in one step give what each gives alone."""
+    first, keys, values = paged(6, [3], kv_heads=1, dim=8)
+    second, more_keys, more_values = paged(2, [2, 2], kv_heads=1, dim=8)
+    shift = len(keys)
+    width = max(first.page_table.shape[1], second.page_table.shape[1])
+    tables = [
+        F.pad(table, (0, width - table.shape[1]))
+        for table in (first.page_table, second.page_table + shift // PAGE)
+    ]  # fmt: skip
+    both = AttentionBatch(
+        positions=torch.cat([first.positions, second.positions]),
+        slots=torch.cat([first.slots, second.slots + shift]),
+        page_table=torch.cat(tables),
+        context_lens=torch.cat([first.context_lens, second.context_lens]),
+        query_starts=torch.tensor([0, 4, 9], dtype=torch.int32),
+        branch_starts=torch.cat([first.branch_starts, second.branch_starts]),
+        max_query=5,
+        max_context=6,
+        branching=True,
+    )
+    query = torch.randn(9, 2, 8)
+    result = attention.reference(query, torch.cat([keys, more_keys]), torch.cat([values, more_values]), both, PAGE, 1.0)
+    torch.testing.assert_close(result[:4], attention.reference(query[:4], keys, values, first, PAGE, 1.0))
+    torch.testing.assert_close(result[4:], attention.reference(query[4:], more_keys, more_values, second, PAGE, 1.0))
+
+
+def test_rope_is_the_one_of_transformers() -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    tokens, heads, kv_heads, dim = 7, 4, 2, 16
+    angles = torch.arange(50)[:, None] * 1e4 ** -(torch.arange(0, dim, 2) / dim)[None, :]
+    table = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    positions, slots = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim)
+    keys, values = torch.zeros(20, kv_heads, dim), torch.zeros(20, kv_heads, dim)
+    result = rope.reference(qkv, table, positions, slots, keys, values, heads)
+
+    query, key, value = torch.split(qkv.view(tokens, -1, dim), [heads, kv_heads, kv_heads], dim=1)
+    full = torch.cat([angles, angles], dim=-1)[positions][None]
+    query, key = llama.apply_rotary_pos_emb(
+        query.transpose(0, 1)[None], key.transpose(0, 1)[None], full.cos(), full.sin()
+    )
+    torch.testing.assert_close(result, query[0].transpose(0, 1))
+    torch.testing.assert_close(keys[slots], key[0].transpose(0, 1))
+    assert torch.equal(values[slots], value)
+    assert int((keys.abs().sum((1, 2)) > 0).sum()) == tokens  # nothing else was written
+
+
+def test_rope_normalises_each_head_before_it_rotates() -> None:
+    tokens, heads, kv_heads, dim = 3, 2, 1, 8
+    table = torch.cat([torch.ones(4, dim // 2), torch.zeros(4, dim // 2)], dim=-1)  # no rotation
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim)
+    keys, values = torch.zeros(3, kv_heads, dim), torch.zeros(3, kv_heads, dim)
+    query_norm, key_norm = torch.randn(dim), torch.randn(dim)
+    place = torch.arange(tokens)
+    result = rope.reference(qkv, table, place, place, keys, values, heads, (query_norm, key_norm, 1e-6))
+    query, key, _ = torch.split(qkv.view(tokens, -1, dim), [heads, kv_heads, kv_heads], dim=1)
+    torch.testing.assert_close(result, F.rms_norm(query, (dim,), query_norm, 1e-6))
+    torch.testing.assert_close(keys, F.rms_norm(key, (dim,), key_norm, 1e-6))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_weight_multiplies_as_a_plain_one(tokens: int, bias: bool) -> None:
+    matrix = torch.randn(96, 64, dtype=torch.bfloat16) / 8
+    offset = torch.randn(96, dtype=torch.bfloat16) if bias else None
+    weight = Weight(matrix, offset)
+    x = torch.randn(tokens, 64, dtype=torch.bfloat16)
+    expected = F.linear(x.float(), matrix.float(), None if offset is None else offset.float())
+    torch.testing.assert_close(linear.linear_reference(x, weight).float(), expected, rtol=1e-2, atol=1e-2)
+    assert (weight.rows, weight.columns) == (96, 64)
+
+
+def test_the_fused_products_are_their_parts() -> None:
+    x, norm, residual = torch.randn(5, 16), torch.randn(16), torch.randn(5, 12)
+    weight = Weight(torch.randn(12, 16), torch.randn(12))
+    normed = F.rms_norm(x, (16,), norm, 1e-6)
+    product = F.linear(normed, weight.matrix, weight.bias)
+    torch.testing.assert_close(linear.norm_linear_reference(x, norm, 1e-6, weight), product)
+    plain = F.linear(x, weight.matrix, weight.bias)
+    torch.testing.assert_close(linear.linear_add_reference(x, weight, residual), residual + plain)
+    gated = F.silu(product[:, :6]) * product[:, 6:]
+    torch.testing.assert_close(linear.norm_gated_reference(x, norm, 1e-6, weight), gated)
+
+
+def test_argmax_takes_the_lowest_of_equals() -> None:
+    assert argmax.reference(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
