@@ -265,6 +265,7 @@ class Runner:
             branch_starts=torch.zeros(len(tokens), dtype=torch.int32, device=self.device),
             max_query=max(chunk.end - chunk.start for chunk in chunks),
             max_context=max(chunk.start for chunk in chunks),
+            host_lengths=(bounds, [chunk.start for chunk in chunks]),
         )
         return batch, self._to_device(tokens, torch.int64), self._to_device(rows, torch.int64)
 

@@ -31,6 +31,7 @@ class AttentionBatch:
     branch_starts [T] int32
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0, so that a plain causal kernel may be used
+    host_lengths  query_starts and context_lens as lists where the host has them (prefill), so that none waits for them
     """
 
     positions: Tensor
@@ -42,6 +43,7 @@ class AttentionBatch:
     max_query: int
     max_context: int
     branching: bool = False
+    host_lengths: tuple[list[int], list[int]] | None = None
 
     @property
     def num_requests(self) -> int:

@@ -151,14 +151,10 @@ def prefill(
 
 
 def _lengths(batch: AttentionBatch) -> tuple[list[int], list[int]]:
-    """query_starts and context_lens on the host: read once for all layers of a step, again when either has changed."""
-    version = (batch.query_starts._version, batch.context_lens._version)
-    held = vars(batch).get("_host_lengths")
-    if held is None or held[0] != version:
-        both = torch.cat([batch.query_starts, batch.context_lens]).tolist()
-        held = (version, both[: batch.num_requests + 1], both[batch.num_requests + 1 :])
-        vars(batch)["_host_lengths"] = held
-    return held[1], held[2]
+    """query_starts and context_lens on the host: as the batch brings them, else read from the device once a step."""
+    if batch.host_lengths is None:
+        batch.host_lengths = batch.query_starts.tolist(), batch.context_lens.tolist()
+    return batch.host_lengths
 
 
 @triton.jit
