@@ -6,7 +6,7 @@ Modes:  prefill  1,024 tokens of code, to the first token
         plain    128 tokens after 256 of code, token by token
         lookup   merges of the edits' snippets (made by rule) in a chat, each drafter at every one of its settings
 
-Rates are medians over prompts; decode rates leave prefill out. Every peer is warmed up first and has its own
+Rates are medians over prompts and rounds; decode rates leave prefill out. Every peer is warmed up first and has its own
 environment (peers/venvs.py), its own process and the same bf16 weights (peers/export.py); in the row named quantised
 llama.cpp runs the file as it came. `ratios` are Paceline over the best bf16 peer, a drafter counting at its best
 setting. The plain prompts are shorter than the merges', so `lookup_over_plain` is, if anything, too low.
@@ -99,9 +99,13 @@ def main() -> None:
     for mode in options.modes:
         work = work_of(mode, tokenizer, edits, options)
         print_work(work)
-        for peer, settings in runs(mode, options):
-            rows.append(run(peer, settings, work, models, options.threads))
-            print_row(rows[-1])
+        here = []
+        for _ in range(options.rounds):
+            for index, (peer, settings) in enumerate(runs(mode, options)):
+                row = run(peer, settings, work, models, options.threads)
+                print_row(row)
+                here[index : index + 1] = [merged(here[index], row) if index < len(here) else row]
+        rows += here
     agreement(rows)
     kept = [{name: value for name, value in row.items() if name != "outputs"} for row in rows]
     finish(
@@ -122,6 +126,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=512, help="most tokens a prompt is continued by")
     parser.add_argument("--longest", type=int, default=1200, help="most tokens of a file to merge into")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=1, help="times all is run, in turn; a noisy machine needs some")
     parser.add_argument("--sweep", type=int, default=8, help="settings a drafter is tried at")
     return parser.parse_args()
 
@@ -214,6 +219,17 @@ def run(peer: Peer, settings: dict[str, Any], work: Work, models: dict[str, Path
     return {"label": peer.label, "mode": work.mode, "swept": settings} | answer(peer, job)
 
 
+def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Two rounds' rows as one, with the rates of both; a round that failed shows."""
+    if "error" in earlier or "error" in later:
+        return earlier if "error" in earlier else later
+    both = dict(later)
+    for kind in ("prefill", "decode"):
+        rates = earlier[f"{kind}_rates"] + later[f"{kind}_rates"]
+        both |= {f"{kind}_rates": rates, f"{kind}_tok_s": round(statistics.median(rates), 2) if rates else None}
+    return both
+
+
 def answer(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
     """What the program printed last; where it failed, the last it said."""
     name = next(name for name, variants in PEERS.items() if peer in variants)
@@ -260,7 +276,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
     plain = next((rate(row) for row in rows if row["mode"] == "plain" and row["label"] == OURS.label), 0.0)
     if plain:
-        drafted = [row for row in rows if row["mode"] == "lookup" and row["label"] in (OURS.label, CANDIDATE.label)]
+        ours = (OURS.label, CANDIDATE.label)
+        drafted = [row for row in rows if row["mode"] == "lookup" and row["label"] in ours and rate(row)]
         found["lookup_over_plain"] = {row["label"]: round(rate(row) / plain, 3) for row in drafted}
     return found
 

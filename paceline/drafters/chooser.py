@@ -10,41 +10,52 @@ against the plain choice brings drafting back when the output starts to copy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 LENGTHS = (0, 8, 16, 32, 64, 128, 256)
-_DECAY = 0.8
-
 LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
-_PRIORS = ((0.1, 0.6), (0.5, 0.9), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+# before anything is seen: the chance that a draft's first token is accepted, and each one after an accepted one
+_PRIORS = ((0.1, 0.6), (0.4, 0.85), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+_DECAY, _SLOW_DECAY = 0.8, 0.98
 _PRIOR_WEIGHT = 2.0
 
 
 @dataclass
 class _Rate:
+    """A decayed count of hits over trials."""
+
     hits: float
     trials: float
 
-    def add(self, hits: float, trials: float) -> None:
-        self.hits = self.hits * _DECAY + hits
-        self.trials = self.trials * _DECAY + trials
+    def add(self, hits: float, trials: float, decay: float) -> None:
+        self.hits = self.hits * decay + hits
+        self.trials = self.trials * decay + trials
 
     @property
     def value(self) -> float:
         return min(self.hits / self.trials, 0.998)
 
+    def weighing(self, trials: float) -> _Rate:
+        return _Rate(self.value * trials, trials)
 
-def _priors() -> list[tuple[_Rate, _Rate]]:
-    return [(_Rate(f * _PRIOR_WEIGHT, _PRIOR_WEIGHT), _Rate(p * 16, 16.0)) for f, p in _PRIORS]
+
+Rates = list[tuple[_Rate, _Rate]]
+
+
+def _learn(rates: Rates, state: int, drafted: int, accepted: int, hit: bool, decay: float) -> None:
+    first, more = rates[state]
+    first.add(float(hit or accepted > 0), 1.0, decay)
+    if accepted:
+        more.add(accepted - 1.0, accepted - 1.0 + (accepted < drafted), decay)
 
 
 @dataclass
 class Acceptance:
     """One request's record. `streak` is the tokens of agreement so far, `lost` the steps since agreement ended."""
 
+    rates: Rates
     streak: int = 0
     lost: int = 0
-    rates: list[tuple[_Rate, _Rate]] = field(default_factory=_priors)
 
     @property
     def state(self) -> int:
@@ -59,12 +70,23 @@ class Acceptance:
 
     def observe(self, drafted: int, accepted: int, hit: bool, streak: int) -> None:
         """Learns from a step: `accepted` of `drafted`, whether the best guess was right, the streak after it."""
-        first, more = self.rates[self.state]
-        first.add(float(hit or accepted > 0), 1.0)
-        if accepted:
-            more.add(accepted - 1.0, accepted - 1.0 + (accepted < drafted))
+        _learn(self.rates, self.state, drafted, accepted, hit, _DECAY)
         self.streak = streak
         self.lost = 0 if streak else self.lost + 1
+
+
+class Habits:
+    """How drafts fare over many requests, slowly forgotten: what a new request is expected to be like."""
+
+    def __init__(self) -> None:
+        self._rates: Rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in _PRIORS]
+
+    def newcomer(self) -> Acceptance:
+        """A record that starts from these habits and soon follows its own request."""
+        return Acceptance([(first.weighing(_PRIOR_WEIGHT), more.weighing(16.0)) for first, more in self._rates])
+
+    def observe(self, state: int, drafted: int, accepted: int, hit: bool, streak: int) -> None:
+        _learn(self._rates, state, drafted, accepted, hit, _SLOW_DECAY)
 
 
 def choose_uniform(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> int:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from paceline.config import EngineConfig, Hardware, resolve
-from paceline.drafters.chooser import Acceptance, choose_each, choose_uniform
+from paceline.drafters.chooser import Habits, choose_each, choose_uniform
 from paceline.engine.detokenize import Detokenizer
 from paceline.engine.runner import Flight, Landed, Runner
-from paceline.engine.scheduler import Prefill, Scheduler
+from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
 from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, RequestError
 from paceline.kv.cache import KVCache, page_bytes
@@ -25,6 +25,7 @@ from paceline.models.checkpoint import Checkpoint, open_checkpoint
 from paceline.models.decoder import Decoder
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
+from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, StepOutput
 
 
@@ -59,6 +60,7 @@ class Engine:
         self._flights: deque[Flight] = deque()
         self._sequences: dict[str, Sequence] = {}
         self._numbers = itertools.count(1)
+        self._habits = {False: Habits(), True: Habits()}
 
     @classmethod
     def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
@@ -83,7 +85,8 @@ class Engine:
 
     def warm_up(self, batch: int = 1) -> None:
         """Prepares steps of up to `batch` requests, so that no request waits for a kernel or graph to be made."""
-        self.runner.warm_up(batch)
+        with deterministic(self.config.deterministic):
+            self.runner.warm_up(batch)
 
     def submit(self, request: Request) -> str:
         """Queues a request; returns its id. Raises a RequestError for one that can never be served."""
@@ -92,7 +95,7 @@ class Engine:
         if not request.prompt:
             raise EmptyPrompt("the prompt has no tokens")
         vocabulary = self.model.config.vocab_size
-        if not all(0 <= token < vocabulary for token in request.prompt):
+        if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
             raise RequestError(f"the prompt holds a token outside the vocabulary of {vocabulary}")
         if request.sampling.max_tokens > room:
             raise ContextExceeded(
@@ -123,11 +126,14 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Launches the next step, then reads the oldest one launched; on CUDA that is one behind."""
         work = self.scheduler.schedule()
-        if work is not None:
-            self._flights.append(self.runner.prefill(work) if isinstance(work, Prefill) else self.runner.decode(work))
+        with deterministic(self.config.deterministic):
+            if work is not None:
+                self._flights.append(self.runner.launch(work))
         outputs: list[StepOutput] = []
         while self._flights and (work is None or len(self._flights) > self.runner.lag):
             outputs += self._land(self._flights.popleft())
+        if not self.scheduler.busy:
+            self._flights.clear()  # what is left was launched for requests that have ended
         return outputs
 
     def stream(self, request: Request) -> Iterator[StepOutput]:
@@ -166,7 +172,7 @@ class Engine:
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             detokenizer=Detokenizer(self.tokenizer.token_bytes, sampling.stop),
             stops=stops,
-            acceptance=Acceptance(),
+            acceptance=self._habits[bool(request.sources)].newcomer(),
             tokens=list(request.prompt),
         )
         sequence.usage.prompt_tokens = len(request.prompt)
@@ -200,7 +206,9 @@ class Engine:
             usage.steps += 1
             usage.drafted_tokens += landed.drafted
             usage.margin_tokens += landed.near
-        sequence.acceptance.observe(landed.drafted, landed.accepted, landed.hit, landed.streak)
+        observed = (landed.drafted, landed.accepted, landed.hit, landed.streak)
+        self._habits[bool(sequence.request.sources)].observe(sequence.acceptance.state, *observed)
+        sequence.acceptance.observe(*observed)
         output = sequence.take(landed.tokens, landed.accepted, landed.logprobs)
         if sequence.finish is not None:
             self.scheduler.finish(sequence)

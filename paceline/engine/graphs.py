@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.drafters.chooser import LENGTHS
 from paceline.engine.runner import Flight, Runner, _entries
-from paceline.engine.scheduler import Decode, Prefill
+from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
@@ -21,6 +23,9 @@ from paceline.ops.copy_draft import StepTokens
 
 _MAX_QUERIES = 1100  # a step of more queries than this costs as much as it gives
 
+_PROMPT_SIZES = (64, 128, 256, 512, 1024)
+
+T = TypeVar("T")
 GREEDY, MARGIN, LOGITS = "greedy", "margin", "logits"
 
 
@@ -38,6 +43,19 @@ class StepGraph:
     seconds: float
 
 
+@dataclass
+class PromptGraph:
+    """A captured pass over one chunk of at most T prompt tokens.
+
+    data [3, T] int64: tokens, positions, slots; head [W + 2] int32: the page table's row, then committed and query counts.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    data: Tensor
+    head: Tensor
+    logits: Tensor
+
+
 class GraphRunner(Runner):
     """Decode steps as replays. A step of B requests with Q queries each runs in the graph of the next larger B."""
 
@@ -49,11 +67,16 @@ class GraphRunner(Runner):
         self.spare = config.max_batch
         self._graphs: dict[tuple[int, int, str], StepGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._prompts: dict[int, PromptGraph] = {}
         self._loaded: dict[int, list[int]] = {}
 
     @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
-        """Captures the greedy graphs of up to `batch` requests, so that no request waits for it."""
+        """Captures the greedy graphs of up to `batch` requests and those of prompts, and runs long prompts' kernels once."""
+        for tokens in _PROMPT_SIZES:
+            self._prompt_graph(tokens)
+        for tokens in (2 * _PROMPT_SIZES[-1], self.config.prefill_chunk or 0):
+            self._run_prompt(tokens)
         size = 1
         while True:
             for length in self._lengths(size):
@@ -73,6 +96,27 @@ class GraphRunner(Runner):
 
     def prefill(self, work: Prefill) -> Flight:
         return self._to_host(super().prefill(work))
+
+    def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
+        """A single short chunk is a replay; launching its kernels one by one would take longer than running them."""
+        chunk = chunks[0]
+        count = chunk.end - chunk.start
+        if len(chunks) > 1 or count > _PROMPT_SIZES[-1]:
+            return super().prompt_logits(chunks)
+        captured = self._prompt_graph(next(size for size in _PROMPT_SIZES if size >= count))
+        size = captured.data.shape[1]
+        page_size = self.cache.page_size
+        pages = chunk.sequence.pages
+        rest = [0] * (size - count)
+        places = range(chunk.start, chunk.end)
+        slots = [pages[place // page_size] * page_size + place % page_size for place in places]
+        tokens = chunk.sequence.tokens[chunk.start : chunk.end]
+        captured.data.copy_(self._to_device([tokens + rest, [*places, *rest], slots + rest], torch.int64))
+        width = len(captured.head) - 2
+        head = (pages + [0] * width)[:width] + [chunk.start, count]
+        captured.head.copy_(self._to_device(head, torch.int32))
+        captured.graph.replay()
+        return captured.logits if chunk.last else captured.logits[:0]
 
     def decode(self, work: Decode) -> Flight:
         started = time.perf_counter()
@@ -120,6 +164,67 @@ class GraphRunner(Runner):
             captured.slots.copy_(self._to_device(slots, torch.int64))
             self._loaded[key] = slots
 
+    def _prompt_graph(self, size: int) -> PromptGraph:
+        if size not in self._prompts:
+            self._prompts[size] = self._capture_prompt(size)
+        return self._prompts[size]
+
+    @torch.inference_mode()
+    def _capture_prompt(self, size: int) -> PromptGraph:
+        width = self.page_table.shape[1]
+        data = torch.zeros(3, size, dtype=torch.int64, device=self.device)
+        head = torch.zeros(width + 2, dtype=torch.int32, device=self.device)
+        head[-1] = size
+        zero = torch.zeros(1, dtype=torch.int32, device=self.device)
+        branch_starts = torch.zeros(size, dtype=torch.int32, device=self.device)
+
+        def run() -> Tensor:
+            batch = AttentionBatch(
+                positions=data[1],
+                slots=data[2],
+                page_table=head[:width].view(1, -1),
+                context_lens=head[width : width + 1],
+                query_starts=torch.cat([zero, head[width + 1 :]]),
+                branch_starts=branch_starts,
+                max_query=size,
+                max_context=width * self.cache.page_size,
+            )
+            return self.model.forward(data[0], self.cache, batch, (head[width + 1 :] - 1).long())
+
+        graph, logits = self._captured(run)
+        return PromptGraph(graph, data, head, logits)
+
+    @torch.inference_mode()
+    def _run_prompt(self, tokens: int) -> None:
+        """An eager pass over a prompt that is written to the waste page: compiles and loads what long prompts need."""
+        zeros = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+        batch = AttentionBatch(
+            positions=zeros,
+            slots=zeros,
+            page_table=torch.zeros(1, -(-tokens // self.cache.page_size), dtype=torch.int32, device=self.device),
+            context_lens=zeros[:1].int(),
+            query_starts=torch.tensor([0, tokens], dtype=torch.int32, device=self.device),
+            branch_starts=zeros.int(),
+            max_query=tokens,
+            max_context=0,
+            host_lengths=([0, tokens], [0]),
+        )
+        self.model.forward(zeros, self.cache, batch, zeros[:1])
+
+    def _captured(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """Runs twice to compile and to settle the allocator, then captures; returns the graph and what `run` gave in it."""
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = run()
+        return graph, result
+
     def _lengths(self, size: int) -> list[int]:
         limit = self.config.max_draft or 0
         if self.config.fixed_draft is not None:
@@ -146,16 +251,7 @@ class GraphRunner(Runner):
             result = self.verify(slots, starts, tokens, batch, logits, choices, queries, mode == MARGIN)
             return tokens, batch, logits, result
 
-        torch.cuda.synchronize()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            tokens, batch, logits, result = step()
+        graph, (tokens, batch, logits, result) = self._captured(step)
         return StepGraph(graph, slots, starts, tokens, batch, logits, result, _time(graph))
 
 

@@ -18,7 +18,7 @@ from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
 from paceline.ops.attention import AttentionBatch
-from paceline.ops.copy_draft import CopyState, StepTokens, copy_draft
+from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
 
@@ -101,6 +101,8 @@ class Runner:
         width = -(-(config.max_context + slack) // cache.page_size)
         self.page_table = torch.zeros(config.max_batch + 1, width, dtype=torch.int32, device=self.device)
         self.margins = torch.zeros(config.max_batch + 1, device=self.device)
+        # a branch's keys lie elsewhere in the cache than plain decoding would put them, so kernels sum them in another order
+        self._most_branches = 1 if config.deterministic else MAX_BRANCHES
         self._written = [0] * (config.max_batch + 1)
         self.cost = StepCost()
         model.prepare(config.max_context + slack)
@@ -154,18 +156,19 @@ class Runner:
 
     # ---- steps
 
+    def launch(self, work: Prefill | Decode) -> Flight:
+        """Starts a step; its results are read from the flight later."""
+        return self.prefill(work) if isinstance(work, Prefill) else self.decode(work)
+
     def prefill(self, work: Prefill) -> Flight:
         """Computes prompt chunks; sequences whose last chunk this is get their first token."""
         started = time.perf_counter()
-        chunks = work.chunks
-        for chunk in chunks:
-            if chunk.last:
-                self.start(chunk.sequence)
-        self.update_pages([chunk.sequence for chunk in chunks if chunk.last], whole=True)
-        batch, tokens, rows = self._prefill_batch(chunks)
-        ready = [chunk.sequence for chunk in chunks if chunk.last]
-        logits = self.model.forward(tokens, self.cache, batch, rows)
-        queries = len(tokens)
+        ready = [chunk.sequence for chunk in work.chunks if chunk.last]
+        for sequence in ready:
+            self.start(sequence)
+        self.update_pages(ready, whole=True)
+        logits = self.prompt_logits(work.chunks)
+        queries = sum(chunk.end - chunk.start for chunk in work.chunks)
         if not ready:
             return Flight([], torch.empty(0, HEADER), False, queries, started)
         slots = self._to_device([each.slot for each in ready], torch.int64)
@@ -174,6 +177,11 @@ class Runner:
         flight = self._conclude(ready, [0] * len(ready), logits, slots, starts, step, None)
         flight.decode, flight.queries, flight.launched = False, queries, started
         return flight
+
+    def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
+        """Computes the chunks' keys and values; logits [N, V] after the last token of the N chunks that are last."""
+        batch, tokens, rows = self._prefill_batch(chunks)
+        return self.model.forward(tokens, self.cache, batch, rows)
 
     def decode(self, work: Decode) -> Flight:
         """One step of every sequence: draft, one pass of the target over all drafts, accept, move on."""
@@ -191,7 +199,7 @@ class Runner:
         self, slots: Tensor, starts: Tensor, num_queries: int, max_query: int
     ) -> tuple[StepTokens, AttentionBatch, Tensor]:
         """Drafts, and the target's logits over root and drafts, [num_queries, V]."""
-        step = copy_draft(self.state, slots, starts, num_queries)
+        step = copy_draft(self.state, slots, starts, num_queries, self._most_branches)
         batch = decode_layout(self.state, slots, starts, step, self.page_table, self.cache.page_size, max_query)
         return step, batch, self.model.forward(step.tokens, self.cache, batch)
 

@@ -98,3 +98,26 @@ def reference(
         )
         output[first:last] = result[0].transpose(0, 1)
     return output
+
+
+def reference_deterministic(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """`reference` a query at a time over just the keys it sees, in the order of their positions."""
+    output = torch.empty_like(query)
+    starts = batch.query_starts.tolist()
+    for index, context in enumerate(batch.context_lens.tolist()):
+        for row in range(starts[index], starts[index + 1]):
+            own = row - starts[index]
+            first = max(1, int(batch.branch_starts[row])) if own else 0
+            places = [*range(context), *([context] if own else []), *range(context + first, context + own + 1)]
+            place = torch.tensor(places, device=query.device)
+            slots = batch.page_table[index][place // page_size].long() * page_size + place % page_size
+            output[row] = F.scaled_dot_product_attention(
+                query[row][None, :, None],
+                key_cache[slots].transpose(0, 1)[None],
+                value_cache[slots].transpose(0, 1)[None],
+                scale=scale,
+                enable_gqa=query.shape[1] != key_cache.shape[1],
+            )[0, :, 0]
+    return output

@@ -63,23 +63,23 @@ class StepTokens:
     guesses: Tensor
 
 
-def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int) -> StepTokens:
+def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
     """Fills each request's queries: its root, then branches copied from its text.
 
     slots [B] int64, query_starts [B + 1] int32 with query_starts[-1] = `num_queries`. One branch while in step with the
-    text; after a miss up to MAX_BRANCHES, best guesses first, no two with the same first token: places whose last
+    text; after a miss up to `most`, best guesses first, no two with the same first token: places whose last
     tokens agree with the output's (longest agreement, explicit sources and nearness first), and the place itself, as if
     one token had been replaced or inserted.
     """
-    return implementation("copy_draft", state.text)(state, slots, query_starts, num_queries)
+    return implementation("copy_draft", state.text)(state, slots, query_starts, num_queries, most)
 
 
-def num_branches(room: int) -> int:
-    """Branches that `room` drafted tokens are divided among after a miss."""
-    return max(1, min(MAX_BRANCHES, room // BRANCH_TOKENS))
+def num_branches(room: int, most: int) -> int:
+    """Branches that `room` drafted tokens are divided among after a miss: at most `most`."""
+    return max(1, min(most, room // BRANCH_TOKENS))
 
 
-def reference(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int) -> StepTokens:
+def reference(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
     device = state.text.device
     tokens, depths, starts, origins, guesses = [], [], [], [], []
     bounds = query_starts.tolist()
@@ -87,7 +87,7 @@ def reference(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries
         room = bounds[index + 1] - bounds[index] - 1
         end, pointer = int(state.end[slot]), int(state.pointer[slot])
         text = state.text[slot, :end]
-        wanted = 1 if pointer >= 0 else num_branches(room)
+        wanted = 1 if pointer >= 0 else num_branches(room, most)
         places = [pointer] if 0 <= pointer < end else _places(text, end, state, slot, wanted)
         guesses.append(places[0] if places else -1)
         tokens.append(int(text[end - 1]))

@@ -6,7 +6,9 @@ An op calls `implementation(name, tensor)`; it gets the kernel registered for th
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -42,24 +44,52 @@ _KERNELS: dict[str, dict[str, str]] = {
         "compact": "paceline.ops.triton.drafting:compact",
     },
 }
+# where every row's bits must not depend on the other rows of the call; what is not here is so by itself
+_DETERMINISTIC: dict[str, dict[str, str]] = {
+    "cpu": {
+        "paged_attention": "paceline.ops.attention:reference_deterministic",
+        "linear": "paceline.ops.linear:linear_deterministic",
+        "norm_linear": "paceline.ops.linear:norm_linear_deterministic",
+        "linear_add": "paceline.ops.linear:linear_add_deterministic",
+        "norm_gated": "paceline.ops.linear:norm_gated_deterministic",
+    },
+    "cuda": {
+        "paged_attention": "paceline.ops.triton.attention:paged_attention_deterministic",
+        "norm_linear": "paceline.ops.triton.linear:norm_linear_deterministic",
+        "linear_add": "paceline.ops.triton.linear:linear_add_deterministic",
+        "norm_gated": "paceline.ops.triton.linear:norm_gated_deterministic",
+    },
+}
 _loaded: dict[str, Implementation] = {}
+_deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within it, ops of this thread run batch-invariant implementations if `wanted`."""
+    token = _deterministic.set(wanted)
+    try:
+        yield
+    finally:
+        _deterministic.reset(token)
 
 
 def implementation(op: str, tensor: Tensor) -> Implementation:
     """The callable for `op` on `tensor`'s device. Raises ConfigError for an op that is not in the table."""
-    return _load(chosen(op, tensor.device.type))
+    return _load(chosen(op, tensor.device.type, _deterministic.get()))
 
 
-def chosen(op: str, device: str) -> str:
+def chosen(op: str, device: str, deterministic: bool = False) -> str:
     """The `module:function` that serves `op` on a device type; the reference where no kernel is registered."""
     if op not in _REFERENCES:
         raise ConfigError(f"there is no operation {op!r}; known: {', '.join(sorted(_REFERENCES))}")
-    return _KERNELS.get(device, {}).get(op, _REFERENCES[op])
+    usual = _KERNELS.get(device, {}).get(op, _REFERENCES[op])
+    return _DETERMINISTIC.get(device, {}).get(op, usual) if deterministic else usual
 
 
-def choices(device: str) -> dict[str, str]:
+def choices(device: str, deterministic: bool = False) -> dict[str, str]:
     """Every operation and what serves it on a device type."""
-    return {op: chosen(op, device) for op in _REFERENCES}
+    return {op: chosen(op, device, deterministic) for op in _REFERENCES}
 
 
 def _load(target: str) -> Implementation:

@@ -83,3 +83,26 @@ def linear_add_reference(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
 def norm_gated_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
     gate, up = norm_linear_reference(x, norm, eps, weight).chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+_ROWS = 32  # rows of every product where bits must not depend on how many there are
+
+
+def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
+    """`linear` in blocks of exactly _ROWS rows (padded with zeros), so that one row's bits are the same in any call."""
+    count = len(x)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -count % _ROWS))
+    return torch.cat([linear_reference(block, weight) for block in padded.split(_ROWS)])[:count]
+
+
+def norm_linear_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    return linear_deterministic(rms_norm(x, norm, eps), weight)
+
+
+def linear_add_deterministic(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+    return residual + linear_deterministic(x, weight)
+
+
+def norm_gated_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    gate, up = norm_linear_deterministic(x, norm, eps, weight).chunk(2, dim=-1)
+    return F.silu(gate) * up

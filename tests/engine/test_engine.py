@@ -256,3 +256,16 @@ def test_usage_counts_are_true() -> None:
     assert usage.accepted_tokens + usage.rejected_tokens == usage.drafted_tokens
     again = engine.generate([Request([1] * 40, Sampling(max_tokens=5, ignore_eos=True))])[0]
     assert again.usage.cached_tokens == 32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_is_bit_by_bit(dtype: str) -> None:
+    """In bf16 tiny models tie all the time; deterministic steps choose alike all the same, logits included."""
+    draw = random.Random(2)
+    requests = [copying_request(draw, logprobs=1) for _ in range(10)]
+    settings = {"dtype": dtype, "deterministic": True, "shape": {"hidden_size": 64, "head_dim": 16}}
+    expected = tiny_engine(**settings, drafter="none", prefix_cache=False, max_batch=1).generate(requests)
+    for changes in ({"fixed_draft": 40}, {"fixed_draft": 7, "prefill_chunk": 11}, {"cache_tokens": 256}):
+        found = tiny_engine(**settings, **changes).generate(requests)
+        assert [each.tokens for each in found] == [each.tokens for each in expected]
+        assert [each.logprobs for each in found] == [each.logprobs for each in expected]

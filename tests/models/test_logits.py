@@ -47,6 +47,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONG = {"original_max_position_embeddings": 1500}  # long enough that some frequencies are kept as they are
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama tied": ("Llama", {"tie_word_embeddings": True}),
@@ -56,6 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama llama3": ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **LLAMA3}}),
     "llama linear": ("Llama", {"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}}),
     "llama yarn": ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **YARN}}),
+    "llama yarn long": ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **YARN, **LONG}, "head_dim": 16}),
     "llama yarn set factor": (
         "Llama",
         {

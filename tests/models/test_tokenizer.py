@@ -35,6 +35,7 @@ CORPUS = [
     "class Stack:\n\tdef push(self, item):\n\t\tself.items.append(item)  # keeps order\n",
     "The quick fox isn't here; it's gone, they've said. We'll see you'd know!",
     "im_start im_end user assistant system tool_call endoftext",
+    "12 123 1234 12345 123456 20 202 2024 20245 1000 100000 314159 00 000 0000",
     "naïve café Straße Привет мир 日本語 日本 🎉🎉 αβγ",
 ] * 3
 ODD = [
@@ -66,7 +67,7 @@ def backend() -> tokenizers.Tokenizer:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+        CORPUS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False)
     )
     made.add_tokens([AddedToken(each, special=each != "<tool_call>", normalized=False) for each in SPECIALS])
     return made
@@ -88,7 +89,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(directory: Path) -> Tokenizer:
-    return Tokenizer.from_directory(directory, (422,))
+    return Tokenizer.from_directory(directory, (482,))
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,8 @@ def test_a_gguf_llamas_tokens_are_those_of_its_pattern(text: str) -> None:
     ]
     state.pre_tokenizer = pre_tokenizers.Sequence(steps)
     assert Tokenizer.from_gguf(metadata).encode(text) == state.encode(text).ids
+    if text == "1234567":
+        assert len(state.encode(text).ids) < 7, "no digits are ever joined, so the pattern is not seen"
 
 
 @pytest.mark.xfail(strict=True, reason="llama-bpe gets the NFC step that only Qwen's tokenizers have")
@@ -234,6 +237,12 @@ def test_markup_is_made_where_it_is_allowed(any_tokenizer: Tokenizer) -> None:
     assert any_tokenizer.decode(tokens) == "user\nhi"
     assert any_tokenizer.decode(tokens, skip_special=False) == "<|im_start|>user\nhi<|im_end|>"
     assert any_tokenizer.token_bytes(special["<|im_end|>"]) == b"<|im_end|>"
+
+
+@pytest.mark.xfail(strict=True, reason="an added token that is not special is skipped as if it were")
+def test_only_special_tokens_are_skipped(ours: Tokenizer, theirs: Any) -> None:
+    token = ours.special_tokens["<tool_call>"]
+    assert ours.decode([token]) == theirs.decode([token], skip_special_tokens=True) == "<tool_call>"
 
 
 def test_an_unused_id_is_nothing(any_tokenizer: Tokenizer) -> None:

@@ -16,6 +16,7 @@ from paceline.ops.copy_draft import (
     _SKIPPED,
     _SOURCE,
     MATCH_LIMIT,
+    MAX_BRANCHES,
     CopyState,
     StepTokens,
     num_branches,
@@ -135,11 +136,11 @@ def _copy_draft_kernel(
     tl.store(origins_ptr + base + padding, tl.zeros_like(lane) - 1, mask=rest)
 
 
-def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int) -> StepTokens:
+def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
     """See paceline.ops.copy_draft. All requests have the same number of queries."""
     device, count = slots.device, len(slots)
     room = num_queries // count - 1
-    branches = num_branches(room)
+    branches = num_branches(room, most)
     width = state.text.shape[1]
 
     def int32(size: int) -> Tensor:
