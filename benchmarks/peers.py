@@ -99,7 +99,7 @@ def main() -> None:
     for mode in options.modes:
         work = work_of(mode, tokenizer, edits, options)
         print_work(work)
-        here = []
+        here: list[dict[str, Any]] = []
         for _ in range(options.rounds):
             for index, (peer, settings) in enumerate(runs(mode, options)):
                 row = run(peer, settings, work, models, options.threads)
@@ -276,8 +276,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
     plain = next((rate(row) for row in rows if row["mode"] == "plain" and row["label"] == OURS.label), 0.0)
     if plain:
-        ours = (OURS.label, CANDIDATE.label)
-        drafted = [row for row in rows if row["mode"] == "lookup" and row["label"] in ours and rate(row)]
+        names = (OURS.label, CANDIDATE.label)
+        drafted = [row for row in rows if row["mode"] == "lookup" and row["label"] in names and rate(row)]
         found["lookup_over_plain"] = {row["label"]: round(rate(row) / plain, 3) for row in drafted}
     return found
 
@@ -289,9 +289,9 @@ def agreement(rows: list[dict[str, Any]]) -> None:
     """
     for mode in MODES:
         here = [row for row in rows if row["mode"] == mode and "outputs" in row]
-        ours = next((row["outputs"] for row in here if row["label"] == OURS.label), None)
-        for row in here if ours is not None else []:
-            row["same_tokens"] = [same(*pair) for pair in zip(row["outputs"], ours, strict=True)]
+        ours = [row["outputs"] for row in here if row["label"] == OURS.label]
+        for row in here if ours else []:
+            row["same_tokens"] = [same(*pair) for pair in zip(row["outputs"], ours[0], strict=True)]
 
 
 def same(left: list[int], right: list[int]) -> int:

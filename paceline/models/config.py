@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from paceline.errors import BadWeights, UnknownArchitecture
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """A declared stretch of the rotary frequencies: `kind` is linear, llama3 or yarn; the rest as transformers names it."""
+    """A declared stretch of the rotary frequencies: `kind` is linear, llama3 or yarn; the rest as in transformers."""
 
     kind: str
     factor: float
@@ -46,6 +47,25 @@ class ModelConfig:
     eos_tokens: tuple[int, ...]
     bos_token: int | None
 
+    def __post_init__(self) -> None:
+        """Raises BadWeights for shapes that no decoder can have."""
+        counts = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+        for name in (*counts, "vocab_size", "max_positions"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadWeights(f"the model's {name} is {value!r}, not a count")
+        tokens = self.eos_tokens if self.bos_token is None else (*self.eos_tokens, self.bos_token)
+        checks = (
+            (self.num_heads % self.num_kv_heads == 0, f"{self.num_heads} heads share {self.num_kv_heads} KV heads"),
+            (self.head_dim % 2 == 0, f"its head size {self.head_dim} is odd"),
+            (0 < self.rope_theta < math.inf, f"its RoPE base is {self.rope_theta}"),
+            (0 < self.rms_norm_eps < math.inf, f"its RMS norm epsilon is {self.rms_norm_eps}"),
+            (all(isinstance(token, int) for token in tokens), f"its first or last tokens are {tokens}"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise BadWeights(f"this model cannot be computed: {message}")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -66,6 +86,10 @@ FAMILIES = (
 )
 
 
+# Architectures that compute what a row's does. Mistral is one where no sliding window is in use.
+_SAME_AS = {"MistralForCausalLM": "LlamaForCausalLM"}
+
+
 def family_by(attribute: str, value: str) -> Family:
     """The row whose `attribute` is `value`; UnknownArchitecture names the nearest otherwise."""
     known = {getattr(family, attribute): family for family in FAMILIES}
@@ -75,11 +99,12 @@ def family_by(attribute: str, value: str) -> Family:
     raise UnknownArchitecture(f"architecture {value!r} is not known; the nearest that is: {near[0]!r}")
 
 
-def from_hf(values: Mapping[str, Any], tie_embeddings: bool | None = None) -> ModelConfig:
+def from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From the content of a config.json (either form of transformers 4 and 5)."""
     architectures = values.get("architectures") or ["(none)"]
-    family = family_by("architecture", architectures[0])
-    _refuse_unsupported(values, family)
+    architecture = str(architectures[0])
+    family = family_by("architecture", _SAME_AS.get(architecture, architecture))
+    _refuse_unsupported(values, family, architecture)
     try:
         heads = values["num_attention_heads"]
         eos = values.get("eos_token_id")
@@ -106,6 +131,8 @@ def from_hf(values: Mapping[str, Any], tie_embeddings: bool | None = None) -> Mo
         )
     except KeyError as error:
         raise BadWeights(f"config.json lacks {error.args[0]!r}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise BadWeights(f"config.json holds a value that is none: {error}") from error
 
 
 def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
@@ -118,28 +145,31 @@ def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
             raise BadWeights(f"the GGUF file lacks {family.gguf}.{name}")
         return found
 
-    heads = value("attention.head_count")
-    kind = metadata.get(f"{family.gguf}.rope.scaling.type", "none")
-    if kind not in ("none", "linear", "yarn"):
-        raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known")
-    scaling = None
-    if kind != "none":
-        original = metadata.get(f"{family.gguf}.rope.scaling.original_context_length", 0)
-        scaling = RopeScaling(kind, float(value("rope.scaling.factor")), int(original))
+    heads, hidden, context = (value(name) for name in ("attention.head_count", "embedding_length", "context_length"))
+    if not all(isinstance(each, int) and each > 0 for each in (heads, hidden, context)):
+        raise BadWeights(f"the GGUF file's heads, width and context are {heads!r}, {hidden!r}, {context!r}, not counts")
+    head_dim = value("attention.key_length", hidden // heads)
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise BadWeights("the GGUF file lacks tokenizer.ggml.tokens")
+    if value("rope.dimension_count", head_dim) != head_dim:
+        raise UnknownArchitecture("this GGUF model turns a part of each head only, which is not supported")
+    if value("attention.sliding_window", context) not in (0, context):
+        raise UnknownArchitecture("this GGUF model uses sliding-window attention, which is not supported")
     eos = [metadata.get("tokenizer.ggml.eos_token_id"), metadata.get("tokenizer.ggml.eot_token_id")]
     return ModelConfig(
         family=family.name,
-        hidden_size=value("embedding_length"),
+        hidden_size=hidden,
         num_layers=value("block_count"),
         num_heads=heads,
         num_kv_heads=value("attention.head_count_kv", heads),
-        head_dim=value("attention.key_length", value("embedding_length") // heads),
+        head_dim=head_dim,
         intermediate_size=value("feed_forward_length"),
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        rms_norm_eps=float(value("attention.layer_norm_rms_epsilon")),
-        rope_theta=float(value("rope.freq_base", 10000.0)),
-        rope_scaling=scaling,
-        max_positions=value("context_length"),
+        vocab_size=len(tokens),
+        rms_norm_eps=_number(value("attention.layer_norm_rms_epsilon")),
+        rope_theta=_number(value("rope.freq_base", 10000.0)),
+        rope_scaling=_gguf_scaling(metadata, family.gguf, context),
+        max_positions=context,
         tie_embeddings=not has_output,
         attention_bias=family.attention_bias,
         qk_norm=family.qk_norm,
@@ -148,17 +178,25 @@ def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
     )
 
 
-def _refuse_unsupported(values: Mapping[str, Any], family: Family) -> None:
+def _refuse_unsupported(values: Mapping[str, Any], family: Family, architecture: str) -> None:
+    layers = values.get("layer_types") or []
+    window = values.get("use_sliding_window", False) or any(each != "full_attention" for each in layers)
+    if architecture == "MistralForCausalLM":
+        window = values.get("sliding_window", 4096) is not None  # transformers' default where the key is left out
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    turned = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     reasons = {
-        "sliding-window attention": values.get("use_sliding_window", False),
+        "sliding-window attention": window,
         "quantised weights": "quantization_config" in values,
         "an MLP bias": values.get("mlp_bias", False),
         "an attention bias": values.get("attention_bias", False) and not family.attention_bias,
+        "a RoPE over a part of each head": turned not in (None, 1.0),
+        "a YaRN range that is not truncated": not rope.get("truncate", True),
         f"activation {values.get('hidden_act')!r}": values.get("hidden_act", "silu") != "silu",
     }
     for reason, applies in reasons.items():
         if applies:
-            raise UnknownArchitecture(f"this {family.architecture} uses {reason}, which is not supported")
+            raise UnknownArchitecture(f"this {architecture} uses {reason}, which is not supported")
 
 
 def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
@@ -175,5 +213,32 @@ def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
         high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
         beta_fast=float(rope.get("beta_fast", 32.0)),
         beta_slow=float(rope.get("beta_slow", 1.0)),
-        attention_factor=rope.get("attention_factor"),
+        attention_factor=_attention_factor(rope),
     )
+
+
+def _attention_factor(rope: Mapping[str, Any]) -> float | None:
+    """The factor on YaRN's cosines and sines where the config declares one, by itself or as DeepSeek's two scales."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not above or not below or rope["factor"] <= 1:
+        return None
+    growth = 0.1 * math.log(rope["factor"])
+    return float((above * growth + 1.0) / (below * growth + 1.0))
+
+
+def _gguf_scaling(metadata: Mapping[str, Any], prefix: str, context: int) -> RopeScaling | None:
+    kind = metadata.get(f"{prefix}.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known; known in GGUF: linear, yarn")
+    factor = _number(metadata.get(f"{prefix}.rope.scaling.factor"))
+    return RopeScaling(kind, factor, int(metadata.get(f"{prefix}.rope.scaling.original_context_length") or context))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadWeights(f"the GGUF file holds {value!r} where a number belongs")
+    return float(value)

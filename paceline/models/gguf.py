@@ -1,10 +1,19 @@
-"""Weights and metadata from a GGUF file, dequantised through the `gguf` library, under the Hugging Face names."""
+"""Weights and metadata from a GGUF file under the Hugging Face names.
+
+The header is read here (the `gguf` library takes seconds for a large vocabulary), and the two common quantisations,
+Q4_K and Q6_K, are undone here in torch; the rest is the library's. A file is magic, version, counts, metadata, tensor
+infos, padding, data.
+"""
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
+import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +27,8 @@ from paceline.errors import BadWeights
 from paceline.models.config import FAMILIES, ModelConfig, from_gguf
 
 KINDS = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)
-_SLICE = 4_000_000  # weights dequantised at a time: a slice's float32 stays in the cache's reach, and threads share big ones
+_SLICE = 1_000_000  # weights dequantised at a time: few enough for the caches, and threads share large tensors
+_AHEAD = 16  # tensors in work before the caller has taken them
 
 _WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -40,6 +50,17 @@ _LAYER = {
 }
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the file. `shape` is torch's (GGUF writes it reversed); `start` and `size` are bytes."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
 class GGUFFile:
     """An open GGUF file. Raises BadWeights where it is no GGUF, is cut short, or holds a quantisation not in KINDS."""
 
@@ -47,56 +68,189 @@ class GGUFFile:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise BadWeights(f"{path} is not a GGUF file")
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError, UnicodeDecodeError, TypeError) as error:
-            raise BadWeights(f"{path} is cut short or damaged: {error}") from error
-        size = path.stat().st_size
-        for tensor in self._reader.tensors:
-            if tensor.tensor_type not in KINDS:
-                known = ", ".join(kind.name for kind in KINDS)
-                raise BadWeights(f"tensor {tensor.name!r} is {tensor.tensor_type.name}; known: {known}")
-            if tensor.data_offset + tensor.n_bytes > size:
-                raise BadWeights(f"{path} is cut short: {tensor.name!r} ends beyond its {size} bytes")
-        self.metadata: dict[str, Any] = {name: field.contents() for name, field in self._reader.fields.items()}
-        self.config: ModelConfig = from_gguf(
-            self.metadata, any(tensor.name == "output.weight" for tensor in self._reader.tensors)
-        )
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        header = _Header(self._map, path)
+        self.metadata = header.metadata
+        self._stored = header.stored
+        has_output = any(tensor.name == "output.weight" for tensor in self._stored)
+        self.config: ModelConfig = from_gguf(self.metadata, has_output)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor) in the file's order, a few tensors ahead of the caller on every core."""
+        """(Hugging Face name, tensor) in the file's order, a few tensors ahead of the caller on every core.
+
+        While this runs, threads that use torch for the first time start with one intra-operation thread.
+        """
         family = next(each for each in FAMILIES if each.name == self.config.family)
         heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            pending = []
-            for tensor in self._reader.tensors:
-                shape = tensor.shape[::-1].tolist()
-                result = torch.empty(shape, dtype=dtype)
-                rows = max(1, _SLICE // shape[-1]) if len(shape) > 1 else shape[0]
-                jobs = [
-                    pool.submit(_fill, result, tensor.data, tensor.tensor_type, first, first + rows)
-                    for first in range(0, shape[0], rows)
-                ]
-                part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
+        data = torch.frombuffer(self._map, dtype=torch.uint8)
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            pending: list[tuple[str, Tensor, list[Future[None]], int]] = []
+            for stored in self._stored:
+                part = stored.name.split(".")[2] if stored.name.startswith("blk.") else ""
                 count = heads.get(part, 0) if family.permuted_gguf else 0
-                pending.append((_name(tensor.name), result, jobs, count))
-                if len(pending) > 16:
+                result = torch.empty(stored.shape, dtype=dtype)
+                pending.append((_name(stored.name), result, _submit(pool, data, stored, result), count))
+                if len(pending) > _AHEAD:
                     yield _finished(*pending.pop(0))
-            for each in pending:
-                yield _finished(*each)
+            while pending:
+                yield _finished(*pending.pop(0))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
-def _fill(result: Tensor, data: numpy.ndarray[Any, Any], kind: Kind, first: int, last: int) -> None:
-    values = numpy.require(gguf.dequantize(data[first:last], kind), requirements=["C", "W"])
-    result[first:last] = torch.from_numpy(values).view(result[first:last].shape)
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
 
 
-def _finished(name: str, result: Tensor, jobs: list[Any], heads: int) -> tuple[str, Tensor]:
+class _Header:
+    """Reads a file's head. Every length in it is checked against the file's before it is believed."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self._data, self._path, self._at = data, path, 4
+        try:
+            self.metadata, self.stored = self._read()
+        except (struct.error, UnicodeDecodeError, RecursionError) as error:
+            raise BadWeights(f"{path} is cut short or damaged: {error}") from error
+
+    def _read(self) -> tuple[dict[str, Any], list[_Stored]]:
+        version = self._scalar("I")
+        if version not in (2, 3):
+            raise BadWeights(f"{self._path} is GGUF of version {version}; versions 2 and 3 (little-endian) are known")
+        num_tensors, num_values = self._scalar("Q"), self._scalar("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(self._count(num_values, 13)):
+            name = self._string()
+            metadata[name] = self._value(self._scalar("I"))
+        infos = [self._info() for _ in range(self._count(num_tensors, 24))]
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise BadWeights(f"{self._path} is damaged: its alignment is {alignment!r}")
+        base = math.ceil(self._at / alignment) * alignment
+        stored = [self._placed(base, *info) for info in infos]
+        if len({tensor.name for tensor in stored}) < len(stored):
+            raise BadWeights(f"{self._path} is damaged: it names a tensor twice")
+        return metadata, stored
+
+    def _info(self) -> tuple[str, list[int], int, int]:
+        name = self._string()
+        dimensions = [self._scalar("Q") for _ in range(self._count(self._scalar("I"), 8))]
+        return name, dimensions[::-1], self._scalar("I"), self._scalar("Q")
+
+    def _placed(self, base: int, name: str, shape: list[int], number: int, offset: int) -> _Stored:
+        kind = Kind(number) if number in {each.value for each in Kind} else None
+        if kind not in KINDS:
+            known = ", ".join(each.name for each in KINDS)
+            raise BadWeights(f"tensor {name!r} is {kind.name if kind else f'type {number}'}; known: {known}")
+        per_block, block_size = gguf.GGML_QUANT_SIZES[kind]
+        if not shape or not all(shape) or shape[-1] % per_block:
+            raise BadWeights(f"{self._path} is damaged: {name!r} is {kind.name} with the shape {shape}")
+        start, size = base + offset, math.prod(shape) // per_block * block_size
+        if start + size > len(self._data):
+            raise BadWeights(f"{self._path} is cut short: {name!r} ends beyond its {len(self._data)} bytes")
+        return _Stored(name, kind, tuple(shape), start, size)
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY:
+            return self._scalar(self._code(kind))
+        inner, count = self._scalar("I"), self._scalar("Q")
+        if inner == _STRING:
+            return [self._string() for _ in range(self._count(count, 8))]
+        if inner == _ARRAY:
+            return [self._value(inner) for _ in range(self._count(count, 12))]
+        layout = f"<{self._count(count, struct.calcsize(self._code(inner)))}{self._code(inner)}"
+        values = list(struct.unpack_from(layout, self._data, self._at))
+        self._at += struct.calcsize(layout)
+        return values
+
+    def _code(self, kind: int) -> str:
+        if kind not in _SCALARS:
+            raise BadWeights(f"{self._path} is damaged: there is no metadata of type {kind}")
+        return _SCALARS[kind]
+
+    def _scalar(self, code: str) -> Any:
+        [value] = struct.unpack_from("<" + code, self._data, self._at)
+        self._at += struct.calcsize("<" + code)
+        return value
+
+    def _string(self) -> str:
+        size = self._count(self._scalar("Q"), 1)
+        self._at += size
+        return self._data[self._at - size : self._at].decode("utf-8")
+
+    def _count(self, count: int, size: int) -> int:
+        """`count`, once it is sure that so many things of at least `size` bytes can follow."""
+        if count * size > len(self._data) - self._at:
+            raise BadWeights(f"{self._path} is cut short or damaged: a length in its head points beyond its end")
+        return count
+
+
+def _submit(pool: ThreadPoolExecutor, data: Tensor, stored: _Stored, result: Tensor) -> list[Future[None]]:
+    columns = stored.shape[-1]
+    source = data[stored.start : stored.start + stored.size].view(result.numel() // columns, -1)
+    target = result.view(-1, columns)
+    rows = max(1, _SLICE // columns)
+    return [
+        pool.submit(dequantize, source[first : first + rows], stored.kind, target[first : first + rows])
+        for first in range(0, len(target), rows)
+    ]
+
+
+def dequantize(source: Tensor, kind: Kind, target: Tensor) -> None:
+    """Whole rows of uint8 blocks [R, bytes] into `target` [R, columns] of any float type, rounded from float32."""
+    _, block_size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = source.reshape(-1, block_size)
+    if kind is Kind.Q4_K:
+        values = _q4_k(blocks)
+    elif kind is Kind.Q6_K:
+        values = _q6_k(blocks)
+    elif kind in _FLOATS:
+        values = source.clone().view(_FLOATS[kind])
+    else:
+        values = torch.from_numpy(numpy.require(gguf.dequantize(source.numpy(), kind), requirements=["C", "W"]))
+    target.copy_(values.view(target.shape))
+
+
+_FLOATS = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
+
+
+def _q4_k(blocks: Tensor) -> Tensor:
+    """[N, 144] bytes -> [N, 8, 32]: two halves, 8 scales and 8 minima of 6 bits in 12 bytes, 256 values of 4 bits."""
+    halves = blocks[:, :4].contiguous().view(torch.float16).float()
+    low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=1).float().mul_(halves[:, :1])
+    minimum = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=1).float().mul_(halves[:, 1:])
+    nibbles = blocks[:, 16:].reshape(-1, 4, 32)
+    values = torch.empty(len(blocks), 4, 2, 32)
+    values[:, :, 0] = nibbles & 15
+    values[:, :, 1] = nibbles >> 4
+    return values.view(-1, 8, 32).mul_(scale[:, :, None]).sub_(minimum[:, :, None])
+
+
+def _q6_k(blocks: Tensor) -> Tensor:
+    """[N, 210] bytes -> [N, 16, 16]: the low 4 bits of 256 values, their high 2 bits, 16 scales of 8 bits, one half."""
+    low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 32)
+    scale = blocks[:, 192:208].view(torch.int8).float() * blocks[:, 208:].contiguous().view(torch.float16).float()
+    bits = torch.empty(len(blocks), 2, 4, 32, dtype=torch.uint8)
+    for quarter in range(4):
+        nibbles = low[:, :, quarter % 2]
+        nibbles = nibbles & 15 if quarter < 2 else nibbles >> 4
+        bits[:, :, quarter] = nibbles | (high >> 2 * quarter & 3) << 4
+    return bits.float().sub_(32).view(-1, 16, 16).mul_(scale[:, :, None])
+
+
+def _finished(name: str, result: Tensor, jobs: list[Future[None]], heads: int) -> tuple[str, Tensor]:
     for job in jobs:
         job.result()
     if heads:
-        # GGUF pairs the halves of each head for its own rotary form; transformers keeps them apart
         shape = result.shape
+        if shape[0] % (2 * heads):
+            raise BadWeights(f"tensor {name!r} has {shape[0]} rows, which {heads} heads cannot share")
+        # GGUF pairs the halves of each head for its own rotary form; transformers keeps them apart
         result = result.view(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
     return name, result
 

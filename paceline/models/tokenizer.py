@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -26,7 +32,11 @@ Message = Mapping[str, Any]
 
 
 class Tokenizer:
-    """`encode` never makes a special token out of text unless told to; a chat's markup comes from its template alone."""
+    """`encode` never makes a special token out of text unless told to; a chat's markup comes from its template alone.
+
+    `special_tokens` are all added tokens by their text. Of them `decode` leaves out only those that are marked special:
+    a model's `<tool_call>`, say, is an added token that is part of what it says.
+    """
 
     def __init__(
         self,
@@ -42,24 +52,32 @@ class Tokenizer:
         self.chat_template = chat_template
         self._markers = dict(markers or {})
         self._special_ids = frozenset(self.special_tokens.values())
-        self._text_only = tokenizers.Tokenizer.from_str(_without_added(backend.to_str()))
+        self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+        self._unspoken = frozenset(index for index, each in self._added.items() if each.special)
+        self._text_only = _without_added(backend)
 
     @property
     def vocab_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to tokens, nothing added. Without `allow_special`, "<|im_end|>" in the text is just those characters."""
+        """Text to tokens, nothing added. Without `allow_special`, "<|im_end|>" in the text is just those characters.
+
+        Raises RequestError for text that has no UTF-8 (half of a surrogate pair).
+        """
         backend = self._backend if allow_special else self._text_only
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
+            raise RequestError("the text cannot be encoded: it holds half of a surrogate pair") from error
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Tokens to text; bytes that are no UTF-8 become U+FFFD."""
-        kept = [token for token in tokens if not (skip_special and token in self._special_ids)]
+        kept = [token for token in tokens if not (skip_special and token in self._unspoken)]
         return b"".join(self.token_bytes(token) for token in kept).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token stands for: half a character, perhaps. A special token gives its text, an unused id nothing."""
+        """The bytes of a token: half a character, perhaps. A special token gives its text, an unused id nothing."""
         text = self._backend.id_to_token(token)
         if text is None:
             return b""
@@ -78,34 +96,63 @@ class Tokenizer:
             text: str = _compiled(self.chat_template).render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **self._markers
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
             raise RequestError(f"the chat template refuses these messages: {error}") from error
         return text
 
     def encode_chat(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
     ) -> list[int]:
-        """The chat as tokens. Markup in a message's own content stays text: only the template makes special tokens."""
-        hidden = [_hide(message, self.special_tokens) for message in messages]
-        text = self.render(hidden, tools, add_generation_prompt)
+        """The chat as tokens. Markup in what the caller gives stays text: only the template makes special tokens.
+
+        Where the template itself looks for markup in the messages (as for an earlier answer's `</think>`), added tokens
+        that are not marked special are made of it too, as transformers does; those marked special never are. Raises
+        RequestError where a template rewrites text so that the two cannot be told apart.
+        """
+        given: tuple[Sequence[Message], Sequence[Any] | None] = (messages, tools)
+        plain = self.render(messages, tools, add_generation_prompt)
+        unspoken = {text for text, index in self.special_tokens.items() if index in self._unspoken}
+        for hidden in (set(self.special_tokens), unspoken):
+            hiding = _Hiding.choose(hidden, [plain, self.chat_template or "", *_strings(given)])
+            changed = hiding.hide(given)
+            text = plain if changed == given else self.render(changed[0], changed[1], add_generation_prompt)
+            if hiding.reveal(text) == plain:
+                return self._encode_rendered(text, hiding)
+        raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
+
+    def _encode_rendered(self, text: str, hiding: _Hiding) -> list[int]:
+        pieces = _split(text, self.special_tokens)
         tokens: list[int] = []
-        for index, piece in enumerate(_split(text, self.special_tokens)):
+        for index, piece in enumerate(pieces):
             if index % 2:
                 tokens.append(self.special_tokens[piece])
-            elif piece:
-                tokens += self.encode(_reveal(piece))
+                continue
+            if index and self._added[tokens[-1]].rstrip:
+                piece = piece.lstrip()
+            if index + 1 < len(pieces) and self._added[self.special_tokens[pieces[index + 1]]].lstrip:
+                piece = piece.rstrip()
+            if piece:
+                tokens += self.encode(hiding.reveal(piece))
         return tokens
 
     @classmethod
     def from_directory(cls, path: Path, eos_tokens: Sequence[int]) -> Tokenizer:
-        """From tokenizer.json and tokenizer_config.json (and chat_template.jinja where the template has its own file)."""
+        """From tokenizer.json, tokenizer_config.json, and chat_template.jinja where the template has its own file."""
         file = path / "tokenizer.json"
         if not file.exists():
             raise BadWeights(f"{path} holds no tokenizer.json")
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises no narrower class
+            raise BadWeights(f"{file} is damaged: {error}") from error
+        if not _is_byte_level(backend):
+            raise BadWeights(f"{file} is no byte-level tokenizer; others are not supported")
         settings: dict[str, Any] = {}
         if (path / "tokenizer_config.json").exists():
-            settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            try:
+                settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise BadWeights(f"{path / 'tokenizer_config.json'} is not JSON: {error}") from error
         template = settings.get("chat_template")
         if (path / "chat_template.jinja").exists():
             template = (path / "chat_template.jinja").read_text(encoding="utf-8")
@@ -124,25 +171,52 @@ class Tokenizer:
         kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
         if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
             known = ", ".join(sorted(_PRE_TOKENIZERS))
-            raise BadWeights(f"the GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not known; known: gpt2 with {known}")
-        texts: list[str] = metadata["tokenizer.ggml.tokens"]
-        kinds: list[int] = metadata["tokenizer.ggml.token_type"]
-        added = [text for text, each in zip(texts, kinds, strict=True) if each in (_CONTROL, _USER_DEFINED)]
+            raise BadWeights(f"the GGUF tokenizer {kind!r} with pre {pre!r} is not known; known: gpt2 with {known}")
+        texts, kinds, merges = _vocabulary(metadata)
         vocabulary = {text: index for index, text in enumerate(texts)}
-        merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-        if pre != "smollm":
+        whole_words = pre == "llama-bpe"  # Llama 3 takes a word of its vocabulary as it is, merges or not
+        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
+        if pre == "qwen2":
             backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
         backend.decoder = decoders.ByteLevel()
-        backend.add_tokens([AddedToken(text, normalized=False, special=True) for text in added])
-        eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "bos")]
-        end_of_text = [token for token in eos[:2] if token is not None]
-        if eos[2] is not None and texts[eos[2]] == "<|endoftext|>":
-            end_of_text.append(eos[2])
+        added = {text: kind for text, kind in zip(texts, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)}
+        backend.add_tokens(
+            [AddedToken(text, normalized=False, special=kind == _CONTROL) for text, kind in added.items()]
+        )
+        eos, eot, bos = (_named_token(metadata, name, len(texts)) for name in ("eos", "eot", "bos"))
+        ends = [token for token in (eos, eot) if token is not None]
+        if bos is not None and texts[bos] == "<|endoftext|>":
+            ends.append(bos)
         specials = {text: vocabulary[text] for text in added}
-        markers = {name: texts[metadata.get(f"tokenizer.ggml.{name[:3]}_token_id", 0)] for name in ("bos_token", "eos_token")}
-        return cls(backend, specials, tuple(dict.fromkeys(end_of_text)), metadata.get("tokenizer.chat_template"), markers)
+        markers = {
+            "bos_token": "" if bos is None else texts[bos],
+            "eos_token": "" if eos is None else texts[eos],
+        }
+        return cls(backend, specials, tuple(dict.fromkeys(ends)), metadata.get("tokenizer.chat_template"), markers)
+
+
+def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """Tokens by id, their kinds, and the merges, from GGUF metadata."""
+    lists: list[list[Any]] = []
+    for name in ("tokens", "token_type", "merges"):
+        found = metadata.get(f"tokenizer.ggml.{name}")
+        if not isinstance(found, list):
+            raise BadWeights(f"the GGUF file lacks tokenizer.ggml.{name}")
+        lists.append(found)
+    texts, kinds, merges = lists
+    parts = [str(merge).partition(" ") for merge in merges]
+    known = set(texts)
+    if len(kinds) != len(texts) or not all(known.issuperset((left, right, left + right)) for left, _, right in parts):
+        raise BadWeights("the GGUF file's tokenizer is damaged: its tokens, types and merges do not belong together")
+    return texts, kinds, [(left, right) for left, _, right in parts]
+
+
+def _named_token(metadata: Mapping[str, Any], name: str, num_tokens: int) -> int | None:
+    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if token is not None and not (isinstance(token, int) and 0 <= token < num_tokens):
+        raise BadWeights(f"the GGUF file's {name} token {token!r} is none of its {num_tokens} tokens")
+    return token
 
 
 def _split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -155,18 +229,28 @@ def _digits_then_bytes() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
-_PRE_TOKENIZERS = {
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "qwen2": lambda: _split_then_bytes(_QWEN2_SPLIT),
     "llama-bpe": lambda: _split_then_bytes(_LLAMA3_SPLIT),
     "smollm": _digits_then_bytes,
 }
 
 
-def _without_added(serialised: str) -> str:
-    values = json.loads(serialised)
-    values["added_tokens"] = []
-    values["post_processor"] = None
-    return json.dumps(values)
+def _without_added(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same model and splitting (shared, not copied) without any added token."""
+    plain = tokenizers.Tokenizer(backend.model)
+    if backend.normalizer is not None:
+        plain.normalizer = backend.normalizer
+    if backend.pre_tokenizer is not None:
+        plain.pre_tokenizer = backend.pre_tokenizer
+    return plain
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    if backend.decoder is None:
+        return False
+    state = json.loads(backend.decoder.__getstate__())
+    return any(each["type"] == "ByteLevel" for each in [state, *state.get("decoders", [])])
 
 
 @cache
@@ -178,45 +262,110 @@ def _byte_of_character() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(rest)}
 
 
+# What Python raises inside a template that meets messages it was not written for.
+_TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks, for training, what the assistant says; here it is nothing but its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 @cache
 def _compiled(template: str) -> jinja2.Template:
+    """The template in the sandbox, with the filters and functions that templates written for transformers expect."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
     environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = to_json
     return environment.from_string(template)
 
 
-# A private-use character put inside a special token's text in message content, so that it stays text in the rendering.
-_HIDE = "\U000f5bad"
+_PRIVATE = range(0xF0000, 0xFFFFE)  # code points that no standard will ever give a meaning
 
 
-def _hide(value: Any, specials: Mapping[str, int]) -> Any:
-    if isinstance(value, str):
-        for text in specials:
-            if text in value:
-                value = value.replace(text, text[0] + _HIDE + text[1:])
+@dataclass(frozen=True)
+class _Hiding:
+    """Breaks special tokens in text with a character that occurs nowhere else, and mends them again.
+
+    `mark` goes after a token's first character, wherever a whole one stands and where a text ends within one (its rest
+    could follow in another text). A token of a single character is replaced by a `stand_ins` character.
+    """
+
+    texts: tuple[str, ...]
+    mark: str
+    stand_ins: Mapping[str, str]
+
+    @classmethod
+    def choose(cls, texts: Iterable[str], used: Iterable[str]) -> _Hiding:
+        taken = {character for text in used for character in text if ord(character) >= _PRIVATE.start}
+        free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
+        single = {text: next(free) for text in sorted(texts) if len(text) == 1}
+        return cls(tuple(sorted(set(texts) - set(single))), next(free), single)
+
+    def hide(self, value: Any) -> Any:
+        """`value` with every string in it, names in mappings too, made harmless."""
+        if isinstance(value, str):
+            return self._hide_text(value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.hide(each) for each in value)
         return value
-    if isinstance(value, Mapping):
-        return {key: each if key == "role" else _hide(each, specials) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hide(each, specials) for each in value]
-    return value
+
+    def reveal(self, text: str) -> str:
+        for single, stand_in in self.stand_ins.items():
+            text = text.replace(stand_in, single)
+        return text.replace(self.mark, "")
+
+    def _hide_text(self, text: str) -> str:
+        for single, stand_in in self.stand_ins.items():
+            text = text.replace(single, stand_in)
+        places = {match + 1 for each in self.texts for match in _occurrences(text, each)}
+        for each in self.texts:
+            places |= {len(text) - size + 1 for size in range(1, len(each)) if text.endswith(each[:size])}
+        parts, last = [], 0
+        for place in sorted(places):
+            parts.append(text[last:place])
+            last = place
+        return self.mark.join([*parts, text[last:]])
 
 
-def _reveal(text: str) -> str:
-    return text.replace(_HIDE, "")
+def _occurrences(text: str, part: str) -> Iterable[int]:
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _strings(key)
+            yield from _strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
 
 
 def _split(text: str, specials: Mapping[str, int]) -> list[str]:
     """Plain text and special tokens in turn, plain text first; the longest special token wins at each place."""
-    import re
-
     if not specials:
         return [text]
     pattern = "|".join(re.escape(each) for each in sorted(specials, key=len, reverse=True))

@@ -237,7 +237,6 @@ def test_two_processes_at_once_make_one_good_file(index: Index, tmp_path: Path) 
     assert left_over(tmp_path) == ["small.gguf"]
 
 
-@pytest.mark.xfail(strict=True, reason="the folder of parts is made before the lock is had, and not looked for after")
 def test_a_pull_that_waited_for_one_that_failed_starts_anew(index: Index, tmp_path: Path) -> None:
     """The first found a wrong digest and took the folder of parts away while the second waited."""
     parts, lock = tmp_path / "models" / "single.parts", tmp_path / "models" / "single.lock"

@@ -191,15 +191,11 @@ def test_a_gguf_llamas_tokens_are_those_of_its_pattern(text: str) -> None:
         assert len(state.encode(text).ids) < 7, "no digits are ever joined, so the pattern is not seen"
 
 
-@pytest.mark.xfail(strict=True, reason="llama-bpe gets the NFC step that only Qwen's tokenizers have")
 def test_a_gguf_llama_leaves_accents_apart() -> None:
     tokenizer = Tokenizer.from_gguf(gguf_metadata("llama-bpe"))
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="llama-bpe takes a word of the vocabulary whole, even where no merge leads to it"
-)
 def test_a_gguf_llama_takes_a_word_of_the_vocabulary_whole() -> None:
     metadata = gguf_metadata("llama-bpe")
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "zqzq"]
@@ -239,7 +235,6 @@ def test_markup_is_made_where_it_is_allowed(any_tokenizer: Tokenizer) -> None:
     assert any_tokenizer.token_bytes(special["<|im_end|>"]) == b"<|im_end|>"
 
 
-@pytest.mark.xfail(strict=True, reason="an added token that is not special is skipped as if it were")
 def test_only_special_tokens_are_skipped(ours: Tokenizer, theirs: Any) -> None:
     token = ours.special_tokens["<tool_call>"]
     assert ours.decode([token]) == theirs.decode([token], skip_special_tokens=True) == "<tool_call>"
@@ -302,7 +297,6 @@ def test_the_hiding_character_does_not_help_markup_through(ours: Tokenizer) -> N
         assert len(only_specials(ours, tokens)) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the character that hides markup is dropped from the user's own text")
 def test_the_hiding_character_is_kept_where_the_user_wrote_it(ours: Tokenizer) -> None:
     tokens = ours.encode_chat([{"role": "user", "content": "a\U000f5badb"}])
     assert "a\U000f5badb" in ours.decode(tokens)
@@ -332,33 +326,26 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
             [user([{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}])],
             None,
             id="over two parts",
-            marks=pytest.mark.xfail(
-                strict=True, reason="only whole special tokens are hidden, so halves can be joined"
-            ),
         ),
         pytest.param(
             [user("", tool_calls=[{"arguments": {"role": "<|im_end|>"}}])],
             None,
             id="argument named role",
-            marks=pytest.mark.xfail(strict=True, reason="a key called role is left alone at every depth"),
         ),
         pytest.param(
             [user("", tool_calls=[{"arguments": {"<|im_end|>": 1}}])],
             None,
             id="argument's name",
-            marks=pytest.mark.xfail(strict=True, reason="keys are not hidden"),
         ),
         pytest.param(
             [{"role": "user<|im_end|>", "content": ""}],
             None,
             id="role",
-            marks=pytest.mark.xfail(strict=True, reason="the role is not hidden"),
         ),
         pytest.param(
             [user("")],
             [{"name": "f", "description": "<|im_end|>"}],
             id="tool",
-            marks=pytest.mark.xfail(strict=True, reason="tools are not hidden"),
         ),
     ],
 )
@@ -374,7 +361,6 @@ def test_only_the_template_makes_special_tokens(
     assert tokenizer.decode(tokens, skip_special=False).count("<|im_end|>") == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a special token of one character is not hidden by a character after its first")
 def test_a_special_token_of_one_character_is_hidden_too() -> None:
     made = backend()
     made.add_tokens([AddedToken("☃", special=True, normalized=False)])
@@ -421,13 +407,11 @@ def test_markers_and_filters(ours: Tokenizer) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="an error of Python's inside a template is no RequestError", raises=TypeError)
 def test_a_message_without_content_is_a_request_error(ours: Tokenizer) -> None:
     with pytest.raises(RequestError):
         ours.encode_chat([{"role": "assistant", "content": None}])
 
 
-@pytest.mark.xfail(strict=True, reason="transformers' filter and its clock are missing here")
 @pytest.mark.parametrize("text", ["{{ messages | tojson(ensure_ascii=False) }}", "{{ strftime_now('%Y') }}"])
 def test_what_transformers_gives_templates_is_there(ours: Tokenizer, text: str) -> None:
     assert templated(ours, text).render([user("x")])
@@ -447,7 +431,6 @@ def test_a_template_of_its_own_file_wins(directory: Path, tmp_path: Path) -> Non
         Tokenizer.from_directory(tmp_path, ()).render([])
 
 
-@pytest.mark.xfail(strict=True, reason="a damaged tokenizer file escapes as another error")
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_tokenizer_is_bad_weights(directory: Path, tmp_path: Path, name: str) -> None:
     for each in ("tokenizer.json", "tokenizer_config.json"):
@@ -457,7 +440,6 @@ def test_a_damaged_tokenizer_is_bad_weights(directory: Path, tmp_path: Path, nam
         Tokenizer.from_directory(tmp_path, ())
 
 
-@pytest.mark.xfail(strict=True, reason="a tokenizer of words with ▁ is taken for a byte-level one")
 def test_a_tokenizer_that_is_not_byte_level_works_or_is_refused(tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}, "▁": 257, "h": 258, "i": 259}
     made = transformers.LlamaTokenizer(vocab=vocabulary, merges=[])
@@ -484,7 +466,6 @@ def test_ends_of_a_gguf_tokenizer() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="without a bos id the marker is whatever token 0 is")
 def test_no_beginning_is_no_marker() -> None:
     metadata = gguf_metadata("qwen2", **{"tokenizer.ggml.bos_token_id": None})
     metadata["tokenizer.chat_template"] = "{{ bos_token }}x"
