@@ -48,11 +48,13 @@ class PromptGraph:
     """A captured pass over one chunk of at most T prompt tokens.
 
     data [3, T] int64: tokens, positions, slots; head [W + 2] int32: the page table's row, then committed and query counts.
+    `constants` are what else the graph reads; they must live as long as it does.
     """
 
     graph: torch.cuda.CUDAGraph
     data: Tensor
     head: Tensor
+    constants: tuple[Tensor, ...]
     logits: Tensor
 
 
@@ -188,11 +190,12 @@ class GraphRunner(Runner):
                 branch_starts=branch_starts,
                 max_query=size,
                 max_context=width * self.cache.page_size,
+                branching=True,  # the kernel for branches reads lengths on the device, as a graph must
             )
             return self.model.forward(data[0], self.cache, batch, (head[width + 1 :] - 1).long())
 
         graph, logits = self._captured(run)
-        return PromptGraph(graph, data, head, logits)
+        return PromptGraph(graph, data, head, (zero, branch_starts), logits)
 
     @torch.inference_mode()
     def _run_prompt(self, tokens: int) -> None:

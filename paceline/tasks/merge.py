@@ -18,6 +18,11 @@ from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
 from paceline.tasks.snippet import is_marker
 
+_LIKE = 0.35  # what a line is worth that stands in for a similar one, as a share of finding it
+_LIKENESS = 0.5  # similarity (Dice, over parts of words) from which a line can stand in for another
+_NAMED = 0.8  # what the header of a definition with the same name is worth
+_BARE = 0.8  # what a line that differs in white space is worth, as a share
+_BLANK = 0.03
 _DELETE = 0.04  # the cost of a file line passed over without a marker
 _INSERT = 0.02
 _RARITY = 0.5  # how much less a line says that stands in the file often
@@ -27,6 +32,7 @@ _DEFINITION = re.compile(
     r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
     r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
 )
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
 
 
@@ -80,6 +86,9 @@ def candidate_merge(code: str, update: str) -> Merge:
     matches = _align(lines, snippet, markers)
     if not any(match >= 0 and _weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
+    shifted = _reindented(lines, snippet, markers, matches)
+    if shifted != snippet:
+        snippet, matches = shifted, _align(lines, shifted, markers)
     return _build(lines, snippet, markers, matches, file.endswith("\n"), newline)
 
 
@@ -96,7 +105,7 @@ def _weight(line: str) -> float:
     text = line.strip()
     letters = sum(character.isalnum() for character in text)
     if not text:
-        return 0.03
+        return _BLANK
     if letters <= 2:
         return 0.15
     if letters <= 6:
@@ -109,12 +118,13 @@ def _scores(lines: list[str], snippet: list[str], markers: list[bool]) -> numpy.
     exact: dict[str, list[int]] = {}
     stripped: dict[str, list[int]] = {}
     named: dict[tuple[str, ...], list[int]] = {}
-    for index, line in enumerate(lines):
-        exact.setdefault(line, []).append(index)
-        stripped.setdefault("".join(line.split()), []).append(index)
+    for number, line in enumerate(lines):
+        exact.setdefault(line, []).append(number)
+        stripped.setdefault("".join(line.split()), []).append(number)
         if definition := _DEFINITION.match(line):
-            named.setdefault(definition.groups(), []).append(index)
+            named.setdefault(definition.groups(), []).append(number)
     counts = Counter("".join(line.split()) for line in lines)
+    index: tuple[dict[str, list[int]], numpy.ndarray] | None = None
     scores = numpy.full((len(snippet), len(lines)), -numpy.inf, dtype=numpy.float32)
     for row, line in enumerate(snippet):
         if markers[row]:
@@ -122,10 +132,43 @@ def _scores(lines: list[str], snippet: list[str], markers: list[bool]) -> numpy.
         bare = "".join(line.split())
         worth = _weight(line) / max(1, counts[bare]) ** _RARITY
         if definition := _DEFINITION.match(line):
-            scores[row, named.get(definition.groups(), [])] = 0.8
-        scores[row, stripped.get(bare, [])] = 0.8 * worth
+            scores[row, named.get(definition.groups(), [])] = _NAMED
+        scores[row, stripped.get(bare, [])] = _BARE * worth
         scores[row, exact.get(line, [])] = worth
+        if bare and bare not in stripped:
+            if index is None:
+                index = _words_index(lines)
+            numpy.maximum(scores[row], _likeness(line, index) * (_LIKE * _weight(line)), out=scores[row])
     return scores
+
+
+def _words(line: str) -> set[str]:
+    """The parts of words, and the signs, in a line."""
+    return set(_WORD.findall(line))
+
+
+def _words_index(lines: list[str]) -> tuple[dict[str, list[int]], numpy.ndarray]:
+    """Which lines hold a part of a word, and how many parts each line has."""
+    index: dict[str, list[int]] = {}
+    sizes = numpy.zeros(len(lines), dtype=numpy.float32)
+    for number, line in enumerate(lines):
+        words = _words(line)
+        sizes[number] = len(words)
+        for word in words:
+            index.setdefault(word, []).append(number)
+    return index, sizes
+
+
+def _likeness(line: str, index: tuple[dict[str, list[int]], numpy.ndarray]) -> numpy.ndarray:
+    """How like each file line is to this one, 0 to 1; negative infinity where it is below `_LIKENESS`."""
+    lists, sizes = index
+    words = _words(line) or {""}
+    common = numpy.bincount(
+        numpy.concatenate([numpy.asarray(lists.get(word, []), dtype=numpy.intp) for word in words]), minlength=len(sizes)
+    )
+    dice = (2 * common / (sizes + len(words))).astype(numpy.float32)
+    dice[dice < _LIKENESS] = -numpy.inf
+    return dice
 
 
 def _align(lines: list[str], snippet: list[str], markers: list[bool]) -> list[int]:
@@ -183,11 +226,10 @@ def _close(left: float, right: float) -> bool:
 def _build(
     lines: list[str], snippet: list[str], markers: list[bool], matches: list[int], ends: bool, newline: str
 ) -> Merge:
-    shifted = _reindented(lines, snippet, markers, matches)
     result: list[str] = []
     kept = [False] * len(lines)
     touched: list[tuple[int, int]] = []
-    for gap, anchor in _gaps(shifted, markers, matches, len(lines)):
+    for gap, anchor in _gaps(snippet, markers, matches, len(lines)):
         keep_from, keep_to = _kept_part(gap, lines, markers[0] or markers[-1])
         result += gap.parts[0] if keep_from > gap.first or len(gap.parts) > 1 or keep_to == keep_from else ()
         if keep_from < keep_to or len(gap.parts) > 1:
@@ -201,7 +243,7 @@ def _build(
             touched += [(gap.first, keep_from), (keep_to, gap.last)]
         if anchor >= 0:
             found = matches[anchor]
-            line = lines[found] if _same(shifted[anchor], lines[found]) and shifted[anchor] != snippet[anchor] else snippet[anchor]
+            line = snippet[anchor]
             result.append(line)
             kept[found] = line == lines[found]
             if not kept[found]:
@@ -275,22 +317,23 @@ def _after_definition(gap: _Gap, lines: list[str]) -> int:
 
 
 def _reindented(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[str]:
-    """The snippet at the file's indent: a segment whose found lines are all off by the same indent is shifted by it."""
+    """The snippet at the file's indent: a segment most of whose found lines are off by one amount is shifted by it."""
     shifted = snippet[:]
     start = 0
     for stop in [index for index, marker in enumerate(markers) if marker] + [len(snippet)]:
-        rows = range(start, stop)
-        offsets = {
-            (len(_margin(lines[matches[row]])) - len(_margin(snippet[row])), _margin(lines[matches[row]])[:1])
-            for row in rows
-            if matches[row] >= 0 and snippet[row].strip()
-        }
-        amounts = {amount for amount, _ in offsets}
-        if len(amounts) == 1 and (amount := amounts.pop()) != 0:
-            unit = next((character for _, character in offsets if character), " ")
-            for row in rows:
-                if snippet[row].strip():
-                    shifted[row] = unit * amount + snippet[row] if amount > 0 else snippet[row][min(-amount, _indent(snippet[row])) :]
+        amounts: Counter[int] = Counter()
+        unit = " "
+        for row in range(start, stop):
+            if matches[row] >= 0 and snippet[row].strip() and _same(snippet[row], lines[matches[row]]):
+                margin = _margin(lines[matches[row]])
+                amounts[len(margin) - _indent(snippet[row])] += 1
+                unit = margin[:1] or unit
+        amount, votes = amounts.most_common(1)[0] if amounts else (0, 0)
+        if amount and votes * 2 > sum(amounts.values()):
+            for row in range(start, stop):
+                text = snippet[row]
+                shifted[row] = unit * amount + text if amount > 0 else text[min(-amount, _indent(text)) :]
+                shifted[row] = shifted[row] if text.strip() else text
         start = stop + 1
     return shifted
 
