@@ -3,7 +3,7 @@
     python benchmarks/apply.py --model qwen2.5-coder-1.5b --edits FILE --limit 16 --policy review
 
 The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" is equal to the commit in
-syntax tree, "wrong" is neither exact nor flagged. With --plain N the first N are also decoded without drafts, in the same
+syntax tree, "wrong" is neither exact nor flagged. With --plain N the first policy's first N are also decoded without drafts, in the same
 run, with the same prompts, for the ratio and for the lossless check; --shortest orders by length first.
 """
 
@@ -53,7 +53,8 @@ def main() -> None:
     if arguments.plain:
         plain = engine.sibling(dataclasses.replace(engine.config, drafter="none"))
         plain.warm_up(arguments.together)
-    results = [run(engine, plain, edits, policy, arguments) for policy in arguments.policy.split(",")]
+    policies = arguments.policy.split(",")
+    results = [run(engine, plain if policy == policies[0] else None, edits, policy, arguments) for policy in policies]
     finish({"benchmark": "apply", "model": arguments.model, **results[-1], "policies": results})
 
 

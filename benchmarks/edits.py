@@ -89,15 +89,18 @@ def _result(marked: str) -> str:
     return "\n".join(line[2:] if re.match(r"\+( |$)", line) else line.rstrip() for line in lines) + "\n"
 
 
+def opcodes(before: list[str], after: list[str]) -> list[tuple[str, int, int, int, int]]:
+    """difflib's groups of changed lines, without the equal ones."""
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    return [group for group in matcher.get_opcodes() if group[0] != "equal"]
+
+
 def functions_snippet(case: Case) -> str:
     """A snippet in a model's manner: each changed function whole, other changes with two lines around, markers flush left."""
     new = case.after.splitlines()
     spans = _functions(case.after)
-    matcher = difflib.SequenceMatcher(None, case.before.splitlines(), new, autojunk=False)
     shown: set[int] = set()
-    for tag, _, _, first, last in matcher.get_opcodes():
-        if tag == "equal":
-            continue
+    for _, _, _, first, last in opcodes(case.before.splitlines(), new):
         around = [span for span in spans if span[0] <= first - (first == last) and last + (first == last) <= span[1]]
         start, stop = min(around, key=lambda span: span[1] - span[0], default=(first - 2, last + 2))
         shown |= set(range(max(0, start), min(len(new), stop)))
@@ -109,6 +112,13 @@ def functions_snippet(case: Case) -> str:
         pieces += new[row : row + 1]
         reached = row + 1
     return "\n".join(pieces) + "\n"
+
+
+def lone_function(case: Case) -> str | None:
+    """The one function that holds the whole change, without any marker; None where the change is not in one."""
+    parts = [part for part in re.split(r"^# \.\.\. existing code \.\.\.\n", functions_snippet(case), flags=re.MULTILINE) if part]
+    named = len(parts) == 1 and re.match(r"\s*(@|async def|def)", parts[0])
+    return parts[0] if named else None
 
 
 def dedented_snippet(case: Case) -> str:

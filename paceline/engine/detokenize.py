@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 
 class Detokenizer:
-    """Feeds on tokens, gives text. What could still become a stop string, or half a character, is held back."""
+    """Feeds on tokens, gives text. What could still become a stop string, or half a character, is held back.
+
+    Of several stop strings the one that is whole first ends the text (of those that end together, the one that begins
+    first), so that the text does not depend on how the tokens are grouped.
+    """
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: tuple[str, ...]) -> None:
         self._token_bytes = token_bytes
@@ -32,10 +36,10 @@ class Detokenizer:
         return text
 
     def _release(self) -> str:
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        found = [(place + len(stop), place) for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            text, self._held = self._held[: min(found)[1]], ""
             return text
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,21 @@ from paceline.errors import BadWeights, UnknownArchitecture
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """A declared stretch of the rotary frequencies: `kind` is linear, llama3 or yarn; the rest as in transformers."""
+    """A declared stretch of the rotary frequencies; all but `kind` and `divisors` as in transformers.
+
+    `kind` is linear, llama3, yarn, or divided: each frequency by its own of the `divisors`.
+    """
 
     kind: str
-    factor: float
+    factor: float = 1.0
     original_max_positions: int = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,11 @@ def from_hf(values: Mapping[str, Any]) -> ModelConfig:
         raise BadWeights(f"config.json holds a value that is none: {error}") from error
 
 
-def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
-    """From a GGUF file's metadata; `has_output` says whether it carries its own output matrix."""
+def from_gguf(metadata: Mapping[str, Any], has_output: bool, rope_divisors: Sequence[float] = ()) -> ModelConfig:
+    """From a GGUF file's metadata.
+
+    `has_output` says whether it carries its own output matrix; `rope_divisors` is its rope_freqs.weight, if any.
+    """
     family = family_by("gguf", str(metadata.get("general.architecture")))
 
     def value(name: str, default: Any = None) -> Any:
@@ -149,6 +157,8 @@ def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
     if not all(isinstance(each, int) and each > 0 for each in (heads, hidden, context)):
         raise BadWeights(f"the GGUF file's heads, width and context are {heads!r}, {hidden!r}, {context!r}, not counts")
     head_dim = value("attention.key_length", hidden // heads)
+    if rope_divisors and (2 * len(rope_divisors) != head_dim or not all(0 < each < math.inf for each in rope_divisors)):
+        raise BadWeights(f"rope_freqs.weight does not hold a positive number for each of a head's {head_dim} / 2 pairs")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise BadWeights("the GGUF file lacks tokenizer.ggml.tokens")
@@ -168,7 +178,7 @@ def from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
         vocab_size=len(tokens),
         rms_norm_eps=_number(value("attention.layer_norm_rms_epsilon")),
         rope_theta=_number(value("rope.freq_base", 10000.0)),
-        rope_scaling=_gguf_scaling(metadata, family.gguf, context),
+        rope_scaling=_gguf_scaling(metadata, family.gguf, context, tuple(rope_divisors)),
         max_positions=context,
         tie_embeddings=not has_output,
         attention_bias=family.attention_bias,
@@ -187,11 +197,10 @@ def _refuse_unsupported(values: Mapping[str, Any], family: Family, architecture:
     turned = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     reasons = {
         "sliding-window attention": window,
-        "quantised weights": "quantization_config" in values,
+        "quantised weights": values.get("quantization_config") is not None,
         "an MLP bias": values.get("mlp_bias", False),
         "an attention bias": values.get("attention_bias", False) and not family.attention_bias,
         "a RoPE over a part of each head": turned not in (None, 1.0),
-        "a YaRN range that is not truncated": not rope.get("truncate", True),
         f"activation {values.get('hidden_act')!r}": values.get("hidden_act", "silu") != "silu",
     }
     for reason, applies in reasons.items():
@@ -205,33 +214,42 @@ def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known; known: linear, llama3, yarn")
+    original = int(rope.get("original_max_position_embeddings") or max_positions)
+    factor = rope["factor"]
+    if factor is None and kind == "yarn":
+        factor = max_positions / original
     return RopeScaling(
         kind=kind,
-        factor=float(rope["factor"]),
-        original_max_positions=int(rope.get("original_max_position_embeddings") or max_positions),
+        factor=float(factor),
+        original_max_positions=original,
         low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
         high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-        beta_fast=float(rope.get("beta_fast", 32.0)),
-        beta_slow=float(rope.get("beta_slow", 1.0)),
-        attention_factor=_attention_factor(rope),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        attention_factor=_attention_factor(rope, float(factor)),
+        truncate=bool(rope.get("truncate", True)),
     )
 
 
-def _attention_factor(rope: Mapping[str, Any]) -> float | None:
+def _attention_factor(rope: Mapping[str, Any], factor: float) -> float | None:
     """The factor on YaRN's cosines and sines where the config declares one, by itself or as DeepSeek's two scales."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     above, below = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not above or not below or rope["factor"] <= 1:
+    if not above or not below or factor <= 1:
         return None
-    growth = 0.1 * math.log(rope["factor"])
+    growth = 0.1 * math.log(factor)
     return float((above * growth + 1.0) / (below * growth + 1.0))
 
 
-def _gguf_scaling(metadata: Mapping[str, Any], prefix: str, context: int) -> RopeScaling | None:
+def _gguf_scaling(
+    metadata: Mapping[str, Any], prefix: str, context: int, divisors: tuple[float, ...]
+) -> RopeScaling | None:
     kind = metadata.get(f"{prefix}.rope.scaling.type", "none")
     if kind == "none":
-        return None
+        return RopeScaling("divided", divisors=divisors) if divisors else None
+    if divisors:
+        raise UnknownArchitecture(f"RoPE scaling {kind!r} together with rope_freqs.weight is not supported")
     if kind not in ("linear", "yarn"):
         raise UnknownArchitecture(f"RoPE scaling {kind!r} is not known; known in GGUF: linear, yarn")
     factor = _number(metadata.get(f"{prefix}.rope.scaling.factor"))

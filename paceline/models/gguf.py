@@ -35,6 +35,7 @@ _WHOLE = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_ROPE_DIVISORS = "rope_freqs.weight"  # Llama 3.1's stretch, as a divisor for each frequency
 _LAYER = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -62,7 +63,11 @@ class _Stored:
 
 
 class GGUFFile:
-    """An open GGUF file. Raises BadWeights where it is no GGUF, is cut short, or holds a quantisation not in KINDS."""
+    """An open GGUF file.
+
+    Raises BadWeights where it is no GGUF, is cut short, or holds a quantisation not in KINDS or a tensor that the model
+    has no place for.
+    """
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -71,9 +76,10 @@ class GGUFFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         header = _Header(self._map, path)
         self.metadata = header.metadata
-        self._stored = header.stored
-        has_output = any(tensor.name == "output.weight" for tensor in self._stored)
-        self.config: ModelConfig = from_gguf(self.metadata, has_output)
+        found = {tensor.name: tensor for tensor in header.stored}
+        divisors = self._vector(found.pop(_ROPE_DIVISORS)) if _ROPE_DIVISORS in found else ()
+        self.config: ModelConfig = from_gguf(self.metadata, "output.weight" in found, divisors)
+        self._stored = {_name(name): tensor for name, tensor in found.items()}
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) in the file's order, a few tensors ahead of the caller on every core.
@@ -87,11 +93,11 @@ class GGUFFile:
         pool = ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,))
         try:
             pending: list[tuple[str, Tensor, list[Future[None]], int]] = []
-            for stored in self._stored:
+            for name, stored in self._stored.items():
                 part = stored.name.split(".")[2] if stored.name.startswith("blk.") else ""
                 count = heads.get(part, 0) if family.permuted_gguf else 0
                 result = torch.empty(stored.shape, dtype=dtype)
-                pending.append((_name(stored.name), result, _submit(pool, data, stored, result), count))
+                pending.append((name, result, _submit(pool, data, stored, result), count))
                 if len(pending) > _AHEAD:
                     yield _finished(*pending.pop(0))
             while pending:
@@ -99,6 +105,12 @@ class GGUFFile:
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+    def _vector(self, stored: _Stored) -> list[float]:
+        bytes_of_it = torch.frombuffer(self._map, dtype=torch.uint8, offset=stored.start, count=stored.size)
+        values = torch.empty(1, math.prod(stored.shape))
+        dequantize(bytes_of_it[None], stored.kind, values)
+        return list(values[0].tolist())
 
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

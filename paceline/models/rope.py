@@ -25,6 +25,8 @@ def _stretched(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -
     """Scaled frequencies, and the factor on cosines and sines."""
     if scaling.kind == "linear":
         return frequencies / scaling.factor, 1.0
+    if scaling.kind == "divided":
+        return frequencies / torch.tensor(scaling.divisors), 1.0
     if scaling.kind == "llama3":
         return _llama3(frequencies, scaling), 1.0
     return _yarn(frequencies, scaling, config)
@@ -46,9 +48,11 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> tup
         period = scaling.original_max_positions / (turns * 2 * math.pi)
         return dim * math.log(period) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(dimension(scaling.beta_fast)), 0)
-    high = min(math.ceil(dimension(scaling.beta_slow)), dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / ((high - low) or 0.001)
     interpolated = ramp.clamp(0, 1)
     mixed = frequencies * (1 - interpolated) + frequencies / scaling.factor * interpolated
     attention = scaling.attention_factor

@@ -111,9 +111,11 @@ class Tokenizer:
         """
         given: tuple[Sequence[Message], Sequence[Any] | None] = (messages, tools)
         plain = self.render(messages, tools, add_generation_prompt)
+        template = self.chat_template or ""
         unspoken = {text for text, index in self.special_tokens.items() if index in self._unspoken}
-        for hidden in (set(self.special_tokens), unspoken):
-            hiding = _Hiding.choose(hidden, [plain, self.chat_template or "", *_strings(given)])
+        looked_for = {*self.special_tokens, *re.findall(r"</?\w+>", template)} - unspoken
+        for tokens, visible in ((set(self.special_tokens), set()), (unspoken, looked_for)):
+            hiding = _Hiding.choose(tokens, visible, [plain, template, *_strings(given)])
             changed = hiding.hide(given)
             text = plain if changed == given else self.render(changed[0], changed[1], add_generation_prompt)
             if hiding.reveal(text) == plain:
@@ -121,7 +123,7 @@ class Tokenizer:
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
 
     def _encode_rendered(self, text: str, hiding: _Hiding) -> list[int]:
-        pieces = _split(text, self.special_tokens)
+        pieces = _any_of(self.special_tokens).split(text)
         tokens: list[int] = []
         for index, piece in enumerate(pieces):
             if index % 2:
@@ -150,9 +152,9 @@ class Tokenizer:
         settings: dict[str, Any] = {}
         if (path / "tokenizer_config.json").exists():
             try:
-                settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise BadWeights(f"{path / 'tokenizer_config.json'} is not JSON: {error}") from error
+                settings = dict(json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise BadWeights(f"{path / 'tokenizer_config.json'} is no JSON object: {error}") from error
         template = settings.get("chat_template")
         if (path / "chat_template.jinja").exists():
             template = (path / "chat_template.jinja").read_text(encoding="utf-8")
@@ -287,7 +289,11 @@ def _compiled(template: str) -> jinja2.Template:
         raise jinja2.TemplateError(message)
 
     def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+        text = json.dumps(value, ensure_ascii=False, **options)
+        if not ensure_ascii:
+            return text
+        # all but the private characters, which may be stand-ins that have to be found again
+        return re.sub("[^\0-\x7f\U000f0000-\U000ffffd]", lambda found: json.dumps(found[0])[1:-1], text)
 
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -300,27 +306,29 @@ _PRIVATE = range(0xF0000, 0xFFFFE)  # code points that no standard will ever giv
 
 @dataclass(frozen=True)
 class _Hiding:
-    """Breaks special tokens in text with a character that occurs nowhere else, and mends them again.
+    """Replaces one character of each token, wherever in the given text it stands, by one that occurs nowhere else.
 
-    `mark` goes after a token's first character, wherever a whole one stands and where a text ends within one (its rest
-    could follow in another text). A token of a single character is replaced by a `stand_ins` character.
+    So a template can cut text up and join it as it likes without making a token of it, and lengths stay the same. Only
+    the `visible` texts, none of which can be a part of a token, are left as they are.
     """
 
-    texts: tuple[str, ...]
-    mark: str
-    stand_ins: Mapping[str, str]
+    stand_ins: Mapping[int, str]  # by code point, as str.translate takes it
+    visible: re.Pattern[str]
 
     @classmethod
-    def choose(cls, texts: Iterable[str], used: Iterable[str]) -> _Hiding:
-        taken = {character for text in used for character in text if ord(character) >= _PRIVATE.start}
+    def choose(cls, tokens: Iterable[str], visible: Iterable[str], used: Iterable[str]) -> _Hiding:
+        taken = set().union(*used)
         free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
-        single = {text: next(free) for text in sorted(texts) if len(text) == 1}
-        return cls(tuple(sorted(set(texts) - set(single))), next(free), single)
+        stand_ins = {ord(character): next(free) for character in sorted({_telling(text) for text in tokens})}
+        harmless = [text for text in visible if not any(_could_overlap(text, token) for token in tokens)]
+        return cls(stand_ins, _any_of(harmless))
 
     def hide(self, value: Any) -> Any:
         """`value` with every string in it, names in mappings too, made harmless."""
         if isinstance(value, str):
-            return self._hide_text(value)
+            pieces = self.visible.split(value)
+            pieces[::2] = [piece.translate(self.stand_ins) for piece in pieces[::2]]
+            return "".join(pieces)
         if isinstance(value, Mapping):
             return {self.hide(key): self.hide(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
@@ -328,28 +336,17 @@ class _Hiding:
         return value
 
     def reveal(self, text: str) -> str:
-        for single, stand_in in self.stand_ins.items():
-            text = text.replace(stand_in, single)
-        return text.replace(self.mark, "")
-
-    def _hide_text(self, text: str) -> str:
-        for single, stand_in in self.stand_ins.items():
-            text = text.replace(single, stand_in)
-        places = {match + 1 for each in self.texts for match in _occurrences(text, each)}
-        for each in self.texts:
-            places |= {len(text) - size + 1 for size in range(1, len(each)) if text.endswith(each[:size])}
-        parts, last = [], 0
-        for place in sorted(places):
-            parts.append(text[last:place])
-            last = place
-        return self.mark.join([*parts, text[last:]])
+        return text.translate({ord(stand_in): code for code, stand_in in self.stand_ins.items()})
 
 
-def _occurrences(text: str, part: str) -> Iterable[int]:
-    place = text.find(part)
-    while place >= 0:
-        yield place
-        place = text.find(part, place + 1)
+def _telling(token: str) -> str:
+    """The character of a token to hide: its first that words are not made of, where it has one."""
+    return next((each for each in token if not each.isalnum() and not each.isspace()), token[0])
+
+
+def _could_overlap(text: str, token: str) -> bool:
+    """Whether `token` could begin within `text`."""
+    return any(token.startswith(text[start:]) or text.startswith(token, start) for start in range(len(text)))
 
 
 def _strings(value: Any) -> Iterable[str]:
@@ -364,9 +361,7 @@ def _strings(value: Any) -> Iterable[str]:
             yield from _strings(each)
 
 
-def _split(text: str, specials: Mapping[str, int]) -> list[str]:
-    """Plain text and special tokens in turn, plain text first; the longest special token wins at each place."""
-    if not specials:
-        return [text]
-    pattern = "|".join(re.escape(each) for each in sorted(specials, key=len, reverse=True))
-    return re.split(f"({pattern})", text)
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Splits text into what is none of `texts` and what is one, in turn; the longest wins at each place."""
+    pattern = "|".join(re.escape(each) for each in sorted(texts, key=len, reverse=True))
+    return re.compile(f"({pattern or '(?!)'})")

@@ -16,23 +16,25 @@ import numpy
 
 from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
-from paceline.tasks.snippet import is_marker
+from paceline.tasks.snippet import marker_rows
 
-_LIKE = 0.35  # what a line is worth that stands in for a similar one, as a share of finding it
-_LIKENESS = 0.5  # similarity (Dice, over parts of words) from which a line can stand in for another
+_LIKE = 0.3
+_LIKENESS = 0.7  # similarity (Dice, over parts of words) from which a line can stand in for another
 _NAMED = 0.8  # what the header of a definition with the same name is worth
-_BARE = 0.8  # what a line that differs in white space is worth, as a share
-_BLANK = 0.03
+_BARE = 0.6  # what a line that differs in white space is worth, as a share
+_BLANK = 0.2
 _DELETE = 0.04  # the cost of a file line passed over without a marker
-_INSERT = 0.02
-_RARITY = 0.5  # how much less a line says that stands in the file often
-_EDGE = 2.0  # the further cost of a line without a match next to a marker: snippets have context there
+_INSERT = 0.08
+_RARITY = 0.7  # how much less a line says that stands in the file often
+_EDGE = 2  # the further cost of a line without a match next to a marker: snippets have context there
 _OPEN = 1.5  # the cost of leaving a run of matched lines without a marker
 _DEFINITION = re.compile(
     r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
     r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
+_METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
+_STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
 
 
@@ -80,16 +82,29 @@ def candidate_merge(code: str, update: str) -> Merge:
     lines = file.splitlines()
     if not lines:
         return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
-    snippet = update.strip("\n").split("\n")
-    known = set(lines)
-    markers = [is_marker(line) and line not in known for line in snippet]
+    snippet, markers = _rows(update, lines)
     matches = _align(lines, snippet, markers)
     if not any(match >= 0 and _weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
+    while matches[-1] < 0 and not snippet[-1].strip():
+        matches.pop(), snippet.pop(), markers.pop()
+    while matches[0] < 0 and not snippet[0].strip():
+        matches, snippet, markers = matches[1:], snippet[1:], markers[1:]
     shifted = _reindented(lines, snippet, markers, matches)
-    if shifted != snippet:
-        snippet, matches = shifted, _align(lines, shifted, markers)
+    barred = _new_definitions(lines, shifted, markers, matches)
+    if shifted != snippet or barred != markers:
+        snippet, matches = shifted, _align(lines, shifted, markers, barred)
     return _build(lines, snippet, markers, matches, file.endswith("\n"), newline)
+
+
+def _rows(update: str, lines: list[str]) -> tuple[list[str], list[bool]]:
+    """The snippet's lines without the blank ones outside an outermost marker, and which are markers."""
+    snippet = update.removesuffix("\n").split("\n")
+    markers = marker_rows(snippet, lines)
+    full = [row for row, line in enumerate(snippet) if line.strip()]
+    first = full[0] if markers[full[0]] else 0
+    last = full[-1] + 1 if markers[full[-1]] else len(snippet)
+    return snippet[first:last], markers[first:last]
 
 
 def strip_fence(text: str) -> str:
@@ -113,26 +128,34 @@ def _weight(line: str) -> float:
     return 1.0 + min(letters, 40) / 80
 
 
-def _scores(lines: list[str], snippet: list[str], markers: list[bool]) -> numpy.ndarray:
+def _defined(line: str) -> tuple[str, str] | None:
+    """The kind and the name of what this line begins to define."""
+    if found := _DEFINITION.match(line):
+        return found[1], found[2]
+    method = _METHOD.match(line)
+    return ("method", method[1]) if method and method[1] not in _STATEMENTS else None
+
+
+def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.ndarray:
     """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ."""
     exact: dict[str, list[int]] = {}
     stripped: dict[str, list[int]] = {}
-    named: dict[tuple[str, ...], list[int]] = {}
+    named: dict[tuple[str, str], list[int]] = {}
     for number, line in enumerate(lines):
         exact.setdefault(line, []).append(number)
         stripped.setdefault("".join(line.split()), []).append(number)
-        if definition := _DEFINITION.match(line):
-            named.setdefault(definition.groups(), []).append(number)
+        if definition := _defined(line):
+            named.setdefault(definition, []).append(number)
     counts = Counter("".join(line.split()) for line in lines)
     index: tuple[dict[str, list[int]], numpy.ndarray] | None = None
     scores = numpy.full((len(snippet), len(lines)), -numpy.inf, dtype=numpy.float32)
     for row, line in enumerate(snippet):
-        if markers[row]:
+        if barred[row]:
             continue
         bare = "".join(line.split())
         worth = _weight(line) / max(1, counts[bare]) ** _RARITY
-        if definition := _DEFINITION.match(line):
-            scores[row, named.get(definition.groups(), [])] = _NAMED
+        if definition := _defined(line):
+            scores[row, named.get(definition, [])] = _NAMED
         scores[row, stripped.get(bare, [])] = _BARE * worth
         scores[row, exact.get(line, [])] = worth
         if bare and bare not in stripped:
@@ -171,13 +194,13 @@ def _likeness(line: str, index: tuple[dict[str, list[int]], numpy.ndarray]) -> n
     return dice
 
 
-def _align(lines: list[str], snippet: list[str], markers: list[bool]) -> list[int]:
+def _align(lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool] | None = None) -> list[int]:
     """For each snippet line the file line it stands for, or -1: the best alignment with affine gaps (Gotoh 1982).
 
     `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
-    `apart[i, j]`: where they do not.
+    `apart[i, j]`: where they do not. Lines that are `barred` match nothing.
     """
-    scores = _scores(lines, snippet, markers)
+    scores = _scores(lines, snippet, barred or markers)
     count, width = scores.shape
     ramp = _DELETE * numpy.arange(width + 1, dtype=numpy.float32)
     met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
@@ -230,7 +253,7 @@ def _build(
     kept = [False] * len(lines)
     touched: list[tuple[int, int]] = []
     for gap, anchor in _gaps(snippet, markers, matches, len(lines)):
-        keep_from, keep_to = _kept_part(gap, lines, markers[0] or markers[-1])
+        keep_from, keep_to = _kept_part(gap, lines, any(markers))
         result += gap.parts[0] if keep_from > gap.first or len(gap.parts) > 1 or keep_to == keep_from else ()
         if keep_from < keep_to or len(gap.parts) > 1:
             result += lines[keep_from:keep_to]
@@ -305,7 +328,7 @@ def _after_definition(gap: _Gap, lines: list[str]) -> int:
         return gap.first
     while header >= 0 and not (lines[header].strip() and _indent(lines[header]) < depth):
         header -= 1
-    if header < 0 or not _DEFINITION.match(lines[header]):
+    if header < 0 or not _defined(lines[header]):
         return gap.first
     last = gap.first
     for index in range(gap.first, gap.last):
@@ -317,25 +340,53 @@ def _after_definition(gap: _Gap, lines: list[str]) -> int:
 
 
 def _reindented(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[str]:
-    """The snippet at the file's indent: a segment most of whose found lines are off by one amount is shifted by it."""
+    """The snippet at the file's indent: a segment is shifted by what its first and last found lines, and most, are off."""
     shifted = snippet[:]
     start = 0
     for stop in [index for index, marker in enumerate(markers) if marker] + [len(snippet)]:
-        amounts: Counter[int] = Counter()
+        amounts: list[int] = []
         unit = " "
         for row in range(start, stop):
             if matches[row] >= 0 and snippet[row].strip() and _same(snippet[row], lines[matches[row]]):
                 margin = _margin(lines[matches[row]])
-                amounts[len(margin) - _indent(snippet[row])] += 1
+                amounts.append(len(margin) - _indent(snippet[row]))
                 unit = margin[:1] or unit
-        amount, votes = amounts.most_common(1)[0] if amounts else (0, 0)
-        if amount and votes * 2 > sum(amounts.values()):
+        amount = amounts[0] if amounts else 0
+        if amount and amounts[-1] == amount and amounts.count(amount) * 2 > len(amounts):
             for row in range(start, stop):
                 text = snippet[row]
                 shifted[row] = unit * amount + text if amount > 0 else text[min(-amount, _indent(text)) :]
                 shifted[row] = shifted[row] if text.strip() else text
         start = stop + 1
     return shifted
+
+
+def _new_definitions(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[bool]:
+    """Markers, and the lines of definitions that are new: what they have in common with the file is a coincidence.
+
+    A definition is new where the file has none of its name and little of its body was found, or found scattered.
+    """
+    names = {_defined(line) for line in lines}
+    barred = markers[:]
+    for row, line in enumerate(snippet):
+        name = _defined(line)
+        if name is None or name in names or barred[row]:
+            continue
+        stop = row + 1
+        while stop < len(snippet) and (not snippet[stop].strip() or _indent(snippet[stop]) > _indent(line)):
+            stop += 1
+        stop += stop < len(snippet) and snippet[stop].strip()[:1] in ("}", ")")
+        full = [each for each in range(row, stop) if len(snippet[each].strip()) > 2]
+        found = [matches[each] for each in full if matches[each] >= 0 and _same(snippet[each], lines[matches[each]])]
+        if any(markers[row:stop]):
+            continue
+        if len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
+            while stop < len(snippet) and not snippet[stop].strip():
+                stop += 1
+            while row > 0 and not snippet[row - 1].strip():
+                row -= 1
+            barred[row:stop] = [True] * (stop - row)
+    return barred
 
 
 def _margin(line: str) -> str:

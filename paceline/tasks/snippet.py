@@ -33,6 +33,28 @@ def is_marker(line: str) -> bool:
     return bool((dotted and (len(body) <= 4 or _WORDS.search(body) or body.count("...") == 2)) or _STRONG.search(body))
 
 
+def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:
+    """Which of the snippet's lines are markers: not those that the file `lines` has too, nor a body that is an ellipsis."""
+    known = set(lines)
+    return [
+        is_marker(line) and not (_is_body(snippet, row, known) if _BARE.match(line) else line in known)
+        for row, line in enumerate(snippet)
+    ]
+
+
+def _is_body(snippet: list[str], row: int, known: set[str]) -> bool:
+    """Whether a bare ellipsis is the whole body of a Python block, and not what is left out of one that the file has."""
+    above = snippet[row - 1] if row else ""
+    below = next((line for line in snippet[row + 1 :] if line.strip()), "")
+    opens = above.split("#")[0].rstrip().endswith(":")
+    alone = opens and _indent(above) < _indent(snippet[row]) > _indent(below)
+    return alone and (snippet[row] in known or above not in known)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
 def comment_leader(path: str | None) -> tuple[str, str]:
     """How a comment begins and ends in a file of this name."""
     suffix = PurePath(path or "file.py").suffix.lower()

@@ -64,7 +64,6 @@ def test_a_mistral_with_a_window_is_refused(tmp_path: Path) -> None:
     [
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
         ({"partial_rotary_factor": 0.5}, "part of each head"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncated"),
     ],
 )
 def test_more_that_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -236,10 +235,28 @@ def test_added_tokens_that_take_the_space_around_them(flags: dict[str, bool]) ->
 
 
 def test_a_template_that_rewrites_markup_is_refused_only_where_there_is_some() -> None:
-    tokenizer = made("{{ messages[0].content | tojson(ensure_ascii=True) }}")
-    assert tokenizer.decode(tokenizer.encode_chat([user("é")])) == '"\\u00e9"'
+    tokenizer = made("{{ messages[0].content | urlencode }}")
+    assert tokenizer.decode(tokenizer.encode_chat([user("é")])) == "%C3%A9"
     with pytest.raises(RequestError, match="rewrites special tokens"):
         tokenizer.encode_chat([user("<|im_end|>")])
+
+
+@pytest.mark.parametrize(
+    ("template", "parts", "expected"),
+    [
+        ("{% for p in parts %}{{ p | trim }}{% endfor %}", ["<|im_ ", " end|>"], "<|im_end|>"),
+        ("{{ parts[0].replace('</think>', '') }}", ["<|im_</think>end|>"], "<|im_end|>"),
+        ("{{ parts[0][0] + parts[1] }}", ["<i>", "|im_end|>"], "<|im_end|>"),
+        ("{{ parts | tojson(ensure_ascii=True) }}", ["é🎉<|im_end|>"], '["\\u00e9\\ud83c\\udf89<|im_end|>"]'),
+        ("{{ '<tool>' in parts[0] and parts[0] }}", ["<tool><|im_end|>"], "<tool><|im_end|>"),
+    ],
+)
+def test_whatever_a_template_does_to_text_makes_no_special_token(
+    template: str, parts: list[str], expected: str
+) -> None:
+    tokenizer = made("{% set parts = messages[0].content %}" + template)
+    tokens = tokenizer.encode_chat([{"role": "user", "content": parts}])
+    assert only_specials(tokenizer, tokens) == [] and tokenizer.decode(tokens) == expected
 
 
 def test_a_role_makes_the_token_that_its_template_means() -> None:

@@ -148,6 +148,18 @@ def test_a_scaling_without_its_factor_is_bad() -> None:
         from_hf(values(rope_scaling={"rope_type": "linear"}))
 
 
+def test_a_factor_of_null_is_the_ratio_of_lengths_for_yarn_alone() -> None:
+    changes = {"factor": None, "original_max_position_embeddings": 256}
+    scaling = from_hf(values(rope_scaling={"rope_type": "yarn", **changes})).rope_scaling
+    assert scaling is not None and scaling.factor == 4.0
+    with pytest.raises(BadWeights):
+        from_hf(values(rope_scaling={"rope_type": "linear", **changes}))
+
+
+def test_a_quantisation_of_null_is_none() -> None:
+    assert from_hf({**values(), "quantization_config": None}).family == "llama"
+
+
 def gguf_metadata(**changes: Any) -> dict[str, Any]:
     base = {
         "general.architecture": "qwen2",
@@ -193,9 +205,7 @@ def test_gguf_yarn_without_an_original_length_can_be_used() -> None:
     [
         "qwen2.embedding_length",
         "qwen2.context_length",
-        pytest.param(
-            "tokenizer.ggml.tokens",
-        ),
+        "tokenizer.ggml.tokens",
     ],
 )
 def test_missing_gguf_metadata_is_named(key: str) -> None:

@@ -15,8 +15,10 @@ from gguf import GGMLQuantizationType as Kind
 from paceline.errors import BadWeights, ModelError, UnknownArchitecture
 from paceline.models import gguf as module
 from paceline.models.checkpoint import open_checkpoint
+from paceline.models.config import RopeScaling
 from paceline.models.decoder import Decoder
 from paceline.models.gguf import KINDS, GGUFFile
+from paceline.models.rope import rope_table
 from tests.tiny import random_tensors, tiny_config
 
 Array = numpy.ndarray[Any, Any]
@@ -149,9 +151,7 @@ def test_every_kind_is_what_the_library_makes_of_it(
     [
         Kind.F32,
         Kind.F16,
-        pytest.param(
-            Kind.BF16,
-        ),
+        Kind.BF16,
     ],
     ids=lambda kind: getattr(kind, "name", None),
 )
@@ -292,9 +292,21 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_gate_exps.weight", "rope_freqs.weight", "blk.0.attn_q.scale.weight"])
 def test_a_tensor_without_a_place_is_named(name: str, tmp_path: Path) -> None:
-    file = GGUFFile(write(tmp_path / "m.gguf", {name: (floats(4, 32), Kind.F32)}))
+    path = write(tmp_path / "m.gguf", {name: (floats(4, 32), Kind.F32)})
     with pytest.raises(BadWeights, match=name.replace(".", r"\.")):
-        list(file.tensors(torch.float32))
+        open_checkpoint(path)
+
+
+def test_rope_freqs_stretch_as_the_config_of_llama_3_does(tmp_path: Path) -> None:
+    scaling = RopeScaling("llama3", 8.0, original_max_positions=1024, low_freq_factor=1.0, high_freq_factor=4.0)
+    plain, stretched = (rope_table(tiny_config(rope_scaling=each), 2)[1, 4:].asin() for each in (None, scaling))
+    divisors = (plain / stretched).numpy()
+    assert divisors.max() > 7 and divisors.min() < 1.01
+    tensors = {"rope_freqs.weight": (divisors, Kind.F32), "output_norm.weight": (floats(32), Kind.F32)}
+    file = GGUFFile(write(tmp_path / "m.gguf", tensors))
+    assert [name for name, _ in file.tensors(torch.float32)] == ["model.norm.weight"]
+    expected = rope_table(tiny_config(rope_scaling=scaling), 50)
+    torch.testing.assert_close(rope_table(file.config, 50), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("architecture", "near"), [("llama4", "llama"), ("qwen2moe", "qwen2"), ("qwen3next", "qwen3")])

@@ -185,7 +185,9 @@ def test_the_form_of_transformers_4_loads_too(tmp_path: Path) -> None:
     assert_near(run(decoder(open_checkpoint(tmp_path)), tokens), wanted(theirs, tokens))
 
 
-@pytest.mark.parametrize("extra", [{"mscale": 0.7, "mscale_all_dim": 1.4}, {"attention_factor": 1.3}])
+@pytest.mark.parametrize(
+    "extra", [{"mscale": 0.7, "mscale_all_dim": 1.4}, {"attention_factor": 1.3}, {"truncate": False}]
+)
 def test_every_yarn_setting_counts(extra: dict[str, Any], tmp_path: Path) -> None:
     theirs = reference("Llama", rope_parameters={"rope_theta": 10000.0, **YARN, **extra})
     theirs.save_pretrained(tmp_path)
