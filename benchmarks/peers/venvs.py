@@ -47,11 +47,16 @@ def environment(name: str, python: Path, threads: int) -> dict[str, str]:
     if name == "vllm":
         # It wants Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded. By
         # default it keeps a core free and runs engine and worker as processes of their own, which poll each other: with
-        # few cores that more than halves its rates, so here all is one process on all the threads.
-        libraries = [*_tcmalloc(), python.parent.parent / "lib" / "libiomp5.so"]
+        # few cores that more than halves its rates, so here all is one process on all the threads. Compiled code is
+        # kept by inductor: vLLM's own ahead-of-time cache is written, then not read back, on a CPU.
+        folder = python.parent.parent
+        libraries = [*_tcmalloc(), folder / "lib" / "libiomp5.so"]
         added |= {
             "LD_PRELOAD": ":".join(str(each) for each in libraries if each.exists()),
+            "KMP_BLOCKTIME": "200",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_USE_AOT_COMPILE": "0",
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
             "VLLM_NO_USAGE_STATS": "1",

@@ -25,8 +25,7 @@ def main() -> None:
         job["model"],
         dtype=job["dtype"],
         skip_tokenizer_init=True,
-        # the same for most jobs, so that what one compiled serves the next
-        max_model_len=max(4096, context_needed(job, settings.get("num_speculative_tokens", 0))),
+        max_model_len=context_needed(job, settings.get("num_speculative_tokens", 0)),
         max_num_batched_tokens=settings["max_num_batched_tokens"],
         max_num_seqs=1,
         kv_cache_memory_bytes=1 << 30,

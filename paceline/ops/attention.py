@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class AttentionBatch:
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0, so that a plain causal kernel may be used
     host_lengths  query_starts and context_lens as lists where the host has them (prefill), so that none waits for them
+    plan          what an implementation works out once for all layers
     """
 
     positions: Tensor
@@ -44,6 +46,7 @@ class AttentionBatch:
     max_context: int
     branching: bool = False
     host_lengths: tuple[list[int], list[int]] | None = None
+    plan: Any = None
 
     @property
     def num_requests(self) -> int:

@@ -31,6 +31,9 @@ _REFERENCES = {
     "compact": "paceline.ops.accept:compact_reference",
 }
 _KERNELS: dict[str, dict[str, str]] = {
+    "cpu": {
+        "paged_attention": "paceline.ops.cpu:paged_attention",
+    },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention",
         "norm_linear": "paceline.ops.triton.linear:norm_linear",

@@ -32,8 +32,10 @@ def rope_and_cache(
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """x [T, heads, dim] rotated by cosines and sines [T, 1, dim / 2], in float32, back in x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).to(x.dtype)
+    wide = x.float()
+    both = torch.cat([cosines, cosines], dim=-1)
+    signed = torch.cat([-sines, sines], dim=-1)
+    return torch.addcmul(wide * both, wide.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
 
 
 def reference(
@@ -48,10 +50,12 @@ def reference(
 ) -> Tensor:
     num_kv_heads, dim = key_cache.shape[1:]
     heads = qkv.view(qkv.shape[0], -1, dim)
-    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    turned, value = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
     if norms is not None:
-        query, key = rms_norm(query, norms[0], norms[2]), rms_norm(key, norms[1], norms[2])
+        query, key = turned.split([num_heads, num_kv_heads], dim=1)
+        turned = torch.cat([rms_norm(query, norms[0], norms[2]), rms_norm(key, norms[1], norms[2])], dim=1)
     cosines, sines = table[positions][:, None, :].chunk(2, dim=-1)
-    key_cache.index_copy_(0, slots, rotate(key, cosines, sines))
+    query, key = rotate(turned, cosines, sines).split([num_heads, num_kv_heads], dim=1)
+    key_cache.index_copy_(0, slots, key)
     value_cache.index_copy_(0, slots, value)
-    return rotate(query, cosines, sines)
+    return query.contiguous()

@@ -28,9 +28,9 @@ _LIKE = 0.6  # similarity from which a line counts as a variant of one that the 
 def check(code: str, update: str, merged: str, path: str | None = None) -> tuple[str, ...]:
     """Why the merge may be wrong, a sentence each; empty where every check passes.
 
-    It must not be empty, cut off, fenced or hold a marker; parse where the file parsed; hold every file line that the edit
-    does not touch and every line of the edit, in order; hold no line that the edit removes, none twice that should stand
-    once, and none that comes from neither.
+    It must not be empty, cut off, fenced or hold a marker; parse where the file parsed; hold every file line that the
+    edit does not touch and every line of the edit, in order; hold no line that the edit removes, none twice that should
+    stand once, and none that comes from neither. The merge by rule says which those are; its doubts are reasons too.
     """
     if not merged.strip():
         return ("the result is empty",) if code.strip() else ()
@@ -41,9 +41,11 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
         candidate = candidate_merge(code, update)
     except InputError as error:
         return (*reasons, f"the edit could not be placed by rule: {error}")
+    reasons += candidate.doubts
     wanted = [line.rstrip() for line in candidate.text.splitlines()]
     if lines == wanted:
         return tuple(reasons)
+    known = len(reasons)
     file = [line.rstrip() for line in code.splitlines()]
     kept = [(number, line) for number, (line, stays) in enumerate(zip(file, candidate.kept, strict=True), 1) if stays]
     reasons += _missing(kept, lines, "line {} of the file, which the edit does not touch, is missing: {!r}")
@@ -52,8 +54,10 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     edit = [(number, line) for number, line in edit if line in present]
     reasons += _missing(edit, lines, "line {} of the edit is missing: {!r}")
     reasons += _surplus(lines, wanted, file)
-    if file and lines[-1] != wanted[-1] and [line for line in lines if line][-1:] != [line for line in wanted if line][-1:]:
+    if [line for line in lines if line][-1:] != [line for line in wanted if line][-1:]:
         reasons.append("the result does not end as it should; it may be cut off")
+    if len(reasons) == known:
+        reasons += _order(lines, wanted)
     return tuple(reasons)
 
 
@@ -97,6 +101,16 @@ def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> l
     found = {index for block in matcher.get_matching_blocks() for index in range(block.a, block.a + block.size)}
     gone = [pair for index, pair in enumerate(wanted) if index not in found]
     return [message.format(number, line.strip()) for number, line in gone[:_MOST]]
+
+
+def _order(lines: list[str], wanted: list[str]) -> list[str]:
+    """The first line, blank ones aside, that is not the one the candidate merge has there."""
+    full = [(number, line) for number, line in enumerate(lines, 1) if line]
+    expected = [line for line in wanted if line]
+    for (number, line), other in zip(full, expected, strict=False):
+        if line != other:
+            return [f"line {number} is out of order: {line.strip()!r}"]
+    return []
 
 
 def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:

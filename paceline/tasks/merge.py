@@ -10,31 +10,32 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 
 from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
+from paceline.tasks.definitions import block_end, defined, indent, new_definitions, replace_definitions, rewritten_to
 from paceline.tasks.snippet import marker_rows
 
 _LIKE = 0.3
 _LIKENESS = 0.7  # similarity (Dice, over parts of words) from which a line can stand in for another
-_NAMED = 0.8  # what the header of a definition with the same name is worth
+_NAMED = 1.2  # what the header of a definition with the same name is worth
 _BARE = 0.6  # what a line that differs in white space is worth, as a share
 _BLANK = 0.2
-_DELETE = 0.04  # the cost of a file line passed over without a marker
-_INSERT = 0.08
-_RARITY = 0.7  # how much less a line says that stands in the file often
-_EDGE = 2  # the further cost of a line without a match next to a marker: snippets have context there
-_OPEN = 1.5  # the cost of leaving a run of matched lines without a marker
-_DEFINITION = re.compile(
-    r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
-    r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
-)
+_DELETE = 0.02  # the cost of a file line passed over without a marker
+_HEADER = 0.3  # the further cost when it is the header of a definition
+_INSERT = 0.0
+_RARITY = 0.3  # how much less a line says that stands in the file often
+_EDGE = 4  # the further cost of a line without a match next to a marker: snippets have context there
+_LEAVE = 1  # the cost of leaving a run of matched lines without a marker, to insert
+_PASS = 0.5  # the further cost of passing over file lines there
+_STRICT = 2  # how much more these cost in the second alignment, which says whether the first is in doubt
+_FEW = 3  # file lines at an end that a snippet may leave out without a marker
+_MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
+_MET, _ADDED, _PASSED = 0, 1, 2
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
-_METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
-_STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
 
 
@@ -43,12 +44,14 @@ class Merge:
     """A merged text. `kept[i]` says whether line i of the file is in it; `confidence` is 0 to 1.
 
     `touched` are the ranges of file lines, first and past the last, that the edit replaces or inserts at.
+    `doubts` are reasons, a sentence each, to have a person look at it.
     """
 
     text: str
     kept: tuple[bool, ...]
     touched: tuple[tuple[int, int], ...]
     confidence: float
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,46 @@ def candidate_merge(code: str, update: str) -> Merge:
     if not lines:
         return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
     snippet, markers = _rows(update, lines)
-    matches = _align(lines, snippet, markers)
-    if not any(match >= 0 and _weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
+    if not any(markers) and (replaced := replace_definitions(lines, snippet)) is not None:
+        return _whole(file, "\n".join(replaced) + ("\n" if file.endswith("\n") else ""), newline)
+    merge = _place(lines, snippet, markers, file.endswith("\n"), newline, 1)
+    return replace(merge, doubts=_doubts(merge, _place(lines, snippet, markers, file.endswith("\n"), newline, _STRICT)))
+
+
+def _place(
+    lines: list[str], snippet: list[str], markers: list[bool], ends: bool, newline: str, strictness: float
+) -> Merge:
+    """The merge by the best alignment. Raises EditNotFound where that finds no line."""
+    matches = _align(lines, snippet, markers, markers, strictness)
+    if not any(_is_found(line, lines[match]) for line, match in zip(snippet, matches, strict=True) if match >= 0):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
-    while matches[-1] < 0 and not snippet[-1].strip():
-        matches.pop(), snippet.pop(), markers.pop()
-    while matches[0] < 0 and not snippet[0].strip():
-        matches, snippet, markers = matches[1:], snippet[1:], markers[1:]
+    found = [row for row, line in enumerate(snippet) if matches[row] >= 0 or line.strip()]
+    rows = slice(found[0], found[-1] + 1)
+    snippet, markers, matches = snippet[rows], markers[rows], matches[rows]
     shifted = _reindented(lines, snippet, markers, matches)
-    barred = _new_definitions(lines, shifted, markers, matches)
+    same = [match >= 0 and _same(line, lines[match]) for line, match in zip(shifted, matches, strict=True)]
+    barred = new_definitions(lines, shifted, markers, matches, same)
     if shifted != snippet or barred != markers:
-        snippet, matches = shifted, _align(lines, shifted, markers, barred)
-    return _build(lines, snippet, markers, matches, file.endswith("\n"), newline)
+        matches = _align(lines, shifted, markers, barred, strictness)
+    return _build(lines, shifted, markers, matches, ends, newline)
+
+
+def _is_found(line: str, other: str) -> bool:
+    """Whether a line that stands for another says where the edit goes."""
+    return _weight(line) >= 0.5 and (_same(line, other) or defined(line) == defined(other) is not None)
+
+
+def _doubts(merge: Merge, other: Merge) -> tuple[str, ...]:
+    """What speaks against a merge: that a stricter alignment gives another, or that much goes which no marker keeps."""
+    doubts = []
+    if merge.text != other.text:
+        pairs = enumerate(zip(merge.text.splitlines(), other.text.splitlines(), strict=False), 1)
+        number = next((number for number, (left, right) in pairs if left != right), 1)
+        doubts.append(f"line {number}: the edit can be placed in more than one way")
+    for first, last in merge.touched:
+        if last - first > _MUCH:
+            doubts.append(f"line {first + 1} of the file: {last - first} lines would go that the edit does not show")
+    return tuple(doubts)
 
 
 def _rows(update: str, lines: list[str]) -> tuple[list[str], list[bool]]:
@@ -128,14 +159,6 @@ def _weight(line: str) -> float:
     return 1.0 + min(letters, 40) / 80
 
 
-def _defined(line: str) -> tuple[str, str] | None:
-    """The kind and the name of what this line begins to define."""
-    if found := _DEFINITION.match(line):
-        return found[1], found[2]
-    method = _METHOD.match(line)
-    return ("method", method[1]) if method and method[1] not in _STATEMENTS else None
-
-
 def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.ndarray:
     """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ."""
     exact: dict[str, list[int]] = {}
@@ -144,7 +167,7 @@ def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.n
     for number, line in enumerate(lines):
         exact.setdefault(line, []).append(number)
         stripped.setdefault("".join(line.split()), []).append(number)
-        if definition := _defined(line):
+        if definition := defined(line):
             named.setdefault(definition, []).append(number)
     counts = Counter("".join(line.split()) for line in lines)
     index: tuple[dict[str, list[int]], numpy.ndarray] | None = None
@@ -154,7 +177,7 @@ def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.n
             continue
         bare = "".join(line.split())
         worth = _weight(line) / max(1, counts[bare]) ** _RARITY
-        if definition := _defined(line):
+        if definition := defined(line):
             scores[row, named.get(definition, [])] = _NAMED
         scores[row, stripped.get(bare, [])] = _BARE * worth
         scores[row, exact.get(line, [])] = worth
@@ -162,7 +185,25 @@ def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.n
             if index is None:
                 index = _words_index(lines)
             numpy.maximum(scores[row], _likeness(line, index) * (_LIKE * _weight(line)), out=scores[row])
+    _confine(scores, lines, snippet, barred, named)
     return scores
+
+
+def _confine(
+    scores: numpy.ndarray,
+    lines: list[str],
+    snippet: list[str],
+    barred: list[bool],
+    named: dict[tuple[str, str], list[int]],
+) -> None:
+    """A definition, up to a marker in it, of which the file has one of that name is matched with that one only."""
+    for row, line in enumerate(snippet):
+        places = named.get(defined(line) or ("", ""), [])
+        if len(places) == 1:
+            stop = block_end(snippet, row)
+            stop = next((each for each in range(row, stop) if barred[each]), stop)
+            scores[row:stop, : places[0]] = -numpy.inf
+            scores[row:stop, block_end(lines, places[0]) :] = -numpy.inf
 
 
 def _words(line: str) -> set[str]:
@@ -194,48 +235,58 @@ def _likeness(line: str, index: tuple[dict[str, list[int]], numpy.ndarray]) -> n
     return dice
 
 
-def _align(lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool] | None = None) -> list[int]:
+def _align(
+    lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool], strictness: float
+) -> list[int]:
     """For each snippet line the file line it stands for, or -1: the best alignment with affine gaps (Gotoh 1982).
 
-    `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
-    `apart[i, j]`: where they do not. Lines that are `barred` match nothing.
+    `paths[state][i, j]` is the best score of snippet lines before i and file lines before j. The states: the last two
+    match; or else snippet lines are inserted since two did; or else file lines are passed over, too. Lines that are
+    `barred` match nothing. `strictness` multiplies what it costs to leave a run of matched lines.
     """
-    scores = _scores(lines, snippet, barred or markers)
+    scores = _scores(lines, snippet, barred)
     count, width = scores.shape
-    ramp = _DELETE * numpy.arange(width + 1, dtype=numpy.float32)
-    met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
-    apart = numpy.full_like(met, -numpy.inf)
-    apart[0] = 0.0
+    costs = [0.0, *(_DELETE + _HEADER * (defined(line) is not None) for line in lines)]
+    ramp = numpy.cumsum(costs, dtype=numpy.float32)
+    insert, more = _LEAVE * strictness, _PASS * strictness
+    paths = numpy.full((3, count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
+    paths[_PASSED, 0] = 0.0
     for row in range(count):
+        met, added, passed = paths[:, row]
+        next_met, next_added, next_passed = paths[:, row + 1]
         if markers[row]:
-            met[row + 1] = numpy.maximum.accumulate(numpy.maximum(met[row], apart[row] - _EDGE))
+            next_met[:] = numpy.maximum.accumulate(numpy.maximum(met, numpy.maximum(added, passed) - _EDGE))
             continue
-        met[row + 1, 1:] = numpy.maximum(met[row], apart[row])[:-1] + scores[row]
-        inserted = numpy.maximum(met[row] - _OPEN, apart[row]) - _INSERT
-        best = numpy.maximum(inserted, met[row + 1] - _OPEN)
-        apart[row + 1] = numpy.maximum.accumulate(best + ramp) - ramp
-    return _trace(met, apart, markers)
+        next_met[1:] = numpy.maximum(met, numpy.maximum(added, passed))[:-1] + scores[row]
+        next_added[:] = numpy.maximum(met - insert, added) - _INSERT
+        left = numpy.maximum(next_met - insert, next_added) - more
+        next_passed[:] = numpy.maximum.accumulate(numpy.maximum(left, passed - _INSERT) + ramp) - ramp
+    return _trace(paths, markers, insert, more)
 
 
-def _trace(met: numpy.ndarray, apart: numpy.ndarray, markers: list[bool]) -> list[int]:
-    """Walks back from the best end; of equal ways an insertion is taken before a skipped file line."""
+def _trace(paths: numpy.ndarray, markers: list[bool], insert: float, more: float) -> list[int]:
+    """Walks back from the best end; of equal ways an insertion is taken before a file line passed over."""
+    met, added, passed = paths
     row = len(markers)
-    column = int(numpy.maximum(met, apart)[row].argmax())
+    column = int(paths[:, row].max(axis=0).argmax())
     matches = [-1] * row
-    matched = bool(met[row, column] >= apart[row, column])
+    state = int(paths[:, row, column].argmax())
     while row > 0:
         if markers[row - 1]:
             row -= 1
-            column = int(numpy.maximum(met[row], apart[row] - _EDGE)[: column + 1].argmax())
-            matched = bool(met[row, column] >= apart[row, column] - _EDGE)
-        elif matched:
+            before = paths[:, row] - numpy.array([[0.0], [_EDGE], [_EDGE]], dtype=numpy.float32)
+            column = int(before.max(axis=0)[: column + 1].argmax())
+            state = int(before[:, column].argmax())
+        elif state == _MET:
             row, column = row - 1, column - 1
             matches[row] = column
-            matched = bool(met[row, column] >= apart[row, column])
-        elif _close(met[row, column] - _OPEN, apart[row, column]):
-            matched = True
-        elif _close(max(met[row - 1, column] - _OPEN, apart[row - 1, column]) - _INSERT, apart[row, column]):
-            matched = bool(met[row - 1, column] - _OPEN >= apart[row - 1, column])
+            state = int(paths[:, row, column].argmax())
+        elif state == _ADDED:
+            row -= 1
+            state = _MET if met[row, column] - insert >= added[row, column] else _ADDED
+        elif _close(max(met[row, column] - insert, added[row, column]) - more, passed[row, column]):
+            state = _MET if met[row, column] - insert >= added[row, column] else _ADDED
+        elif _close(passed[row - 1, column] - _INSERT, passed[row, column]):
             row -= 1
         else:
             column -= 1
@@ -287,7 +338,7 @@ def _gaps(
     for index, line in enumerate(snippet):
         if markers[index]:
             parts.append([])
-            indents.append(_indent(line))
+            indents.append(indent(line))
         elif matches[index] < 0:
             parts[-1].append(line)
         else:
@@ -298,45 +349,21 @@ def _gaps(
     return gaps
 
 
-def _kept_part(gap: _Gap, lines: list[str], marks_ends: bool) -> tuple[int, int]:
+def _kept_part(gap: _Gap, lines: list[str], has_markers: bool) -> tuple[int, int]:
     """Which of the gap's file lines stay: a range, empty where all are replaced.
 
-    `marks_ends`: the snippet has a marker at one end of the file, so that none at the other end means it reaches it.
+    Where the snippet has markers, none at an end of it means that it reaches the file's end there. Where it has none, and
+    at the file's top, that is believed only of as many lines as are put in their place, and `_FEW`.
     """
     size, inserted = gap.last - gap.first, len(gap.parts[0])
     starts, stops = gap.first == 0, gap.last == len(lines)
+    shown = size <= _FEW + inserted if has_markers or inserted else False
     if len(gap.parts) > 1 or stops:
-        if len(gap.parts) == 1 and stops and (marks_ends or (inserted and size <= inserted + 3)):
+        if len(gap.parts) == 1 and stops and (has_markers or shown):
             return gap.last, gap.last
-        return _after_definition(gap, lines), gap.last
-    if starts and not marks_ends and not (inserted and size <= inserted + 3):
-        return gap.first, gap.last
-    return gap.last, gap.last
-
-
-def _after_definition(gap: _Gap, lines: list[str]) -> int:
-    """Where a definition that the snippet rewrites to its end ends in the file; the gap's start where it rewrites none.
-
-    It does when its inserted lines follow inside a block, and no marker stands inside that block.
-    """
-    inserted = [line for line in gap.parts[0] if line.strip()]
-    if not inserted or gap.first == 0:
-        return gap.first
-    header = gap.first - 1
-    depth = _indent(inserted[-1])
-    if gap.indents and gap.indents[0] >= depth:
-        return gap.first
-    while header >= 0 and not (lines[header].strip() and _indent(lines[header]) < depth):
-        header -= 1
-    if header < 0 or not _defined(lines[header]):
-        return gap.first
-    last = gap.first
-    for index in range(gap.first, gap.last):
-        if lines[index].strip():
-            if _indent(lines[index]) <= _indent(lines[header]):
-                break
-            last = index + 1
-    return last
+        put = [line for line in gap.parts[0] if line.strip()]
+        return rewritten_to(lines, gap.first, gap.last, put, gap.indents[0] if gap.indents else None), gap.last
+    return (gap.first, gap.last) if starts and not shown else (gap.last, gap.last)
 
 
 def _reindented(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[str]:
@@ -349,52 +376,20 @@ def _reindented(lines: list[str], snippet: list[str], markers: list[bool], match
         for row in range(start, stop):
             if matches[row] >= 0 and snippet[row].strip() and _same(snippet[row], lines[matches[row]]):
                 margin = _margin(lines[matches[row]])
-                amounts.append(len(margin) - _indent(snippet[row]))
+                amounts.append(len(margin) - indent(snippet[row]))
                 unit = margin[:1] or unit
         amount = amounts[0] if amounts else 0
         if amount and amounts[-1] == amount and amounts.count(amount) * 2 > len(amounts):
             for row in range(start, stop):
                 text = snippet[row]
-                shifted[row] = unit * amount + text if amount > 0 else text[min(-amount, _indent(text)) :]
+                shifted[row] = unit * amount + text if amount > 0 else text[min(-amount, indent(text)) :]
                 shifted[row] = shifted[row] if text.strip() else text
         start = stop + 1
     return shifted
 
 
-def _new_definitions(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[bool]:
-    """Markers, and the lines of definitions that are new: what they have in common with the file is a coincidence.
-
-    A definition is new where the file has none of its name and little of its body was found, or found scattered.
-    """
-    names = {_defined(line) for line in lines}
-    barred = markers[:]
-    for row, line in enumerate(snippet):
-        name = _defined(line)
-        if name is None or name in names or barred[row]:
-            continue
-        stop = row + 1
-        while stop < len(snippet) and (not snippet[stop].strip() or _indent(snippet[stop]) > _indent(line)):
-            stop += 1
-        stop += stop < len(snippet) and snippet[stop].strip()[:1] in ("}", ")")
-        full = [each for each in range(row, stop) if len(snippet[each].strip()) > 2]
-        found = [matches[each] for each in full if matches[each] >= 0 and _same(snippet[each], lines[matches[each]])]
-        if any(markers[row:stop]):
-            continue
-        if len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
-            while stop < len(snippet) and not snippet[stop].strip():
-                stop += 1
-            while row > 0 and not snippet[row - 1].strip():
-                row -= 1
-            barred[row:stop] = [True] * (stop - row)
-    return barred
-
-
 def _margin(line: str) -> str:
     return line[: len(line) - len(line.lstrip())]
-
-
-def _indent(line: str) -> int:
-    return len(_margin(line))
 
 
 def _same(left: str, right: str) -> bool:

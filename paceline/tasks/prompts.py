@@ -6,39 +6,59 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from paceline.errors import ConfigError, InputError
+from paceline.errors import ConfigError, EditNotFound, InputError
+from paceline.tasks.blocks import apply_blocks
 from paceline.tasks.merge import strip_fence
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 
-_TASK = """Merge the update into the file. In the update, comments such as "... existing code ..." stand for code of the file \
+_TASK = """\
+Merge the update into the file. In the update, comments such as "... existing code ..." stand for code of the file \
 that stays as it is.
-Write the whole file with the update merged: every line that the update does not change stays, in order, to the end of the \
-file. Write no "... existing code ..." comment.
+Write the whole file with the update merged: every line that the update does not change stays, in order, to the end \
+of the file. Write no "... existing code ..." comment.
 {instruction}
 File:
-```
+{fence}
 {code}
-```
+{fence}
 
 Update:
-```
+{fence}
 {update}
-```
+{fence}
 """
 
-_REVIEW = """A tool merged an update into a file. Write out the merged file. Correct a line only where the tool put the update \
+_REVIEW = """\
+A tool merged an update into a file. Write out the merged file. Correct a line only where the tool put the update \
 in wrongly.
 {instruction}
 Update:
-```
+{fence}
 {update}
-```
+{fence}
 
 Merged file:
-```
+{fence}
 {candidate}
-```
+{fence}
+"""
+
+_BLOCKS = """\
+Make the update's change to the file. In the update, comments such as "... existing code ..." stand for code of the \
+file that stays as it is.
+Reply with one block for each place that changes. Between SEARCH and ======= copy the lines of the file that change, \
+exactly, with a line or two around them; between ======= and REPLACE write what they become.
+{instruction}
+File:
+{fence}
+{code}
+{fence}
+
+Update:
+{fence}
+{update}
+{fence}
 """
 
 _EXAMPLE_CODE = """import os
@@ -82,29 +102,35 @@ def remove(path):
 """
 
 
+FENCE = "```"
+_FENCE_LINE = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
+_SEARCH = "<<<<<<< SEARCH"
+
+
 @dataclass(frozen=True)
 class Policy:
-    """One way to ask. `template` takes code, update, instruction and candidate.
+    """One way to ask. `template` takes code, update, instruction, candidate and the fence around each.
 
     `opened` starts the answer with a fence, so that the model writes code at once, and ends it at the closing one.
-    `margin` is in nats: a candidate token at most that much less likely than the model's first choice is taken instead,
-    which is not lossless (0 is).
+    With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at most
+    that much less likely than the model's first choice is taken instead, which is not lossless (0 is).
     """
 
     name: str
     template: str = _TASK
     opened: bool = True
     example: bool = False
+    blocks: bool = False
     margin: float = 0.0
 
     @property
     def closing(self) -> str:
-        """What follows the file in the model's answer."""
-        return "```" if self.opened else ""
+        """What follows the file in the model's answer, where no text needs a longer fence."""
+        return FENCE if self.opened else ""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        return ("\n```",) if self.opened else ()
+        return (f"\n{FENCE}",) if self.opened else ()
 
 
 POLICIES = {
@@ -113,6 +139,7 @@ POLICIES = {
         Policy("plain", opened=False),
         Policy("opened"),
         Policy("example", example=True),
+        Policy("block", template=_BLOCKS, blocks=True),
         Policy("review", template=_REVIEW),
         Policy("margin", margin=3.0),
         Policy("review-margin", template=_REVIEW, margin=3.0),
@@ -129,29 +156,86 @@ def policy_named(name: str) -> Policy:
     return POLICIES[name]
 
 
+def fence_for(*texts: str) -> str:
+    """A fence that no line of the texts can be taken for: three backticks, or one more than the longest such line."""
+    longest = max((len(found[1]) for text in texts for found in _FENCE_LINE.finditer(text)), default=0)
+    return "`" * max(len(FENCE), longest + 1)
+
+
 def messages(policy: Policy, code: str, update: str, instruction: str, candidate: str) -> list[dict[str, str]]:
     """The chat up to the answer."""
     chat = [{"role": "system", "content": _SYSTEM}]
     if policy.example:
-        chat.append({"role": "user", "content": _fill(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", "")})
-        chat.append({"role": "assistant", "content": f"```\n{_EXAMPLE_MERGED}```"})
+        asked = _fill(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", _EXAMPLE_MERGED)
+        answer = opening(policy) + expected(policy, _EXAMPLE_CODE, _EXAMPLE_MERGED)
+        chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate)})
     return chat
 
 
-def opening(policy: Policy) -> str:
+def opening(policy: Policy, fence: str = FENCE) -> str:
     """The start of the answer, which the model continues."""
-    return "```\n" if policy.opened else ""
+    return (f"{fence}\n" if policy.opened else "") + (f"{_SEARCH}\n" if policy.blocks else "")
 
 
-def read(policy: Policy, code: str, output: str) -> str:
-    """The merged file in the model's answer: out of its fence, with line ends as the file has them."""
-    text = output if policy.opened else strip_fence(output)
-    text = text.removesuffix("```").rstrip("\n") if policy.opened else text.rstrip("\n")
-    text = text.replace("\r\n", "\n")
-    if code.endswith("\n") or not code:
-        text += "\n"
+def stops(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
+    """The strings that end the answer."""
+    return (f"\n{fence}",) if policy.opened else ()
+
+
+def expected(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
+    """What the model writes after the opening if it agrees with `merged`: the draft."""
+    text = merged.replace("\r\n", "\n")
+    if policy.blocks:
+        text = _blocks_of(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
+    return text.rstrip("\n") + "\n" + (fence if policy.opened else "")
+
+
+def read(policy: Policy, code: str, output: str, fence: str = FENCE) -> str:
+    """The merged file in the model's answer: out of its fence, line ends and end of file as the file has them.
+
+    Blocks that do not fit the file leave it as it is, which the checks flag.
+    """
+    text = output.replace("\r\n", "\n")
+    text = text.removesuffix(fence) if policy.opened else _inside_fence(text)
+    if policy.blocks:
+        text = _apply(code.replace("\r\n", "\n"), f"{_SEARCH}\n{text.rstrip()}\n")
+    unix = code.replace("\r\n", "\n")
+    text = text.rstrip("\n") + ("\n" if not code else unix[len(unix.rstrip("\n")) :])
     return text.replace("\n", "\r\n") if code.count("\r\n") * 2 > code.count("\n") else text
+
+
+def _inside_fence(text: str) -> str:
+    """What stands between the first fence and the last, or after the only one; all of it where there is none."""
+    lines = text.split("\n")
+    fences = [number for number, line in enumerate(lines) if line.startswith(FENCE)]
+    if not fences:
+        return text
+    return "\n".join(lines[fences[0] + 1 : fences[-1] if len(fences) > 1 else None])
+
+
+def _apply(code: str, blocks: str) -> str:
+    try:
+        return apply_blocks(code, blocks)
+    except EditNotFound:
+        return code
+
+
+def _blocks_of(code: str, merged: str) -> str:
+    """SEARCH/REPLACE blocks that make `merged` of `code`, each with lines around until it is found in its place first."""
+    old, new = code.splitlines(keepends=True), merged.splitlines(keepends=True)
+    pieces = []
+    for group in difflib.SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(2):
+        (_, first, _, start, _), (_, _, last, _, stop) = group[0], group[-1]
+        while first > 0 and (not old[first].strip() or code.find("".join(old[first:last])) < sum(map(len, old[:first]))):
+            first, start = first - 1, start - 1
+        search, replacement = "".join(old[first:last]), "".join(new[start:stop])
+        pieces.append(f"{_SEARCH}\n{_closed(search)}=======\n{_closed(replacement)}>>>>>>> REPLACE\n")
+    return "".join(pieces)
+
+
+def _closed(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + "\n"
 
 
 def morph_form(instruction: str, code: str, update: str) -> str:
@@ -183,5 +267,6 @@ def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: s
         "update": strip_fence(update).strip("\n"),
         "instruction": f"What the update does: {instruction}\n" if instruction else "",
         "candidate": candidate.rstrip("\n"),
+        "fence": fence_for(code, update, candidate),
     }
     return policy.template.format(**values)

@@ -1,0 +1,186 @@
+"""Definitions in source text, by name and indent alone: where they begin and end, in any language that indents its blocks."""
+
+from __future__ import annotations
+
+import re
+
+_KEYWORD = re.compile(
+    r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
+    r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
+)
+_METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
+_STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
+_LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
+
+
+def defined(line: str) -> tuple[str, str] | None:
+    """The kind and the name of what this line begins to define."""
+    if found := _KEYWORD.match(line):
+        return found[1], found[2]
+    method = _METHOD.match(line)
+    return ("method", method[1]) if method and method[1] not in _STATEMENTS else None
+
+
+def block_end(lines: list[str], header: int) -> int:
+    """The line past the last of the block that begins at `header`: deeper lines, and what closes brackets beside it."""
+    depth = indent(lines[header])
+    stop = header + 1
+    for row in range(header + 1, len(lines)):
+        text = lines[row].strip()
+        if not text:
+            continue
+        if indent(lines[row]) < depth or (indent(lines[row]) == depth and text[0] not in ")]}"):
+            break
+        stop = row + 1
+    return stop
+
+
+def block_start(lines: list[str], header: int) -> int:
+    """The first line of the decorators and comments right above a definition."""
+    start = header
+    while start > 0 and lines[start - 1].strip().startswith(_LEADS) and indent(lines[start - 1]) >= indent(lines[header]):
+        start -= 1
+    return start
+
+
+def definitions_of(snippet: list[str]) -> list[tuple[int, int, int]] | None:
+    """Start, header and end of each definition where the snippet is nothing but whole definitions, else None."""
+    depth = min(indent(line) for line in snippet if line.strip())
+    blocks: list[tuple[int, int, int]] = []
+    reached = 0
+    for row, line in enumerate(snippet):
+        if row < reached or not line.strip() or line.strip().startswith(_LEADS):
+            continue
+        if indent(line) != depth or defined(line) is None:
+            return None
+        start = max(reached, block_start(snippet, row))
+        if any(each.strip() for each in snippet[reached:start]):
+            return None
+        reached = block_end(snippet, row)
+        blocks.append((start, row, reached))
+    return blocks if blocks and not any(line.strip() for line in snippet[reached:]) else None
+
+
+def replace_definitions(lines: list[str], snippet: list[str]) -> list[str] | None:
+    """The file with each definition of the snippet in place of the file's of the same name; None where that is not it.
+
+    A new definition follows the one before it in the snippet, or else precedes the one after it. None where the snippet
+    holds more than definitions, or the file has none of their names.
+    """
+    blocks = definitions_of(snippet)
+    if blocks is None:
+        return None
+    edits: list[tuple[int, int, list[str]]] = []
+    waiting: list[str] = []
+    reached = taken = 0
+    for start, header, stop in blocks:
+        blanks, text = snippet[reached:start], snippet[start:stop]
+        reached = stop
+        place = _twin(lines, snippet[header], text, taken)
+        if place is None:
+            waiting += [*blanks, *text] if edits or waiting else text
+            continue
+        if not edits and waiting:
+            text = [*waiting, *blanks, *text]
+        elif waiting:
+            edits[-1][2].extend(_moved(waiting, snippet[header], lines[place]))
+        waiting = []
+        first = block_start(lines, place) if start < header else place
+        taken = block_end(lines, place)
+        edits.append((first, taken, _moved(text, snippet[header], lines[place])))
+    if not edits:
+        return None
+    edits[-1][2].extend(_moved(waiting, snippet[blocks[0][1]], lines[edits[-1][0]]))
+    result: list[str] = []
+    reached = 0
+    for first, last, text in edits:
+        result += [*lines[reached:first], *text]
+        reached = last
+    return result + lines[reached:]
+
+
+def new_definitions(
+    lines: list[str], snippet: list[str], markers: list[bool], matches: list[int], same: list[bool]
+) -> list[bool]:
+    """Markers, and the lines of definitions that are new: what these have in common with the file is a coincidence.
+
+    A definition is new where the file has none of its name and little of its body was found, or found scattered. `same`
+    says of a matched line that its text is the file's.
+    """
+    names = {defined(line) for line in lines}
+    barred = markers[:]
+    for row, line in enumerate(snippet):
+        name = defined(line)
+        if name is None or name in names or barred[row]:
+            continue
+        stop = block_end(snippet, row)
+        full = [each for each in range(row, stop) if len(snippet[each].strip()) > 2]
+        found = [matches[each] for each in full if same[each]]
+        if any(markers[row:stop]):
+            continue
+        if len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
+            while stop < len(snippet) and not snippet[stop].strip():
+                stop += 1
+            start = row
+            while start > 0 and not snippet[start - 1].strip():
+                start -= 1
+            barred[start:stop] = [True] * (stop - start)
+    return barred
+
+
+def rewritten_to(lines: list[str], first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
+    """Where in `first:last` a definition that the snippet rewrites to its end ends in the file; `first` where it does not.
+
+    It does when lines are inserted inside its block, right after line `first - 1`, and no marker stands inside the block.
+    """
+    if not inserted or first == 0:
+        return first
+    depth = indent(inserted[-1])
+    least = marker_indent or 0
+    if marker_indent is not None and marker_indent >= depth:
+        return first
+    for header in range(first - 1, -1, -1):
+        if not lines[header].strip() or indent(lines[header]) >= depth:
+            continue
+        depth = indent(lines[header])
+        if depth < least:
+            return first
+        if defined(lines[header]) is not None:
+            return max(first, min(last, _deeper(lines, first, depth)))
+    return first
+
+
+def _deeper(lines: list[str], first: int, depth: int) -> int:
+    """The line past the last that is deeper than `depth`, from `first` on."""
+    end = first
+    for row in range(first, len(lines)):
+        if lines[row].strip():
+            if indent(lines[row]) <= depth:
+                break
+            end = row + 1
+    return end
+
+
+def indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _twin(lines: list[str], header: str, text: list[str], least: int) -> int | None:
+    """The file's header of the same name from line `least` on whose block shares most with `text`."""
+    name = defined(header)
+    places = [row for row in range(least, len(lines)) if defined(lines[row]) == name]
+    body = {line.strip() for line in text if len(line.strip()) > 2}
+
+    def shared(place: int) -> tuple[int, bool]:
+        block = lines[place : block_end(lines, place)]
+        return len(body & {line.strip() for line in block}), indent(lines[place]) == indent(header)
+
+    return max(places, key=shared, default=None)
+
+
+def _moved(text: list[str], header: str, place: str) -> list[str]:
+    """Lines shifted by what one header is off another."""
+    amount = indent(place) - indent(header)
+    if amount <= 0:
+        return [line[min(-amount, indent(line)) :] for line in text]
+    return [place[:1] * amount + line if line.strip() else line for line in text]

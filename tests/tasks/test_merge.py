@@ -1,0 +1,233 @@
+"""The merge by rule: what stays, what goes, what comes, and where."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.errors import EditNotFound, EmptyEdit
+from paceline.tasks.merge import candidate_merge
+from paceline.tasks.snippet import snippet_of
+
+FILE = '''\
+import os
+import sys
+
+
+def load(path):
+    with open(path) as file:
+        return file.read()
+
+
+class Store:
+    def __init__(self, root):
+        self.root = root
+
+    def get(self, name):
+        path = os.path.join(self.root, name)
+        return load(path)
+
+    def put(self, name, text):
+        path = os.path.join(self.root, name)
+        with open(path, "w") as file:
+            file.write(text)
+
+
+def main():
+    store = Store(sys.argv[1])
+    print(store.get("a"))
+'''
+
+JAVASCRIPT = """\
+class Counter {
+  constructor() {
+    this.count = 0;
+  }
+
+  add(number) {
+    this.count += number;
+    return this;
+  }
+
+  reset() {
+    this.count = 0;
+    return this;
+  }
+}
+"""
+
+
+def merged(update: str, code: str = FILE) -> str:
+    return candidate_merge(code, update).text
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "# ... existing code ...",
+        "// ... rest of code ...",
+        "/* ... existing code ... */",
+        "<!-- ... existing code ... -->",
+        "# ... same ...",
+        "...",
+        "# rest of the file unchanged",
+    ],
+)
+def test_a_changed_line_between_markers(marker: str) -> None:
+    update = f"{marker}\n\n\ndef load(path):\n    with open(path, encoding='utf-8') as file:\n        return file.read()\n\n\n{marker}\n"
+    assert merged(update) == FILE.replace("open(path) as", "open(path, encoding='utf-8') as")
+
+
+def test_a_line_missing_between_neighbours_is_deleted() -> None:
+    update = "import os\n\n\ndef load(path):\n# ... existing code ...\n"
+    assert merged(update) == FILE.replace("import sys\n", "")
+
+
+def test_lines_are_inserted_after_their_context() -> None:
+    update = "# ... existing code ...\n        self.root = root\n        self.cache = {}\n\n# ... existing code ...\n"
+    assert merged(update) == FILE.replace("self.root = root\n", "self.root = root\n        self.cache = {}\n")
+
+
+def test_a_whole_function_replaces_the_one_of_its_name() -> None:
+    update = "def load(path):\n    return open(path).read()\n"
+    expected = FILE.replace("    with open(path) as file:\n        return file.read()\n", "    return open(path).read()\n", 1)
+    assert merged(update) == expected
+
+
+def test_a_method_at_the_left_margin_gets_the_indent_of_the_file() -> None:
+    update = "def get(self, name):\n    return load(os.path.join(self.root, name))\n"
+    expected = FILE.replace(
+        "        path = os.path.join(self.root, name)\n        return load(path)\n",
+        "        return load(os.path.join(self.root, name))\n",
+    )
+    assert merged(update) == expected
+
+
+def test_a_new_function_follows_the_one_before_it() -> None:
+    update = "def load(path):\n    with open(path) as file:\n        return file.read()\n\ndef size(path):\n    return 1\n"
+    assert "return file.read()\n\ndef size(path):\n    return 1\n\n\nclass Store" in merged(update)
+
+
+def test_a_new_method_between_markers_goes_to_the_end_of_the_class() -> None:
+    update = "class Counter {\n  // ... existing code ...\n\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
+    assert merged(update, JAVASCRIPT) == JAVASCRIPT[:-2] + "\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
+
+
+def test_a_method_without_a_keyword_replaces_the_one_of_its_name() -> None:
+    update = "  reset() {\n    this.count = 1;\n    return this;\n  }\n"
+    head, tail = JAVASCRIPT.split("  reset() {\n    this.count = 0;")
+    assert merged(update, JAVASCRIPT) == head + "  reset() {\n    this.count = 1;" + tail
+
+
+def test_comments_may_come_between_methods() -> None:
+    update = JAVASCRIPT.replace("  add(", "  // Adds.\n  add(").replace("  reset(", "  // Starts again.\n  reset(")
+    head, tail = update.split("  constructor() {\n    this.count = 0;\n  }\n")
+    assert merged(head + "  // ... existing code ...\n" + tail, JAVASCRIPT) == update
+
+
+def test_an_ellipsis_that_is_a_body_is_code() -> None:
+    code = "class A:\n    pass\n\n\nclass B:\n    value = 1\n"
+    update = "class A:\n    pass\n\n\nclass Missing(Exception):\n    ...\n\n\nclass B:\n    value = 1\n"
+    assert merged(update, code) == update
+
+
+def test_an_ellipsis_in_place_of_a_body_is_a_marker() -> None:
+    update = "def load(path):\n    ...\n\n\nclass Store:\n    def __init__(self, root, size):\n        self.root = root\n\n    ...\n"
+    assert merged(update) == FILE.replace("self, root)", "self, root, size)")
+
+
+def test_the_whole_file_as_update() -> None:
+    assert merged(FILE.replace("argv[1]", "argv[2]")) == FILE.replace("argv[1]", "argv[2]")
+
+
+def test_a_fence_around_the_update_is_taken_off() -> None:
+    assert merged("```python\ndef load(path):\n    return open(path).read()\n```\n") == merged(
+        "def load(path):\n    return open(path).read()\n"
+    )
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_line_ends_and_the_end_of_the_file_are_kept(newline: str, end: str) -> None:
+    code = FILE.rstrip("\n").replace("\n", newline) + end.replace("\n", newline)
+    update = "# ... existing code ...\n    store = Store(sys.argv[2])\n    print(store.get(\"a\"))\n"
+    assert merged(update, code) == code.replace("argv[1]", "argv[2]")
+
+
+def test_search_and_replace_blocks() -> None:
+    update = (
+        "Text around.\n<<<<<<< SEARCH\nimport sys\n=======\nimport sys\nimport time\n>>>>>>> REPLACE\n"
+        "<<<<<<< SEARCH\n    print(store.get(\"a\"))\n=======\n    print(time.time())\n>>>>>>> REPLACE\n"
+    )
+    expected = FILE.replace("import sys\n", "import sys\nimport time\n").replace('store.get("a")', "time.time()")
+    assert merged(update) == expected
+
+
+def test_a_unified_diff() -> None:
+    update = "--- a/x.py\n+++ b/x.py\n@@ -1,4 +1,3 @@\n import os\n-import sys\n \n \n"
+    assert merged(update) == FILE.replace("import sys\n", "")
+
+
+def test_an_edit_that_says_nothing() -> None:
+    with pytest.raises(EmptyEdit):
+        candidate_merge(FILE, " \n")
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        "nothing of this = stands\nin_the_file()\n",
+        "# ... existing code ...\n",
+        "<<<<<<< SEARCH\nnot there\n=======\nnew\n>>>>>>> REPLACE\n",
+    ],
+)
+def test_an_edit_that_is_nowhere(update: str) -> None:
+    with pytest.raises(EditNotFound):
+        candidate_merge(FILE, update)
+
+
+def test_an_empty_file_becomes_the_update() -> None:
+    assert merged("import os\n", "") == "import os\n"
+
+
+def test_a_place_that_is_not_sure_is_in_doubt() -> None:
+    code = "".join(f"def f{number}():\n    x = 1\n    y = 2\n    return x\n\n\n" for number in range(4))
+    sure = candidate_merge(code, "# ... existing code ...\ndef f2():\n    x = 1\n    y = 3\n    return x\n# ... existing code ...\n")
+    assert not sure.doubts
+
+
+def test_kept_says_which_lines_of_the_file_are_in_the_result() -> None:
+    merge = candidate_merge(FILE, "import os\n\n\ndef load(path):\n# ... existing code ...\n")
+    lines = FILE.splitlines()
+    assert [line for line, kept in zip(lines, merge.kept, strict=True) if not kept] == ["import sys"]
+
+
+def test_three_thousand_lines_take_milliseconds() -> None:
+    draw = random.Random(0)
+    lines = [f"{' ' * (4 * draw.randrange(3))}value_{draw.randrange(400)} = call({draw.randrange(9)})" for _ in range(3000)]
+    changed = lines[:]
+    changed[1500:1503] = ["changed = 1"]
+    code, after = "\n".join(lines) + "\n", "\n".join(changed) + "\n"
+    update = snippet_of(code, after)
+    began = time.perf_counter()
+    text = candidate_merge(code, update).text
+    assert time.perf_counter() - began < 1.0
+    assert text == after
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=12, max_size=60, unique=True), st.data())
+def test_a_snippet_of_any_change_to_distinct_lines_merges_back(numbers: list[int], data: st.DataObject) -> None:
+    lines = [f"value_{number} = {number}" for number in numbers]
+    first = data.draw(st.integers(0, len(lines) - 1))
+    last = data.draw(st.integers(first, min(len(lines), first + (4 if first else 3))))
+    new = [f"other_{number} = call({number})" for number in range(data.draw(st.integers(0, 4)))]
+    after = lines[:first] + new + lines[last:]
+    if after == lines or not after:
+        return
+    before_text, after_text = "\n".join(lines) + "\n", "\n".join(after) + "\n"
+    assert candidate_merge(before_text, snippet_of(before_text, after_text)).text == after_text
