@@ -58,7 +58,9 @@ def main() -> None:
     finish({"benchmark": "apply", "model": arguments.model, **results[-1], "policies": results})
 
 
-def run(engine: Engine, plain: Engine | None, edits: list[dict[str, Any]], policy: str, arguments: Any) -> dict[str, Any]:
+def run(
+    engine: Engine, plain: Engine | None, edits: list[dict[str, Any]], policy: str, arguments: Any
+) -> dict[str, Any]:
     """One policy over all edits."""
     prepared: list[tuple[dict[str, Any], Prepared]] = []
     refused = 0

@@ -33,7 +33,7 @@ def git_cases(
     max_tokens: int | None = None,
     context: int = 3,
 ) -> list[Case]:
-    """Commits of git_edits.jsonl.gz, or a file of its form; each snippet is made by rule from the commit's difference."""
+    """Commits of git_edits.jsonl.gz, or a file of its form; each snippet made by rule from the commit's difference."""
     return [
         Case(
             edit.get("path", "file.py"),
@@ -58,7 +58,9 @@ def block_cases() -> list[Case]:
 def reply_cases() -> list[Case]:
     """The same, with the whole reply as the update: prose, file names and fences around the blocks."""
     records = common.read_records(common.data_path("edits/aider_llm_edits.jsonl.gz"))
-    return [Case(record["path"], record["before"], record["reply"], record["after"], record["user"]) for record in records]
+    return [
+        Case(record["path"], record["before"], record["reply"], record["after"], record["user"]) for record in records
+    ]
 
 
 def lazy_cases() -> list[Case]:
@@ -96,7 +98,7 @@ def opcodes(before: list[str], after: list[str]) -> list[tuple[str, int, int, in
 
 
 def functions_snippet(case: Case) -> str:
-    """A snippet in a model's manner: each changed function whole, other changes with two lines around, markers flush left."""
+    """A snippet in a model's manner: changed functions whole, other changes with two lines around, flush markers."""
     new = case.after.splitlines()
     spans = _functions(case.after)
     shown: set[int] = set()
@@ -116,7 +118,11 @@ def functions_snippet(case: Case) -> str:
 
 def lone_function(case: Case) -> str | None:
     """The one function that holds the whole change, without any marker; None where the change is not in one."""
-    parts = [part for part in re.split(r"^# \.\.\. existing code \.\.\.\n", functions_snippet(case), flags=re.MULTILINE) if part]
+    parts = [
+        part
+        for part in re.split(r"^# \.\.\. existing code \.\.\.\n", functions_snippet(case), flags=re.MULTILINE)
+        if part
+    ]
     named = len(parts) == 1 and re.match(r"\s*(@|async def|def)", parts[0])
     return parts[0] if named else None
 

@@ -58,7 +58,9 @@ def main() -> None:
             gap, rounding = tie(plain, asked, other.tokens[:place], one.tokens[place], other.tokens[place])
             is_tie = drafted.config.dtype != "float32" and not arguments.deterministic and gap <= rounding
             ties, mismatches = ties + is_tie, mismatches + (not is_tie)
-            print(f"differs at token {place}: gap {gap:.4f}, rounding {rounding:.4f}: {'tie' if is_tie else 'MISMATCH'}")
+            print(
+                f"differs at token {place}: gap {gap:.4f}, rounding {rounding:.4f}: {'tie' if is_tie else 'MISMATCH'}"
+            )
     finish(
         {
             "benchmark": "lossless",
@@ -76,7 +78,9 @@ def main() -> None:
 
 def request(engine: Engine, edit: dict[str, Any], arguments: Any) -> Request:
     snippet = snippet_of(edit["before"], edit["after"], edit["path"])
-    ready = prepare(engine, edit["before"], snippet, edit.get("subject", ""), path=edit["path"], policy=arguments.policy)
+    ready = prepare(
+        engine, edit["before"], snippet, edit.get("subject", ""), path=edit["path"], policy=arguments.policy
+    )
     sampling = ready.request.sampling
     if arguments.max_tokens:
         sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, arguments.max_tokens))

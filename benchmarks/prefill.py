@@ -1,6 +1,6 @@
 """Time to first token of a long prompt, cold and as a conversation's second turn with the first turn cached.
 
-    python benchmarks/prefill.py --model qwen2.5-coder-1.5b --tokens 8192 --turn 256
+python benchmarks/prefill.py --model qwen2.5-coder-1.5b --tokens 8192 --turn 256
 """
 
 from __future__ import annotations

@@ -64,7 +64,12 @@ def busy(profiler: profile) -> dict[str, object]:
         times[event.name[:60]] += event.time_range.end - event.time_range.start
     whole = reached - spans[0][0]
     top = {name: round(spent / whole, 3) for name, spent in times.most_common(10)}
-    return {"busy": round(covered / whole, 4), "milliseconds": round(whole / 1000, 2), "kernels": len(events), "top": top}
+    return {
+        "busy": round(covered / whole, 4),
+        "milliseconds": round(whole / 1000, 2),
+        "kernels": len(events),
+        "top": top,
+    }
 
 
 if __name__ == "__main__":

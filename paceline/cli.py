@@ -18,7 +18,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from paceline.config import EngineConfig
 from paceline.errors import EmptyEdit, FlaggedResult, InputError, PacelineError
 
-app = typer.Typer(help="Fast serving of open models to coding agents.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Fast serving of open models to coding agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
 
@@ -26,7 +31,9 @@ _errors = Console(stderr=True)
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds one option a setting to a command, which receives them together as `config`."""
     hints = get_type_hints(EngineConfig)
-    parameters = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "config"]
+    parameters = [
+        each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "config"
+    ]
     names = []
     for setting in dataclasses.fields(EngineConfig):
         names.append(setting.name)
@@ -37,7 +44,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 setting.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=setting.default,
-                annotation=Annotated[kind if setting.default is not None else kind | None, option],  # type: ignore[valid-type]
+                annotation=Annotated[kind if setting.default is not None else kind | None, option],
             )
         )
 
@@ -47,7 +54,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(config=EngineConfig.from_dict(settings), **values)
 
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    del wrapped.__wrapped__  # type: ignore[attr-defined]
+    del wrapped.__wrapped__
     return wrapped
 
 
@@ -131,9 +138,7 @@ def apply(
     result = merge(engine, code, update, instruction, path=path, policy=policy)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
-    elif result.reasons and not force:
-        typer.echo(result.diff(), nl=False)
-    elif diff:
+    elif diff or (result.reasons and not force):
         typer.echo(result.diff(), nl=False)
     elif not write:
         typer.echo(result.text, nl=False)

@@ -24,7 +24,9 @@ class EngineConfig:
     device: str = _setting("auto", "cpu, cuda, or auto: CUDA where there is a GPU")
     dtype: str = _setting("auto", "float32, bfloat16, float16, or auto: bfloat16")
     threads: int | None = _setting(None, "CPU threads (default: one a core)")
-    max_context: int | None = _setting(None, "longest prompt and output together, in tokens (default: the model's, at most 32768)")
+    max_context: int | None = _setting(
+        None, "longest prompt and output together, in tokens (default: the model's, at most 32768)"
+    )
     max_batch: int = _setting(64, "requests decoded together")
     page_size: int = _setting(16, "tokens a KV page holds")
     cache_tokens: int | None = _setting(None, "tokens the KV cache holds (default: by free memory)")

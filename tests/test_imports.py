@@ -38,7 +38,10 @@ def imported(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the direction"
-            names = [f"{node.module}.{alias.name}" if node.module == "paceline" else node.module or "" for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "paceline" else node.module or ""
+                for alias in node.names
+            ]
         parts |= {name.split(".")[1] for name in names if name.startswith("paceline.")}
     return parts
 

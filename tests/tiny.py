@@ -52,7 +52,9 @@ def tiny_config(family: str = "qwen2", **changes: Any) -> ModelConfig:
     return ModelConfig(**{**values, **changes})
 
 
-def random_tensors(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, torch.Tensor]]:
+def random_tensors(
+    config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights under the Hugging Face names, large enough in scale that greedy choices are far apart."""
     draw = torch.Generator().manual_seed(seed)
 

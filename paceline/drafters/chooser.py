@@ -18,6 +18,7 @@ LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
 _PRIORS = ((0.1, 0.6), (0.4, 0.85), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
 _DECAY, _SLOW_DECAY = 0.8, 0.98
 _PRIOR_WEIGHT = 2.0
+_LEAST_GAIN = 1.07
 
 
 @dataclass
@@ -68,9 +69,13 @@ class Acceptance:
         first, more = (rate.value for rate in self.rates[self.state])
         return 1 + first * (1 - more**length) / (1 - more) if length else 1.0
 
-    def observe(self, drafted: int, accepted: int, hit: bool, streak: int) -> None:
-        """Learns from a step: `accepted` of `drafted`, whether the best guess was right, the streak after it."""
-        _learn(self.rates, self.state, drafted, accepted, hit, _DECAY)
+    def observe(self, state: int, drafted: int, accepted: int, hit: bool, streak: int) -> None:
+        """Learns from a step: `accepted` of `drafted`, whether the best guess was right, the streak after it.
+
+        `state` is the one in which the step's draft was decided. On CUDA that is a step before the one it was made in, and
+        counting it so keeps what is expected true to what is known when it is.
+        """
+        _learn(self.rates, state, drafted, accepted, hit, _DECAY)
         self.streak = streak
         self.lost = 0 if streak else self.lost + 1
 
@@ -85,16 +90,22 @@ class Habits:
         """A record that starts from these habits and soon follows its own request."""
         return Acceptance([(first.weighing(_PRIOR_WEIGHT), more.weighing(16.0)) for first, more in self._rates])
 
-    def observe(self, state: int, drafted: int, accepted: int, hit: bool, streak: int) -> None:
+    def observe(self, state: int, drafted: int, accepted: int, hit: bool) -> None:
         _learn(self._rates, state, drafted, accepted, hit, _SLOW_DECAY)
 
 
 def choose_uniform(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> int:
-    """The one draft length for all; `cost(length)` is the seconds of a step in which every request has length + 1 queries."""
-    return max(
-        (length for length in LENGTHS if length <= limit),
-        key=lambda length: sum(record.expected(length) for record in records) / cost(length),
-    )
+    """The one draft length for all; `cost(length)` is the seconds of a step in which every request has length + 1 queries.
+
+    A draft must promise a gain beyond the noise of the estimate: plain decoding wins what is close.
+    """
+    plain = len(records) / cost(0)
+
+    def rate(length: int) -> float:
+        return sum(record.expected(length) for record in records) / cost(length)
+
+    best = max((length for length in LENGTHS if length <= limit), key=rate)
+    return best if rate(best) > _LEAST_GAIN * plain else 0
 
 
 def choose_each(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> list[int]:

@@ -28,7 +28,6 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, StepOutput
 
-
 _MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
 
 
@@ -165,7 +164,9 @@ class Engine:
 
     def _sequence(self, request: Request, name: str) -> Sequence:
         sampling = request.sampling
-        stops = frozenset(sampling.stop_tokens) | (frozenset() if sampling.ignore_eos else set(self.tokenizer.eos_tokens))
+        stops = frozenset(sampling.stop_tokens) | (
+            frozenset() if sampling.ignore_eos else set(self.tokenizer.eos_tokens)
+        )
         sequence = Sequence(
             request=request,
             name=name,
@@ -188,7 +189,9 @@ class Engine:
             return [config.fixed_draft] * len(sequences)
         records = [sequence.acceptance for sequence in sequences]
         if self.runner.uniform:
-            length = choose_uniform(records, config.max_draft, lambda length: self.runner.step_cost(len(records), length))
+            length = choose_uniform(
+                records, config.max_draft, lambda length: self.runner.step_cost(len(records), length)
+            )
             return [length] * len(records)
         lengths = choose_each(records, config.max_draft, self.runner.cost)
         return [max(0, min(length, each.room - 1)) for length, each in zip(lengths, sequences, strict=True)]
@@ -206,9 +209,10 @@ class Engine:
             usage.steps += 1
             usage.drafted_tokens += landed.drafted
             usage.margin_tokens += landed.near
-        observed = (landed.drafted, landed.accepted, landed.hit, landed.streak)
-        self._habits[bool(sequence.request.sources)].observe(sequence.acceptance.state, *observed)
-        sequence.acceptance.observe(*observed)
+        state = sequence.decided.popleft() if landed.decode else sequence.acceptance.state
+        observed = (state, landed.drafted, landed.accepted, landed.hit)
+        self._habits[bool(sequence.request.sources)].observe(*observed)
+        sequence.acceptance.observe(*observed, landed.streak)
         output = sequence.take(landed.tokens, landed.accepted, landed.logprobs)
         if sequence.finish is not None:
             self.scheduler.finish(sequence)

@@ -115,7 +115,7 @@ class GraphRunner(Runner):
         tokens = chunk.sequence.tokens[chunk.start : chunk.end]
         captured.data.copy_(self._to_device([tokens + rest, [*places, *rest], slots + rest], torch.int64))
         width = len(captured.head) - 2
-        head = (pages + [0] * width)[:width] + [chunk.start, count]
+        head = [*(pages + [0] * width)[:width], chunk.start, count]
         captured.head.copy_(self._to_device(head, torch.int32))
         captured.graph.replay()
         return captured.logits if chunk.last else captured.logits[:0]

@@ -168,6 +168,7 @@ class Scheduler:
             drafts.append(length)
         for sequence, length in zip(ready, drafts, strict=True):
             sequence.in_flight += length + 1
+            sequence.decided.append(sequence.acceptance.state)
         return Decode(ready, drafts) if ready else None
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
@@ -196,6 +197,7 @@ class Scheduler:
         (self.prefilling if victim in self.prefilling else self.running).remove(victim)
         victim.epoch += 1
         victim.in_flight = victim.computed = 0
+        victim.decided.clear()
         self.waiting.appendleft(victim)
         self.num_preempted += 1
         return True

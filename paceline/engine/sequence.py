@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from paceline.drafters.chooser import Acceptance
@@ -21,6 +22,7 @@ class Sequence:
     computed    tokens whose keys and values are in the cache, as far as the host knows
     in_flight   the most tokens that launched steps may still add
     epoch       counts preemptions: what was launched in an earlier epoch is dropped when it lands
+    decided     the acceptance states in which the launched steps' drafts were decided, oldest first
     """
 
     request: Request
@@ -37,6 +39,7 @@ class Sequence:
     computed: int = 0
     in_flight: int = 0
     epoch: int = 0
+    decided: deque[int] = field(default_factory=deque)
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     text: list[str] = field(default_factory=list)
@@ -86,4 +89,6 @@ class Sequence:
         self.usage.accepted_tokens += min(accepted, len(kept))
         self.usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [index < accepted for index in range(len(kept))]
-        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, self.usage if self.finish else None)
+        return StepOutput(
+            self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, self.usage if self.finish else None
+        )

@@ -92,7 +92,9 @@ class RadixTree:
         held, node = self.match(tokens, namespace)
         matched = len(held)
         assert held[:num_shared] == pages[:num_shared], "the shared pages are not the tree's"
-        self.pool.free([page for page, kept in zip(pages[num_shared:matched], held[num_shared:], strict=True) if page != kept])
+        self.pool.free(
+            [page for page, kept in zip(pages[num_shared:matched], held[num_shared:], strict=True) if page != kept]
+        )
         if matched < len(runs):
             leaf = Node(runs[matched:], pages[matched:], node, last_use=next(self._clock))
             node.children[runs[matched]] = leaf
@@ -111,9 +113,9 @@ class RadixTree:
             self._drop_tail(leaf, take)
             freed += take
             parent = leaf.parent
-            if not leaf.pages and parent is not None and parent.parent is not None:
-                if not parent.children and parent.locks == 0:
-                    heapq.heappush(heap, (parent.last_use, id(parent), parent))
+            gone = not leaf.pages and parent is not None and parent.parent is not None
+            if gone and parent is not None and not parent.children and parent.locks == 0:
+                heapq.heappush(heap, (parent.last_use, id(parent), parent))
         return freed
 
     @property

@@ -104,9 +104,7 @@ def _agreement(text: Tensor, end: int, place: int) -> int:
     return length
 
 
-def compact_reference(
-    data: Tensor, page_table: Tensor, context_lens: Tensor, accepted: Tensor, page_size: int
-) -> None:
+def compact_reference(data: Tensor, page_table: Tensor, context_lens: Tensor, accepted: Tensor, page_size: int) -> None:
     for index, (new, _, first) in enumerate(accepted[:, :3].tolist()):
         if first <= 1 or new <= 1:
             continue

@@ -63,7 +63,9 @@ class StepTokens:
     guesses: Tensor
 
 
-def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
+def copy_draft(
+    state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES
+) -> StepTokens:
     """Fills each request's queries: its root, then branches copied from its text.
 
     slots [B] int64, query_starts [B + 1] int32 with query_starts[-1] = `num_queries`. One branch while in step with the
@@ -79,7 +81,9 @@ def num_branches(room: int, most: int) -> int:
     return max(1, min(most, room // BRANCH_TOKENS))
 
 
-def reference(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
+def reference(
+    state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES
+) -> StepTokens:
     device = state.text.device
     tokens, depths, starts, origins, guesses = [], [], [], [], []
     bounds = query_starts.tolist()
@@ -112,9 +116,7 @@ def reference(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     assert len(tokens) == num_queries
-    return StepTokens(
-        torch.tensor(tokens, device=device), int32(depths), int32(starts), int32(origins), int32(guesses)
-    )
+    return StepTokens(torch.tensor(tokens, device=device), int32(depths), int32(starts), int32(origins), int32(guesses))
 
 
 def _until_separator(copied: list[int]) -> list[int]:

@@ -32,7 +32,10 @@ def paged_attention(
 
 
 def _plan(batch: AttentionBatch, page_size: int) -> list[tuple[int, int, slice | Tensor, Tensor | None]]:
-    """What all layers of a step share, per request: its tokens, its slots, and which own tokens each query must not see."""
+    """What all layers of a step share, per request: its tokens, its slots, and which own tokens a query must not see.
+
+    None where that is just what comes after the query.
+    """
     starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
     plan = []
     for index, context in enumerate(contexts):
@@ -41,7 +44,7 @@ def _plan(batch: AttentionBatch, page_size: int) -> list[tuple[int, int, slice |
             continue
         length = context + last - first
         hidden = None
-        if last - first > 1:
+        if batch.branching and last - first > 1:
             hidden = ~attention.visible(last - first, 0, batch.branch_starts[first:last])
         plan.append((first, last, _rows(batch.page_table[index], length, page_size), hidden))
     return plan
@@ -57,21 +60,23 @@ def _rows(pages: Tensor, length: int, page_size: int) -> slice | Tensor:
     return (used.long()[:, None] * page_size + offsets).flatten()[:length]
 
 
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float, output: Tensor
-) -> None:
+def _attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float, output: Tensor) -> None:
     """query and output [Q, heads, dim]; keys [kv_heads, dim, S], values [kv_heads, S, dim], the last Q of S the queries'."""
     count, heads, dim = query.shape
     kv_heads = keys.shape[0]
     group = heads // kv_heads
     context = keys.shape[2] - count
+    ahead = torch.ones(min(count, _BLOCK), min(count, _BLOCK), dtype=torch.bool).triu(1)
     for begin in range(0, count, _BLOCK):
         end = min(begin + _BLOCK, count)
         rows, reach = end - begin, context + end
-        block = query[begin:end].view(rows, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(kv_heads, group * rows, dim)
-        scores = torch.bmm(block, keys[:, :, :reach]).mul_(scale)
-        if hidden is not None:
-            own = scores.view(kv_heads, group, rows, reach)[..., context:]
-            own.masked_fill_(hidden[begin:end, :end], float("-inf"))
+        block = (
+            query[begin:end].view(rows, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(kv_heads, group * rows, dim)
+        )
+        scores = query.new_empty(kv_heads, group * rows, reach)
+        torch.baddbmm(scores, block, keys[:, :, :reach], beta=0, alpha=scale, out=scores)
+        if count > 1:
+            own = scores.view(kv_heads, group, rows, reach)[..., context if hidden is not None else context + begin :]
+            own.masked_fill_(ahead[:rows, :rows] if hidden is None else hidden[begin:end, :end], float("-inf"))
         result = torch.bmm(scores.softmax(-1), values[:, :reach])
         output[begin:end] = result.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3).reshape(rows, heads, dim)

@@ -25,9 +25,7 @@ def rope_and_cache(
     dimensions each; caches [slots, kv_heads, dim] (written at `slots`). Returns the queries, [T, heads, dim].
     Halves are rotated as in Llama's reference: dimension i pairs with i + dim / 2.
     """
-    return implementation("rope_and_cache", qkv)(
-        qkv, table, positions, slots, key_cache, value_cache, num_heads, norms
-    )
+    return implementation("rope_and_cache", qkv)(qkv, table, positions, slots, key_cache, value_cache, num_heads, norms)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

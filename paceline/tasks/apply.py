@@ -69,9 +69,7 @@ class Prepared:
         reasons = check(self.code, self.update, text, self.path)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
-        return Applied(
-            self.code, text, reasons, usage, self.policy.name, self.merge.text, self.path or "file"
-        )
+        return Applied(self.code, text, reasons, usage, self.policy.name, self.merge.text, self.path or "file")
 
 
 def prepare(

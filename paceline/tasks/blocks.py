@@ -41,7 +41,9 @@ def apply_diff(code: str, text: str) -> str:
     """Applies a unified diff by content; line numbers only choose between equal places. Raises EditNotFound."""
     pieces = _HUNK.split(text)
     for number, (line, body) in enumerate(zip(pieces[1::2], pieces[2::2], strict=True), 1):
-        rows = [row for row in body.strip("\n").split("\n") if not row.startswith(("\\", "diff ", "index ", "--- ", "+++ "))]
+        rows = [
+            row for row in body.strip("\n").split("\n") if not row.startswith(("\\", "diff ", "index ", "--- ", "+++ "))
+        ]
         old = "".join(row[1:] + "\n" for row in rows if not row.startswith("+"))
         new = "".join(row[1:] + "\n" for row in rows if not row.startswith("-"))
         code = _replace(code, old, new, int(line) - 1, f"hunk {number}")

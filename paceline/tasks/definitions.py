@@ -1,4 +1,4 @@
-"""Definitions in source text, by name and indent alone: where they begin and end, in any language that indents its blocks."""
+"""Definitions in source text, by name and indent alone: where they begin and end, in languages that indent blocks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def block_end(lines: list[str], header: int) -> int:
 def block_start(lines: list[str], header: int) -> int:
     """The first line of the decorators and comments right above a definition."""
     start = header
-    while start > 0 and lines[start - 1].strip().startswith(_LEADS) and indent(lines[start - 1]) >= indent(lines[header]):
+    while (
+        start > 0 and lines[start - 1].strip().startswith(_LEADS) and indent(lines[start - 1]) >= indent(lines[header])
+    ):
         start -= 1
     return start
 
@@ -129,9 +131,9 @@ def new_definitions(
 
 
 def rewritten_to(lines: list[str], first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
-    """Where in `first:last` a definition that the snippet rewrites to its end ends in the file; `first` where it does not.
+    """Where in `first:last` a definition that the snippet rewrites to its end ends in the file; `first` where not.
 
-    It does when lines are inserted inside its block, right after line `first - 1`, and no marker stands inside the block.
+    It does when lines are inserted inside its block, right after line `first - 1`, and no marker stands inside it.
     """
     if not inserted or first == 0:
         return first

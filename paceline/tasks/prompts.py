@@ -112,8 +112,8 @@ class Policy:
     """One way to ask. `template` takes code, update, instruction, candidate and the fence around each.
 
     `opened` starts the answer with a fence, so that the model writes code at once, and ends it at the closing one.
-    With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at most
-    that much less likely than the model's first choice is taken instead, which is not lossless (0 is).
+    With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at
+    most that much less likely than the model's first choice is taken instead, which is not lossless (0 is).
     """
 
     name: str
@@ -222,12 +222,14 @@ def _apply(code: str, blocks: str) -> str:
 
 
 def _blocks_of(code: str, merged: str) -> str:
-    """SEARCH/REPLACE blocks that make `merged` of `code`, each with lines around until it is found in its place first."""
+    """SEARCH/REPLACE blocks that make `merged` of `code`, each with lines around until nothing before it is like it."""
     old, new = code.splitlines(keepends=True), merged.splitlines(keepends=True)
     pieces = []
     for group in difflib.SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(2):
         (_, first, _, start, _), (_, _, last, _, stop) = group[0], group[-1]
-        while first > 0 and (not old[first].strip() or code.find("".join(old[first:last])) < sum(map(len, old[:first]))):
+        while first > 0 and (
+            not old[first].strip() or code.find("".join(old[first:last])) < sum(map(len, old[:first]))
+        ):
             first, start = first - 1, start - 1
         search, replacement = "".join(old[first:last]), "".join(new[start:stop])
         pieces.append(f"{_SEARCH}\n{_closed(search)}=======\n{_closed(replacement)}>>>>>>> REPLACE\n")

@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 _LEADERS = ("#", "//", "/*", "<!--", "--", ";", "%", "*", '"""', "{/*")
 _WORDS = re.compile(
-    r"\b(existing|unchanged|same|rest of|rest is|rest remains|remaining|other (code|methods|functions|lines)|previous code|"
-    r"no changes?|as before|omitted|left out|code here)\b",
+    r"\b(existing|unchanged|same|rest of|rest is|rest remains|remaining|other (code|methods|functions|lines)|"
+    r"previous code|no changes?|as before|omitted|left out|code here)\b",
     re.IGNORECASE,
 )
 _STRONG = re.compile(
@@ -21,7 +21,7 @@ _BARE = re.compile(r"^\s*(\.\.\.|…)\s*$")
 
 
 def is_marker(line: str) -> bool:
-    """Whether a line stands for left-out code: a comment with an ellipsis or with words to that effect, or a bare ellipsis."""
+    """Whether a line stands for left-out code: a comment with an ellipsis or words to that effect, or an ellipsis."""
     text = line.strip()
     if _BARE.match(text):
         return True
@@ -34,7 +34,7 @@ def is_marker(line: str) -> bool:
 
 
 def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:
-    """Which of the snippet's lines are markers: not those that the file `lines` has too, nor a body that is an ellipsis."""
+    """Which of the snippet's lines are markers: not those that the file has too, nor a body that is an ellipsis."""
     known = set(lines)
     return [
         is_marker(line) and not (_is_body(snippet, row, known) if _BARE.match(line) else line in known)
@@ -43,7 +43,7 @@ def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:
 
 
 def _is_body(snippet: list[str], row: int, known: set[str]) -> bool:
-    """Whether a bare ellipsis is the whole body of a Python block, and not what is left out of one that the file has."""
+    """Whether a bare ellipsis is the whole body of a block, and not what is left out of one that the file has."""
     above = snippet[row - 1] if row else ""
     below = next((line for line in snippet[row + 1 :] if line.strip()), "")
     opens = above.split("#")[0].rstrip().endswith(":")

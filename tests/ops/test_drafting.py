@@ -156,9 +156,9 @@ def test_kernels_equal_the_reference(room: int) -> None:
         mine = kernels.decode_layout(state, slots, starts, found, pages.to(DEVICE), 16, room + 1)
         for name in ("positions", "slots", "context_lens"):
             assert torch.equal(getattr(mine, name).cpu(), getattr(laid, name)), name
-        choices = torch.where(
-            torch.rand(total) < 0.9, wanted.tokens.roll(-1), torch.randint(0, 5, (total,))
-        ).clamp(min=0)
+        choices = torch.where(torch.rand(total) < 0.9, wanted.tokens.roll(-1), torch.randint(0, 5, (total,))).clamp(
+            min=0
+        )
         for request in range(requests):  # let some branch be right from its first token
             base = request * (room + 1)
             opens = [i for i in range(1, room + 1) if wanted.branch_starts[base + i] == i]
@@ -190,5 +190,3 @@ def test_compact_kernel_equals_the_reference() -> None:
         kernels.compact(mine, table.to(DEVICE), context.to(DEVICE), accepted.to(DEVICE), 16)
         compact_reference(data, table, context, accepted, 16)
         assert torch.equal(mine.cpu(), data)
-
-

@@ -7,7 +7,9 @@ import pytest
 from paceline.tasks.checks import check, parses, same_syntax_tree
 from paceline.tasks.snippet import snippet_of
 
-BEFORE = "".join(f"def f{number}(value):\n    total = value * {number}\n    return total + {number}\n\n\n" for number in range(12))
+BEFORE = "".join(
+    f"def f{number}(value):\n    total = value * {number}\n    return total + {number}\n\n\n" for number in range(12)
+)
 AFTER = BEFORE.replace("    total = value * 6\n", "    total = value // 6\n    print(total)\n").replace(
     "    return total + 3\n", "    return 3\n"
 )
@@ -41,7 +43,10 @@ def test_blank_lines_at_the_end_do_not_matter() -> None:
         ("```python\n" + AFTER + "```\n", "fence"),
         (AFTER.replace("    return total + 9\n", "    return total + 9\n    return total + 9\n"), "more often"),
         (AFTER.replace("    return total + 9\n", "    return total + 9\n    sys.exit('unheard of')\n"), "neither"),
-        (AFTER.replace("    total = value // 6\n    print(total)\n", "    print(total)\n    total = value // 6\n"), "line"),
+        (
+            AFTER.replace("    total = value // 6\n    print(total)\n", "    print(total)\n    total = value // 6\n"),
+            "line",
+        ),
         (AFTER.replace("    return total + 9", "return total + 9"), "line"),
     ],
 )

@@ -13,7 +13,7 @@ from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.snippet import snippet_of
 
-FILE = '''\
+FILE = """\
 import os
 import sys
 
@@ -40,7 +40,7 @@ class Store:
 def main():
     store = Store(sys.argv[1])
     print(store.get("a"))
-'''
+"""
 
 JAVASCRIPT = """\
 class Counter {
@@ -78,7 +78,8 @@ def merged(update: str, code: str = FILE) -> str:
     ],
 )
 def test_a_changed_line_between_markers(marker: str) -> None:
-    update = f"{marker}\n\n\ndef load(path):\n    with open(path, encoding='utf-8') as file:\n        return file.read()\n\n\n{marker}\n"
+    function = "def load(path):\n    with open(path, encoding='utf-8') as file:\n        return file.read()\n"
+    update = f"{marker}\n\n\n{function}\n\n{marker}\n"
     assert merged(update) == FILE.replace("open(path) as", "open(path, encoding='utf-8') as")
 
 
@@ -94,7 +95,9 @@ def test_lines_are_inserted_after_their_context() -> None:
 
 def test_a_whole_function_replaces_the_one_of_its_name() -> None:
     update = "def load(path):\n    return open(path).read()\n"
-    expected = FILE.replace("    with open(path) as file:\n        return file.read()\n", "    return open(path).read()\n", 1)
+    expected = FILE.replace(
+        "    with open(path) as file:\n        return file.read()\n", "    return open(path).read()\n", 1
+    )
     assert merged(update) == expected
 
 
@@ -108,13 +111,20 @@ def test_a_method_at_the_left_margin_gets_the_indent_of_the_file() -> None:
 
 
 def test_a_new_function_follows_the_one_before_it() -> None:
-    update = "def load(path):\n    with open(path) as file:\n        return file.read()\n\ndef size(path):\n    return 1\n"
+    update = (
+        "def load(path):\n    with open(path) as file:\n        return file.read()\n\ndef size(path):\n    return 1\n"
+    )
     assert "return file.read()\n\ndef size(path):\n    return 1\n\n\nclass Store" in merged(update)
 
 
 def test_a_new_method_between_markers_goes_to_the_end_of_the_class() -> None:
-    update = "class Counter {\n  // ... existing code ...\n\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
-    assert merged(update, JAVASCRIPT) == JAVASCRIPT[:-2] + "\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
+    update = (
+        "class Counter {\n  // ... existing code ...\n\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
+    )
+    assert (
+        merged(update, JAVASCRIPT)
+        == JAVASCRIPT[:-2] + "\n  double() {\n    this.count *= 2;\n    return this;\n  }\n}\n"
+    )
 
 
 def test_a_method_without_a_keyword_replaces_the_one_of_its_name() -> None:
@@ -136,7 +146,8 @@ def test_an_ellipsis_that_is_a_body_is_code() -> None:
 
 
 def test_an_ellipsis_in_place_of_a_body_is_a_marker() -> None:
-    update = "def load(path):\n    ...\n\n\nclass Store:\n    def __init__(self, root, size):\n        self.root = root\n\n    ...\n"
+    function = "def load(path):\n    ...\n"
+    update = function + "\n\nclass Store:\n    def __init__(self, root, size):\n        self.root = root\n\n    ...\n"
     assert merged(update) == FILE.replace("self, root)", "self, root, size)")
 
 
@@ -154,14 +165,14 @@ def test_a_fence_around_the_update_is_taken_off() -> None:
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_line_ends_and_the_end_of_the_file_are_kept(newline: str, end: str) -> None:
     code = FILE.rstrip("\n").replace("\n", newline) + end.replace("\n", newline)
-    update = "# ... existing code ...\n    store = Store(sys.argv[2])\n    print(store.get(\"a\"))\n"
+    update = '# ... existing code ...\n    store = Store(sys.argv[2])\n    print(store.get("a"))\n'
     assert merged(update, code) == code.replace("argv[1]", "argv[2]")
 
 
 def test_search_and_replace_blocks() -> None:
     update = (
         "Text around.\n<<<<<<< SEARCH\nimport sys\n=======\nimport sys\nimport time\n>>>>>>> REPLACE\n"
-        "<<<<<<< SEARCH\n    print(store.get(\"a\"))\n=======\n    print(time.time())\n>>>>>>> REPLACE\n"
+        '<<<<<<< SEARCH\n    print(store.get("a"))\n=======\n    print(time.time())\n>>>>>>> REPLACE\n'
     )
     expected = FILE.replace("import sys\n", "import sys\nimport time\n").replace('store.get("a")', "time.time()")
     assert merged(update) == expected
@@ -196,7 +207,9 @@ def test_an_empty_file_becomes_the_update() -> None:
 
 def test_a_place_that_is_not_sure_is_in_doubt() -> None:
     code = "".join(f"def f{number}():\n    x = 1\n    y = 2\n    return x\n\n\n" for number in range(4))
-    sure = candidate_merge(code, "# ... existing code ...\ndef f2():\n    x = 1\n    y = 3\n    return x\n# ... existing code ...\n")
+    sure = candidate_merge(
+        code, "# ... existing code ...\ndef f2():\n    x = 1\n    y = 3\n    return x\n# ... existing code ...\n"
+    )
     assert not sure.doubts
 
 
@@ -208,7 +221,9 @@ def test_kept_says_which_lines_of_the_file_are_in_the_result() -> None:
 
 def test_three_thousand_lines_take_milliseconds() -> None:
     draw = random.Random(0)
-    lines = [f"{' ' * (4 * draw.randrange(3))}value_{draw.randrange(400)} = call({draw.randrange(9)})" for _ in range(3000)]
+    lines = [
+        f"{' ' * (4 * draw.randrange(3))}value_{draw.randrange(400)} = call({draw.randrange(9)})" for _ in range(3000)
+    ]
     changed = lines[:]
     changed[1500:1503] = ["changed = 1"]
     code, after = "\n".join(lines) + "\n", "\n".join(changed) + "\n"

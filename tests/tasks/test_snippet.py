@@ -56,7 +56,9 @@ def test_a_line_that_the_file_has_is_no_marker() -> None:
     assert marker_rows([line, "x = 1"], ["x = 1"]) == [True, False]
 
 
-@pytest.mark.parametrize(("name", "leader"), [("a.py", "# "), ("a.ts", "// "), ("a.html", "<!-- "), ("a.sql", "-- "), (None, "# ")])
+@pytest.mark.parametrize(
+    ("name", "leader"), [("a.py", "# "), ("a.ts", "// "), ("a.html", "<!-- "), ("a.sql", "-- "), (None, "# ")]
+)
 def test_comment_leaders(name: str | None, leader: str) -> None:
     assert comment_leader(name)[0] == leader
 
@@ -70,7 +72,9 @@ def test_a_snippet_shows_the_change_and_marks_the_rest() -> None:
 
 def test_a_marker_has_the_indent_of_the_line_after_it() -> None:
     before = "def f():\n" + "".join(f"    x{number} = {number}\n" for number in range(9))
-    assert snippet_of(before, before.replace("x8 = 8", "x8 = 9"), "a.py", 1).startswith("    # ... existing code ...\n    x7")
+    assert snippet_of(before, before.replace("x8 = 8", "x8 = 9"), "a.py", 1).startswith(
+        "    # ... existing code ...\n    x7"
+    )
 
 
 def test_no_marker_where_nothing_is_left_out() -> None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-import triton
-import triton.language as tl
 from paceline.ops.attention import AttentionBatch
 from paceline.ops.triton import launch_options
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_QUERY = 257
 DETERMINISTIC_SPLIT = 256  # keys a part, by slot: the same parts whatever the step's number of queries

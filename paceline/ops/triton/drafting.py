@@ -136,7 +136,9 @@ def _copy_draft_kernel(
     tl.store(origins_ptr + base + padding, tl.zeros_like(lane) - 1, mask=rest)
 
 
-def copy_draft(state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES) -> StepTokens:
+def copy_draft(
+    state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES
+) -> StepTokens:
     """See paceline.ops.copy_draft. All requests have the same number of queries."""
     device, count = slots.device, len(slots)
     room = num_queries // count - 1

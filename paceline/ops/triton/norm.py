@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
-from paceline.ops.triton import launch_options
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from paceline.ops.triton import launch_options
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _MANY = 256  # tokens from which a program takes up to 16 heads instead of 4
 
