@@ -55,14 +55,6 @@ def block_cases() -> list[Case]:
     ]
 
 
-def reply_cases() -> list[Case]:
-    """The same, with the whole reply as the update: prose, file names and fences around the blocks."""
-    records = common.read_records(common.data_path("edits/aider_llm_edits.jsonl.gz"))
-    return [
-        Case(record["path"], record["before"], record["reply"], record["after"], record["user"]) for record in records
-    ]
-
-
 def lazy_cases() -> list[Case]:
     """Files of continue_lazy_apply: original, lazy snippet and marked result. White space at the ends is not theirs."""
     cases = []

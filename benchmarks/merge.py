@@ -52,7 +52,7 @@ def main() -> None:
         for split, cases in (("train", train), ("dev", dev))
         for style, make in STYLES.items()
     }
-    sets |= {"aider blocks": edits.block_cases(), "aider replies": edits.reply_cases()}
+    sets["aider blocks"] = edits.block_cases()
     sets["continue lazy (white space aside)"] = edits.lazy_cases()
     merges = {name: measure(name, cases, arguments.show) for name, cases in sets.items()}
     long_file = one_long_file(train)

@@ -14,16 +14,15 @@ import numpy
 from paceline.tasks.definitions import block_end, defined
 
 _LIKE = 0.1  # what a line is worth that stands in for a similar one, as a share of finding it
-_LIKENESS = 0.65  # similarity (Dice, over parts of words) from which a line can stand in for another
+_LIKENESS = 0.7  # similarity (Dice, over parts of words) from which a line can stand in for another
 _NAMED = 2.0  # what the header of a definition with the same name is worth
 _BARE = 0.6  # what a line that differs in white space is worth, as a share
 _BLANK = 0.2  # what a blank line is worth
 _RARITY = 0.5  # how much less a line says that stands in the file often
 _PASS = 0.02  # the cost of a file line passed over without a marker
-_HEADER = 0.3  # the further cost when it is the header of a definition
 _EDGE = 4.0  # the cost of a line without a match next to a marker: snippets have context there
-_LEAVE = 3.0  # the cost of leaving a run of matched lines without a marker
-_SHORT = 12  # snippet lines below which leaving costs less, in proportion: short ones match little
+_LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
+_SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
 
 
@@ -129,8 +128,7 @@ def align(
     """
     scores = _scores(lines, snippet, barred)
     count, width = scores.shape
-    costs = [0.0, *(_PASS + _HEADER * (defined(line) is not None) for line in lines)]
-    ramp = numpy.cumsum(costs, dtype=numpy.float32)
+    ramp = _PASS * numpy.arange(width + 1, dtype=numpy.float32)
     leave = _LEAVE * strictness * min(1.0, count / _SHORT)
     met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
     apart = numpy.full_like(met, -numpy.inf)

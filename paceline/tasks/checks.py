@@ -56,8 +56,8 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     reasons += _surplus(lines, wanted, file)
     if [line for line in lines if line][-1:] != [line for line in wanted if line][-1:]:
         reasons.append("the result does not end as it should; it may be cut off")
-    if len(reasons) == known:
-        reasons += _order(lines, wanted)
+    if len(reasons) == known and not same_syntax_tree(merged, candidate.text, path):
+        reasons.append(_first_difference(lines, wanted))
     return tuple(reasons)
 
 
@@ -103,14 +103,12 @@ def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> l
     return [message.format(number, line.strip()) for number, line in gone[:_MOST]]
 
 
-def _order(lines: list[str], wanted: list[str]) -> list[str]:
-    """The first line, blank ones aside, that is not the one the candidate merge has there."""
-    full = [(number, line) for number, line in enumerate(lines, 1) if line]
-    expected = [line for line in wanted if line]
-    for (number, line), other in zip(full, expected, strict=False):
+def _first_difference(lines: list[str], wanted: list[str]) -> str:
+    """The first line that is not the one the candidate merge has there."""
+    for number, (line, other) in enumerate(zip(lines, wanted, strict=False), 1):
         if line != other:
-            return [f"line {number} is out of order: {line.strip()!r}"]
-    return []
+            return f"line {number} is out of order: {line.strip()!r}"
+    return f"the result has {len(lines)} lines in place of {len(wanted)}"
 
 
 def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:

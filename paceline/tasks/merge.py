@@ -18,7 +18,7 @@ from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
 from paceline.tasks.definitions import indent, new_definitions, replace_definitions, rewritten_to
 from paceline.tasks.snippet import marker_rows
 
-_STRICT = 4.0  # how much more strictly the second alignment keeps to runs, which puts the first in doubt
+_STRICT = 3.0  # how much more strictly the second alignment keeps to runs, which puts the first in doubt
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
 _MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
