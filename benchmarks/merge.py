@@ -52,6 +52,9 @@ def main() -> None:
         for split, cases in (("train", train), ("dev", dev))
         for style, make in STYLES.items()
     }
+    for split, cases in (("train", train), ("dev", dev)):
+        alone = [(case, edits.lone_function(case)) for case in cases]
+        sets[f"{split}, one function, no marker"] = [replace(case, update=text) for case, text in alone if text]
     sets["aider blocks"] = edits.block_cases()
     sets["continue lazy (white space aside)"] = edits.lazy_cases()
     merges = {name: measure(name, cases, arguments.show) for name, cases in sets.items()}

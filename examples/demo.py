@@ -28,6 +28,7 @@ from paceline.tasks.snippet import snippet_of
 from paceline.types import FinishReason, StepOutput, Usage
 
 _LINES = 24
+_PATIENCE = 60.0  # seconds after which plain decoding has made its point
 
 
 @dataclass
@@ -109,6 +110,8 @@ def side_by_side(
                 decode = [engine.tokenizer.decode([token]) for token in output.tokens]
                 side.add(output, decode, now - first)
                 live.update(view())
+                if side is sides[1] and now - first > _PATIENCE:
+                    break
             if applied is None and side.usage is not None:
                 text = "".join(piece for piece, _ in side.pieces)
                 applied = ready.conclude(text, side.usage, side.finish is FinishReason.LENGTH)
@@ -125,11 +128,13 @@ def conclude(console: Console, edit: dict[str, str], applied: Applied, drafted: 
         steps = side.usage.steps if side.usage else 0
         table.add_row(name, str(side.tokens), str(steps), f"{side.seconds:.2f}", f"{side.rate:.1f}")
     console.print(table)
-    if undrafted.seconds and drafted.seconds:
-        console.print(
-            f"Drafted decoding was {undrafted.seconds / drafted.seconds:.1f} times as fast, and the tokens are the same: "
-            f"{[p for p, _ in drafted.pieces] == [p for p, _ in undrafted.pieces]}"
-        )
+    if undrafted.rate and drafted.rate:
+        one, other = ([piece for piece, _ in side.pieces] for side in (drafted, undrafted))
+        same = one[: len(other)] == other
+        console.print(f"Drafted decoding was {drafted.rate / undrafted.rate:.1f} times as fast.")
+        console.print("The tokens are the same." if same else "[yellow]The tokens differ: a tie in bf16.[/]")
+        if len(other) < len(one):
+            console.print(f"(Plain decoding was stopped after {_PATIENCE:.0f} s.)")
     for reason in applied.reasons:
         console.print(f"[yellow]flagged:[/] {reason}", highlight=False)
     equal = applied.text == edit["after"]

@@ -13,7 +13,17 @@ from paceline.engine.engine import Engine
 from paceline.errors import ContextExceeded, EmptyEdit
 from paceline.tasks.checks import check
 from paceline.tasks.merge import Merge, candidate_merge
-from paceline.tasks.prompts import DEFAULT_POLICY, Policy, messages, opening, policy_named, read
+from paceline.tasks.prompts import (
+    DEFAULT_POLICY,
+    Policy,
+    expected,
+    fence_for,
+    messages,
+    opening,
+    policy_named,
+    read,
+    stops,
+)
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
 
 _OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
@@ -59,13 +69,14 @@ class Prepared:
     code: str
     update: str
     policy: Policy
+    fence: str
     merge: Merge
     request: Request
     path: str | None
 
     def conclude(self, output: str, usage: Usage, cut_off: bool) -> Applied:
         """Reads the model's output as a file and checks it."""
-        text = read(self.policy, self.code, output)
+        text = read(self.policy, self.code, output, self.fence)
         reasons = check(self.code, self.update, text, self.path)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
@@ -90,10 +101,11 @@ def prepare(
         raise EmptyEdit("the edit is empty")
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
     merge = candidate_merge(code, update)
+    fence = fence_for(code, update, merge.text)
     tokenizer = engine.tokenizer
     chat = messages(chosen, code, update, instruction, merge.text)
-    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen))
-    draft = merge.text.replace("\r\n", "\n").rstrip("\n") + ("\n" + chosen.closing if chosen.closing else "\n")
+    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen, fence))
+    draft = expected(chosen, code, merge.text, fence)
     source = tokenizer.encode(draft) + list(tokenizer.eos_tokens[:1])
     limit = len(source) + len(tokenizer.encode(update)) + _OUTPUT_SLACK
     context = engine.config.max_context or 0
@@ -101,9 +113,9 @@ def prepare(
         raise ContextExceeded(
             f"the file and its edit need {len(prompt)} prompt and up to {limit} output tokens; the context is {context}"
         )
-    sampling = Sampling(max_tokens=limit, stop=chosen.stop)
+    sampling = Sampling(max_tokens=limit, stop=stops(chosen, fence))
     request = Request(prompt, sampling, sources=(source,) if drafted else (), margin=chosen.margin if drafted else 0.0)
-    return Prepared(code, update, chosen, merge, request, path)
+    return Prepared(code, update, chosen, fence, merge, request, path)
 
 
 def apply(

@@ -62,7 +62,7 @@ def _replace(code: str, old: str, new: str, near: int, name: str) -> str:
         ]
         if places:
             place = min(places, key=lambda each: abs(each - near)) if near else places[0]
-            first = lines[place]
+            first = lines[place].rstrip("\r\n")
             shift = len(first) - len(first.lstrip()) - (len(wanted[0]) - len(wanted[0].lstrip()))
             if shift > 0:
                 new = "".join(" " * shift + line if line.strip() else line for line in new.splitlines(keepends=True))

@@ -12,7 +12,7 @@ import tree_sitter
 
 from paceline.errors import InputError
 from paceline.tasks.merge import candidate_merge
-from paceline.tasks.snippet import is_marker
+from paceline.tasks.snippet import is_marker, lines_of
 
 _MOST = 6  # reasons of one kind that are worth telling
 # a grammar is the package tree_sitter_NAME, and its function where it has several
@@ -34,7 +34,7 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     """
     if not merged.strip():
         return ("the result is empty",) if code.strip() else ()
-    lines = [line.rstrip() for line in merged.splitlines()]
+    lines = [line.rstrip() for line in lines_of(merged)]
     reasons = _leftovers(lines, code)
     reasons += _syntax(code, merged, path)
     try:
@@ -42,14 +42,14 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     except InputError as error:
         return (*reasons, f"the edit could not be placed by rule: {error}")
     reasons += candidate.doubts
-    wanted = [line.rstrip() for line in candidate.text.splitlines()]
+    wanted = [line.rstrip() for line in lines_of(candidate.text)]
     if lines == wanted:
         return tuple(reasons)
     known = len(reasons)
-    file = [line.rstrip() for line in code.splitlines()]
+    file = [line.rstrip() for line in lines_of(code)]
     kept = [(number, line) for number, (line, stays) in enumerate(zip(file, candidate.kept, strict=True), 1) if stays]
     reasons += _missing(kept, lines, "line {} of the file, which the edit does not touch, is missing: {!r}")
-    edit = [(number, line.rstrip()) for number, line in enumerate(update.splitlines(), 1)]
+    edit = [(number, line.rstrip()) for number, line in enumerate(lines_of(update), 1)]
     present = set(wanted)
     edit = [(number, line) for number, line in edit if line in present]
     reasons += _missing(edit, lines, "line {} of the edit is missing: {!r}")
@@ -76,7 +76,7 @@ def same_syntax_tree(left: str, right: str, path: str | None = None) -> bool:
 
 
 def _leftovers(lines: list[str], code: str) -> list[str]:
-    file = {line.rstrip() for line in code.splitlines()}
+    file = {line.rstrip() for line in lines_of(code)}
     reasons = []
     for number, line in enumerate(lines, 1):
         if line in file:

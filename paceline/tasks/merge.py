@@ -16,7 +16,7 @@ from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.align import align, weight
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
 from paceline.tasks.definitions import indent, new_definitions, replace_definitions, rewritten_to
-from paceline.tasks.snippet import marker_rows
+from paceline.tasks.snippet import lines_of, marker_rows
 
 _STRICT = 3.0  # how much more strictly the second alignment keeps to runs, which puts the first in doubt
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
@@ -67,7 +67,7 @@ def candidate_merge(code: str, update: str) -> Merge:
         return _whole(file, apply_blocks(file, update), newline)
     if is_diff(update):
         return _whole(file, apply_diff(file, update), newline)
-    lines = file.splitlines()
+    lines = lines_of(file)
     if not lines:
         return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
     snippet, markers = _rows(update, lines)
@@ -99,7 +99,7 @@ def _doubts(merge: Merge, other: Merge) -> tuple[str, ...]:
     """What speaks against a merge: that a stricter alignment gives another, or that much goes which no marker keeps."""
     doubts = []
     if merge.text != other.text:
-        pairs = enumerate(zip(merge.text.splitlines(), other.text.splitlines(), strict=False), 1)
+        pairs = enumerate(zip(lines_of(merge.text), lines_of(other.text), strict=False), 1)
         number = next((number for number, (left, right) in pairs if left != right), 1)
         doubts.append(f"line {number}: the edit can be placed in more than one way")
     for first, last in merge.touched:
@@ -241,10 +241,10 @@ def _same(left: str, right: str) -> bool:
 
 def _whole(code: str, text: str, newline: str) -> Merge:
     """A merge whose text is known: what it keeps of the file is found by comparing."""
-    lines = code.splitlines()
+    lines = lines_of(code)
     kept = [False] * len(lines)
     touched = []
-    matcher = difflib.SequenceMatcher(None, lines, text.splitlines(), autojunk=False)
+    matcher = difflib.SequenceMatcher(None, lines, lines_of(text), autojunk=False)
     for tag, first, last, _, _ in matcher.get_opcodes():
         if tag == "equal":
             kept[first:last] = [True] * (last - first)

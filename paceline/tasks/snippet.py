@@ -55,6 +55,11 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
+def lines_of(text: str) -> list[str]:
+    """A text's lines without their ends; only a line feed, or one after a carriage return, ends a line."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
 def comment_leader(path: str | None) -> tuple[str, str]:
     """How a comment begins and ends in a file of this name."""
     suffix = PurePath(path or "file.py").suffix.lower()
@@ -74,7 +79,7 @@ def snippet_of(before: str, after: str, path: str | None = None, context: int = 
 
     Parts closer than what they would leave out are joined. Deleted lines show by their neighbours standing together.
     """
-    old, new = before.splitlines(), after.splitlines()
+    old, new = lines_of(before), lines_of(after)
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     opening, closing = comment_leader(path)
     pieces: list[str] = []

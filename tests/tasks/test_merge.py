@@ -169,6 +169,12 @@ def test_line_ends_and_the_end_of_the_file_are_kept(newline: str, end: str) -> N
     assert merged(update, code) == code.replace("argv[1]", "argv[2]")
 
 
+def test_a_form_feed_in_the_file_stays() -> None:
+    code = FILE.replace("class Store", "\x0c\nclass Store").replace("def main", "# a\x0cb\u2028c\ndef main")
+    update = '# ... existing code ...\n    store = Store(sys.argv[2])\n    print(store.get("a"))\n'
+    assert merged(update, code) == code.replace("argv[1]", "argv[2]")
+
+
 def test_search_and_replace_blocks() -> None:
     update = (
         "Text around.\n<<<<<<< SEARCH\nimport sys\n=======\nimport sys\nimport time\n>>>>>>> REPLACE\n"
