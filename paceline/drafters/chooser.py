@@ -15,7 +15,7 @@ from dataclasses import dataclass
 LENGTHS = (0, 8, 16, 32, 64, 128, 256)
 LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
 # before anything is seen: the chance that a draft's first token is accepted, and each one after an accepted one
-_PRIORS = ((0.1, 0.6), (0.4, 0.85), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+_PRIORS = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
 _DECAY, _SLOW_DECAY = 0.8, 0.98
 _PRIOR_WEIGHT = 2.0
 _LEAST_GAIN = 1.07

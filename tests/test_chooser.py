@@ -1,0 +1,61 @@
+"""The draft length: long where copying goes well, nothing where it does not pay, and quick to change its mind."""
+
+from __future__ import annotations
+
+from paceline.drafters.chooser import LONG, LOST, LOST_LONG, Acceptance, Habits, choose_each, choose_uniform
+
+
+def cost(length: int) -> float:
+    """Like an H100's: 1.3 ms and little more for a draft."""
+    return 1.3 + 0.4 * (length > 0) + 0.006 * length
+
+
+def record(streak: int, lost: int = 0) -> Acceptance:
+    made = Habits().newcomer()
+    made.streak, made.lost = streak, lost
+    return made
+
+
+def test_a_long_streak_drafts_as_far_as_it_may() -> None:
+    assert choose_uniform([record(40)], 256, cost) == 256
+    assert choose_uniform([record(40)], 64, cost) == 64
+
+
+def test_plain_chat_stops_drafting_within_a_few_steps() -> None:
+    chat = record(0)
+    lengths = []
+    for _ in range(12):
+        length = choose_uniform([chat], 256, cost)
+        lengths.append(length)
+        chat.observe(chat.state, length, 0, False, 0)
+    assert lengths[4:] == [0] * 8
+
+
+def test_a_right_guess_while_not_drafting_brings_drafts_back() -> None:
+    chat = record(0, lost=50)
+    for _ in range(20):
+        chat.observe(LOST_LONG, 0, 0, False, 0)
+    assert choose_uniform([chat], 256, cost) == 0
+    for streak in (4, 5, 6, 9, 20, 40):
+        chat.observe(chat.state, 0, 0, True, streak)
+    assert choose_uniform([chat], 256, cost) >= 64
+
+
+def test_a_full_batch_where_queries_cost_drafts_nothing() -> None:
+    assert choose_uniform([record(0) for _ in range(64)], 16, lambda length: 2.3 + 0.28 * length) == 0
+
+
+def test_each_request_gets_its_own_length_where_the_device_allows() -> None:
+    lengths = choose_each([record(64), record(0, lost=50)], 256, lambda queries: 70 + 7 * queries)
+    assert lengths[0] >= 64 and lengths[1] == 0
+
+
+def test_habits_teach_newcomers_and_own_experience_outweighs_them() -> None:
+    habits = Habits()
+    for _ in range(200):
+        habits.observe(LOST, 8, 0, False)
+    assert habits.newcomer().rates[LOST][0].value < 0.05
+    one = habits.newcomer()
+    for _ in range(6):
+        one.observe(LOST, 8, 8, True, 40)
+    assert one.rates[LOST][0].value > 0.6 and one.state == LONG
