@@ -2,9 +2,9 @@
 
     python benchmarks/apply.py --model qwen2.5-coder-1.5b --edits FILE --limit 16 --policy review
 
-The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" is equal to the commit in
-syntax tree, "wrong" is neither exact nor flagged. With --plain N the first policy's first N are also decoded without drafts, in the same
-run, with the same prompts, for the ratio and for the lossless check; --shortest orders by length first.
+The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" is equal to the commit
+in syntax tree, "wrong" is neither exact nor flagged. With --plain N the first policy's first N are also decoded without
+drafts, in the same run, with the same prompts, for the ratio and for the lossless check; --shortest orders by length.
 """
 
 from __future__ import annotations

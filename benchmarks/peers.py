@@ -33,12 +33,12 @@ import venvs
 from common import finish, load_edits, quantiles
 from export import export
 
-from paceline.errors import PacelineError
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
+from paceline.tasks.apply import ask
 from paceline.tasks.merge import candidate_merge
-from paceline.tasks.prompts import morph_form
+from paceline.tasks.prompts import DEFAULT_POLICY, fence_for, policy_named
 from paceline.tasks.snippet import snippet_of
 
 PROGRAMS = Path(__file__).resolve().parent / "peers"
@@ -65,7 +65,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("llama.cpp, quantised", "llama.py", "source", tuple({"num_pred_tokens": n} for n in (10, 4, 24))),
     ),
     "vllm": (
-        Peer("vLLM", "vllm_cpu.py", "directory", tuple({"num_speculative_tokens": n} for n in (16, 4, 8, 32, 64))),
+        Peer("vLLM", "vllm_cpu.py", "directory", tuple({"num_speculative_tokens": n} for n in (16, 32, 8, 4, 64))),
     ),
     "hf": (
         Peer("transformers", "hf.py", "directory", tuple({"prompt_lookup_num_tokens": n} for n in (10, 4, 24, 64))),
@@ -128,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=1, help="times all is run, in turn; a noisy machine needs some")
     parser.add_argument("--sweep", type=int, default=8, help="settings a drafter is tried at")
+    parser.add_argument("--policy", default=DEFAULT_POLICY, help="how lookup asks for merges (docs/apply.md)")
     return parser.parse_args()
 
 
@@ -164,25 +165,20 @@ def code_prompts(tokenizer: Tokenizer, edits: list[dict[str, Any]], length: int,
 
 
 def merges(tokenizer: Tokenizer, edits: list[dict[str, Any]], options: argparse.Namespace) -> Work:
-    """Morph's prompt in the model's chat template, up to the answer."""
+    """Fast Apply's prompts up to where the answer goes on, and the candidate merges that Fast Apply drafts from."""
     short = [edit for edit in edits if len(tokenizer.encode(edit["before"])) <= options.longest]
     if not short:
         sys.exit(f"no edit's file is within {options.longest} tokens (--longest)")
+    policy = policy_named(options.policy)
     prompts, sources = [], []
     for edit in evenly(short, options.limit):
-        snippet = snippet_of(edit["before"], edit["after"], edit["path"])
-        text = morph_form(edit.get("subject", ""), edit["before"], snippet)
-        prompts.append(tokenizer.encode_chat([{"role": "user", "content": text}]))
-        sources.append(candidates(tokenizer, edit["before"], snippet))
+        code, snippet = edit["before"], snippet_of(edit["before"], edit["after"], edit["path"])
+        merge = candidate_merge(code, snippet)
+        fence = fence_for(code, snippet, merge.text)
+        prompt, source = ask(tokenizer, policy, code, snippet, edit.get("subject", ""), merge, fence)
+        prompts.append(prompt)
+        sources.append([source])
     return Work("lookup", prompts, sources, options.tokens, list(tokenizer.eos_tokens))
-
-
-def candidates(tokenizer: Tokenizer, code: str, snippet: str) -> list[list[int]]:
-    """The merge by rule, which is what Fast Apply drafts from; none where the snippet matches nowhere."""
-    try:
-        return [tokenizer.encode(candidate_merge(code, snippet).text)]
-    except PacelineError:
-        return []
 
 
 def evenly(values: list[Any], limit: int) -> list[Any]:

@@ -90,33 +90,6 @@ class Request:
             raise RequestError("margin must be 0 (lossless) or more")
 
 
-@dataclass(frozen=True)
-class Draft:
-    """Proposed tokens for one request: a root (the last accepted token, not repeated here) and branches after it.
-
-    `tokens[i]` is at depth `depths[i]` (1 is right after the root). `branch_starts[i]` is the index, in the step's
-    queries (root is 0), of the first token of i's branch. `probabilities` is None for a deterministic draft.
-    """
-
-    tokens: TokenIds
-    depths: list[int]
-    branch_starts: list[int]
-    probabilities: list[float] | None = None
-
-    @classmethod
-    def chains(cls, branches: list[TokenIds]) -> Draft:
-        """Lay out whole continuations one after another."""
-        tokens: TokenIds = []
-        depths: list[int] = []
-        starts: list[int] = []
-        for branch in branches:
-            start = len(tokens) + 1
-            tokens += branch
-            depths += range(1, len(branch) + 1)
-            starts += [start] * len(branch)
-        return cls(tokens, depths, starts)
-
-
 class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
@@ -175,10 +148,3 @@ class Completion:
     finish: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class PageKey:
-    """Names a KV page: a chained hash over tokens plus the identity of what made it (see DESIGN: PageKey)."""
-
-    digest: bytes

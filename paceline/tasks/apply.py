@@ -11,6 +11,7 @@ from typing import Any
 
 from paceline.engine.engine import Engine
 from paceline.errors import ContextExceeded, EmptyEdit
+from paceline.models.tokenizer import Tokenizer
 from paceline.tasks.checks import check
 from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import (
@@ -102,12 +103,8 @@ def prepare(
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
     merge = candidate_merge(code, update)
     fence = fence_for(code, update, merge.text)
-    tokenizer = engine.tokenizer
-    chat = messages(chosen, code, update, instruction, merge.text)
-    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen, fence))
-    draft = expected(chosen, code, merge.text, fence)
-    source = tokenizer.encode(draft) + list(tokenizer.eos_tokens[:1])
-    limit = len(source) + len(tokenizer.encode(update)) + _OUTPUT_SLACK
+    prompt, source = ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
+    limit = len(source) + len(engine.tokenizer.encode(update)) + _OUTPUT_SLACK
     context = engine.config.max_context or 0
     if len(prompt) + limit > context:
         raise ContextExceeded(
@@ -116,6 +113,16 @@ def prepare(
     sampling = Sampling(max_tokens=limit, stop=stops(chosen, fence))
     request = Request(prompt, sampling, sources=(source,) if drafted else (), margin=chosen.margin if drafted else 0.0)
     return Prepared(code, update, chosen, fence, merge, request, path)
+
+
+def ask(
+    tokenizer: Tokenizer, policy: Policy, code: str, update: str, instruction: str, merge: Merge, fence: str
+) -> tuple[list[int], list[int]]:
+    """The prompt up to where the model goes on, and what it writes if it agrees with the candidate, as tokens."""
+    chat = messages(policy, code, update, instruction, merge.text)
+    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(policy, fence))
+    draft = tokenizer.encode(expected(policy, code, merge.text, fence))
+    return prompt, draft + list(tokenizer.eos_tokens[:1])
 
 
 def apply(
