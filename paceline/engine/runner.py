@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.engine.cost import StepCost
-from paceline.engine.sampler import Row, choose, logprobs, within_margin
+from paceline.engine.sampler import Row, choose, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
@@ -242,6 +242,8 @@ class Runner:
         ]
         choices = choose(logits, rows, step, self.state)
         margin = any(each.request.margin for each in sequences)
+        if margin and batch is None:
+            choices = first_within_margin(logits, choices, self.state, slots, self.margins[slots])
         result = self.verify(slots, starts, step, batch, logits, choices, max(lengths) + 1, margin)
         wanted = [each.request.sampling.logprobs for each in sequences]
         found = None

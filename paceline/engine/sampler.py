@@ -66,6 +66,18 @@ def within_margin(logits: Tensor, step: StepTokens, choices: Tensor, first: Tens
     return best - drafted <= margins
 
 
+def first_within_margin(logits: Tensor, choices: Tensor, state: CopyState, slots: Tensor, margins: Tensor) -> Tensor:
+    """The choices [B] of requests' first tokens, where a source begins within the margin [B] of it the source's instead.
+
+    A first token is not drafted; this gives it the same policy as `within_margin` gives those that are.
+    """
+    pointer = state.pointer[slots]
+    follows = (pointer >= 0) & (pointer < state.history_start[slots]) & (margins > 0)
+    token = state.text[slots, pointer.clamp(min=0).long()].clamp(min=0).long()
+    gap = logits.gather(1, choices[:, None])[:, 0].float() - logits.gather(1, token[:, None])[:, 0].float()
+    return torch.where(follows & (gap <= margins), token, choices)
+
+
 def _adjust(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> Tensor:
     """Penalties, bias and held-back stops, in place. Every drafted token counts for the queries after it."""
     sampling = row.sampling
