@@ -145,7 +145,7 @@ POLICIES = {
         Policy("review-margin", template=_REVIEW, margin=3.0),
     )
 }
-DEFAULT_POLICY = "review"
+DEFAULT_POLICY = "review-margin"  # 92% of the dev edits exact against 63% for `review`: docs/apply.md
 
 
 def policy_named(name: str) -> Policy:
