@@ -28,6 +28,7 @@ from paceline.tasks.snippet import snippet_of
 from paceline.types import FinishReason, StepOutput, Usage
 
 _LINES = 24
+_SHOWN = 400  # tokens that can be in view
 _PATIENCE = 60.0  # seconds after which plain decoding has made its point
 
 
@@ -54,7 +55,7 @@ class Side:
 
     def render(self) -> Panel:
         text = Text(no_wrap=True, overflow="crop")
-        for piece, drafted in self.pieces:
+        for piece, drafted in self.pieces[-_SHOWN:]:
             text.append(piece, style="green" if drafted else "bold white")
         shown = Text("\n", no_wrap=True, overflow="crop").join(text.split("\n")[-_LINES:])
         state = f"{self.tokens} tokens, {self.rate:.1f} tokens/s" if self.tokens else "waiting"
@@ -101,17 +102,21 @@ def side_by_side(
         table.add_row(*(side.render() for side in sides))
         return table
 
-    with Live(view(), console=console, refresh_per_second=8) as live:
+    with Live(view(), console=console, auto_refresh=False) as live:
         for side, runner in zip(sides, (engine, plain), strict=True):
             first: float | None = None
+            shown = 0.0
             for output in runner.stream(ready.request):
                 now = time.perf_counter()
                 first = now if first is None else first
                 decode = [engine.tokenizer.decode([token]) for token in output.tokens]
                 side.add(output, decode, now - first)
-                live.update(view())
+                if now - shown > 0.5:  # drawing takes time from a CPU that decodes
+                    live.update(view(), refresh=True)
+                    shown = now
                 if side is sides[1] and now - first > _PATIENCE:
                     break
+            live.update(view(), refresh=True)
             if applied is None and side.usage is not None:
                 text = "".join(piece for piece, _ in side.pieces)
                 applied = ready.conclude(text, side.usage, side.finish is FinishReason.LENGTH)
