@@ -52,9 +52,6 @@ _DETERMINISTIC: dict[str, dict[str, str]] = {
     "cpu": {
         "paged_attention": "paceline.ops.attention:reference_deterministic",
         "linear": "paceline.ops.linear:linear_deterministic",
-        "norm_linear": "paceline.ops.linear:norm_linear_deterministic",
-        "linear_add": "paceline.ops.linear:linear_add_deterministic",
-        "norm_gated": "paceline.ops.linear:norm_gated_deterministic",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention_deterministic",

@@ -73,11 +73,11 @@ def linear_reference(x: Tensor, weight: Weight) -> Tensor:
 
 
 def norm_linear_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    return linear_reference(rms_norm(x, norm, eps), weight)
+    return linear(rms_norm(x, norm, eps), weight)
 
 
 def linear_add_reference(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
-    return residual + linear_reference(x, weight)
+    return residual + linear(x, weight)
 
 
 def norm_gated_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
@@ -93,16 +93,3 @@ def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
     count = len(x)
     padded = torch.nn.functional.pad(x, (0, 0, 0, -count % _ROWS))
     return torch.cat([linear_reference(block, weight) for block in padded.split(_ROWS)])[:count]
-
-
-def norm_linear_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    return linear_deterministic(rms_norm(x, norm, eps), weight)
-
-
-def linear_add_deterministic(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
-    return residual + linear_deterministic(x, weight)
-
-
-def norm_gated_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    gate, up = norm_linear_deterministic(x, norm, eps, weight).chunk(2, dim=-1)
-    return F.silu(gate) * up

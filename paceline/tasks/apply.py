@@ -39,7 +39,6 @@ class Applied:
     reasons: tuple[str, ...]
     usage: Usage
     policy: str
-    candidate: str
     path: str = "file"
 
     def diff(self) -> str:
@@ -81,7 +80,7 @@ class Prepared:
         reasons = check(self.code, self.update, text, self.path)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
-        return Applied(self.code, text, reasons, usage, self.policy.name, self.merge.text, self.path or "file")
+        return Applied(self.code, text, reasons, usage, self.policy.name, self.path or "file")
 
 
 def prepare(

@@ -123,15 +123,6 @@ class Policy:
     blocks: bool = False
     margin: float = 0.0
 
-    @property
-    def closing(self) -> str:
-        """What follows the file in the model's answer, where no text needs a longer fence."""
-        return FENCE if self.opened else ""
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return (f"\n{FENCE}",) if self.opened else ()
-
 
 POLICIES = {
     policy.name: policy
