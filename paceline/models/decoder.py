@@ -96,10 +96,10 @@ class _Loader:
             self.waiting[found[0]] = found[1].to(self.device)
         return self.waiting.pop(name)
 
-    def joined(self, names: list[str], bias: bool = False) -> Weight:
+    def joined(self, names: list[str], bias: bool = False, gated: bool = False) -> Weight:
         matrix = torch.cat([self.take(f"{name}.weight") for name in names])
         biases = torch.cat([self.take(f"{name}.bias") for name in names]) if bias else None
-        return Weight(matrix, biases)
+        return Weight(matrix, biases, gated=gated)
 
     def layer(self, index: int, config: ModelConfig) -> Layer:
         base = f"model.layers.{index}."
@@ -114,7 +114,7 @@ class _Loader:
             head_norms=head_norms,
             output=self.joined([attention + "o_proj"]),
             mlp_norm=self.take(base + "post_attention_layernorm.weight"),
-            gate_up=self.joined([mlp + "gate_proj", mlp + "up_proj"]),
+            gate_up=self.joined([mlp + "gate_proj", mlp + "up_proj"], gated=True),
             down=self.joined([mlp + "down_proj"]),
         )
 

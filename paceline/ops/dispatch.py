@@ -32,7 +32,13 @@ _REFERENCES = {
 }
 _KERNELS: dict[str, dict[str, str]] = {
     "cpu": {
-        "paged_attention": "paceline.ops.cpu:paged_attention",
+        "paged_attention": "paceline.ops.native.attention:paged_attention",
+        "rope_and_cache": "paceline.ops.native.attention:rope_and_cache",
+        "linear": "paceline.ops.native.linear:linear",
+        "norm_linear": "paceline.ops.native.linear:norm_linear",
+        "linear_add": "paceline.ops.native.linear:linear_add",
+        "norm_gated": "paceline.ops.native.linear:norm_gated",
+        "argmax": "paceline.ops.native.linear:argmax",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention",
@@ -50,8 +56,8 @@ _KERNELS: dict[str, dict[str, str]] = {
 # where every row's bits must not depend on the other rows of the call; what is not here is so by itself
 _DETERMINISTIC: dict[str, dict[str, str]] = {
     "cpu": {
-        "paged_attention": "paceline.ops.attention:reference_deterministic",
-        "linear": "paceline.ops.linear:linear_deterministic",
+        "paged_attention": "paceline.ops.native.attention:paged_attention_deterministic",
+        "linear": "paceline.ops.native.linear:linear_deterministic",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention_deterministic",

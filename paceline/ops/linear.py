@@ -1,7 +1,8 @@
 """Matrix products of a decoder layer, with the small work next to them fused in: five ops carry a layer.
 
-Weights are `Weight`: the matrix as the device wants it. On CPU in bf16 it is packed for oneDNN once (an unpacked bf16
-product re-packs the weight on every call, 2 to 8 times slower at few rows); elsewhere it is the plain tensor.
+Weights are `Weight`: the matrix as the device wants it. On CPU in bf16 it is packed once, for the native kernels where
+they serve, else for oneDNN (an unpacked bf16 product re-packs the weight on every call, 2 to 8 times slower at few rows);
+elsewhere it is the plain tensor.
 """
 
 from __future__ import annotations
@@ -10,23 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.ops import native
 from paceline.ops.dispatch import implementation
 
 _PACK_ROWS = 16  # the row count oneDNN lays the packed weight out for; measured good from 1 to 1,024 rows
 
 
 class Weight:
-    """A [rows, columns] matrix (and bias) ready for `linear`. `plain` is None when only the packed form is kept."""
+    """A [rows, columns] matrix (and bias) ready for `linear`. `plain` is None when only a packed form is kept.
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None = None, *, keep_plain: bool = False) -> None:
+    A `gated` weight, rows of gate then rows of up, is for `norm_gated` only.
+    """
+
+    def __init__(
+        self, matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False, keep_plain: bool = False
+    ) -> None:
         self.rows, self.columns = matrix.shape
         self.bias = bias
         self.packed: Tensor | None = None
         self.plain: Tensor | None = matrix
-        if matrix.device.type == "cpu" and matrix.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+        self.native = native.pack(matrix, bias, gated)
+        on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.bfloat16
+        if self.native is None and on_cpu and torch.backends.mkldnn.is_available():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), _PACK_ROWS)
-            if not keep_plain:
-                self.plain = None
+        if (self.native is not None or self.packed is not None) and not keep_plain:
+            self.plain = None
 
     @property
     def matrix(self) -> Tensor:

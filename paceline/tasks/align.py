@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy
 
@@ -24,6 +25,15 @@ _EDGE = 4.0  # the cost of a line without a match next to a marker: snippets hav
 _LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
 _SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A snippet's lines, which of them are markers, and for each the file line it stands for, or -1."""
+
+    snippet: list[str]
+    markers: list[bool]
+    matches: list[int]
 
 
 def weight(line: str) -> float:
@@ -117,19 +127,25 @@ def _likeness(line: str, index: tuple[dict[str, list[int]], numpy.ndarray]) -> n
 
 
 def align(
-    lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool], strictness: float = 1.0
+    lines: list[str],
+    snippet: list[str],
+    markers: list[bool],
+    barred: list[bool],
+    leaving: float = 1.0,
+    passing: float = 1.0,
 ) -> list[int]:
     """For each snippet line the file line it stands for, or -1.
 
-    Lines that are `barred` match nothing. `strictness` multiplies what it costs to leave a run of matched lines.
+    Lines that are `barred` match nothing. `leaving` multiplies what it costs to leave a run of matched lines, `passing`
+    what it costs to pass over a file line.
 
     `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
     `apart[i, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
     """
     scores = _scores(lines, snippet, barred)
     count, width = scores.shape
-    ramp = _PASS * numpy.arange(width + 1, dtype=numpy.float32)
-    leave = _LEAVE * strictness * min(1.0, count / _SHORT)
+    ramp = passing * _PASS * numpy.arange(width + 1, dtype=numpy.float32)
+    leave = _LEAVE * leaving * min(1.0, count / _SHORT)
     met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
     apart = numpy.full_like(met, -numpy.inf)
     apart[0] = 0.0

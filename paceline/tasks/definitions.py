@@ -10,7 +10,7 @@ _KEYWORD = re.compile(
 )
 _METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
 _STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
-_LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
+LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
 
 
 def defined(line: str) -> tuple[str, str] | None:
@@ -39,7 +39,7 @@ def block_start(lines: list[str], header: int) -> int:
     """The first line of the decorators and comments right above a definition."""
     start = header
     while (
-        start > 0 and lines[start - 1].strip().startswith(_LEADS) and indent(lines[start - 1]) >= indent(lines[header])
+        start > 0 and lines[start - 1].strip().startswith(LEADS) and indent(lines[start - 1]) >= indent(lines[header])
     ):
         start -= 1
     return start
@@ -51,7 +51,7 @@ def definitions_of(snippet: list[str]) -> list[tuple[int, int, int]] | None:
     blocks: list[tuple[int, int, int]] = []
     reached = 0
     for row, line in enumerate(snippet):
-        if row < reached or not line.strip() or line.strip().startswith(_LEADS):
+        if row < reached or not line.strip() or line.strip().startswith(LEADS):
             continue
         if indent(line) != depth or defined(line) is None:
             return None
@@ -63,16 +63,18 @@ def definitions_of(snippet: list[str]) -> list[tuple[int, int, int]] | None:
     return blocks if blocks and not any(line.strip() for line in snippet[reached:]) else None
 
 
-def replace_definitions(lines: list[str], snippet: list[str]) -> list[str] | None:
-    """The file with each definition of the snippet in place of the file's of the same name; None where that is not it.
+def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str], tuple[str, ...]] | None:
+    """The file with each definition of the snippet in place of the file's of the same name, and what is doubtful in it.
 
-    A new definition follows the one before it in the snippet, or else precedes the one after it. None where the snippet
-    holds more than definitions, or the file has none of their names.
+    A new definition follows the one before it in the snippet, or else precedes the one after it. Of one that breaks off
+    before the file's ends, the rest stays. None where the snippet holds more than definitions, or the file has none of
+    their names.
     """
     blocks = definitions_of(snippet)
     if blocks is None:
         return None
     edits: list[tuple[int, int, list[str]]] = []
+    doubts: list[str] = []
     waiting: list[str] = []
     reached = taken = 0
     for start, header, stop in blocks:
@@ -80,6 +82,8 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> list[str] | Non
         reached = stop
         place = _twin(lines, snippet[header], text, taken)
         if place is None:
+            if may_be_renamed(lines, snippet, header):
+                doubts.append(f"{snippet[header].strip()!r} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
         if not edits and waiting:
@@ -89,7 +93,13 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> list[str] | Non
         waiting = []
         first = block_start(lines, place) if start < header else place
         taken = block_end(lines, place)
-        edits.append((first, taken, _moved(text, snippet[header], lines[place])))
+        shown = _shown_to(lines[place:taken], snippet[header:stop])
+        if shown < taken - place and not _begins(lines[place:taken], snippet[header:stop]):
+            doubts.append(f"{snippet[header].strip()!r} is not shown to its end: what follows may stay or go")
+        names = {defined(line) for line in text}
+        if any(defined(line) not in names for line in lines[place : place + shown] if defined(line)):
+            doubts.append(f"{snippet[header].strip()!r} is shown without definitions that are in it: they may stay or go")
+        edits.append((first, place + shown, _moved(text, snippet[header], lines[place])))
     if not edits:
         return None
     edits[-1][2].extend(_moved(waiting, snippet[blocks[0][1]], lines[edits[-1][0]]))
@@ -98,7 +108,95 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> list[str] | Non
     for first, last, text in edits:
         result += [*lines[reached:first], *text]
         reached = last
-    return result + lines[reached:]
+    return result + lines[reached:], tuple(doubts)
+
+
+def may_be_renamed(lines: list[str], snippet: list[str], row: int) -> bool:
+    """Whether the file has no definition of this name, and one that the snippet does not name holds most of its lines."""
+    shown = {defined(line) for line in snippet}
+    if defined(snippet[row]) in {defined(line) for line in lines}:
+        return False
+    body = {line.strip() for line in snippet[row + 1 : block_end(snippet, row)]} - {""}
+    others = [place for place, line in enumerate(lines) if defined(line) and defined(line) not in shown]
+    blocks = ({line.strip() for line in lines[place : block_end(lines, place)]} for place in others)
+    return any(len(body & block) * 2 > len(body) for block in blocks)
+
+
+def _shown_to(block: list[str], text: list[str]) -> int:
+    """How many lines of a definition in the file the same one in a snippet takes the place of."""
+    full = [row for row, line in enumerate(block) if line.strip()]
+    number = sum(bool(line.strip()) for line in text)
+    if _begins(block, text):
+        return full[number - 1] + 1
+    last = [line.strip() for line in text if line.strip()][-1]
+    if not any(character.isalnum() for character in last) or last == block[-1].strip():
+        return len(block)
+    return next((row + 1 for row in range(len(block) - 1, -1, -1) if block[row].strip() == last), len(block))
+
+
+def _begins(block: list[str], text: list[str]) -> bool:
+    """Whether a definition begins with just these lines."""
+    full = [line.strip() for line in text if line.strip()]
+    return [line.strip() for line in block if line.strip()][: len(full)] == full
+
+
+def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[str], list[bool]]:
+    """A snippet without markers, and one at each end and between known outermost definitions and what is around them.
+
+    Not where the snippet is the whole file, from its first line to its last.
+    """
+    ends = [[line.strip() for line in each if line.strip()] for each in (lines, snippet)]
+    if ends[0][0] == ends[1][0] and ends[0][-1] == ends[1][-1]:
+        return snippet, [False] * len(snippet)
+    names = {defined(line) for line in lines} - {None}
+    cuts = {0, len(snippet)}
+    reached = 0
+    for row, line in enumerate(snippet):
+        if row >= reached and defined(line) in names:
+            reached = block_end(snippet, row)
+            cuts |= {block_start(snippet, row), reached}
+    result: list[str] = []
+    markers: list[bool] = []
+    for row in range(len(snippet) + 1):
+        if row in cuts and not (markers and not any(line.strip() for line in result[_last(markers) + 1 :])):
+            header = next((line for line in snippet[row:] if line.strip()), "")
+            result.append(" " * indent(header) + "...")
+            markers.append(True)
+        if row < len(snippet):
+            result.append(snippet[row])
+            markers.append(False)
+    return result, markers
+
+
+def _last(markers: list[bool]) -> int:
+    return max((row for row, marker in enumerate(markers) if marker), default=-1)
+
+
+def shown_whole(snippet: list[str], markers: list[bool], row: int) -> int | None:
+    """The header of a definition that begins below the marker before `row` and ends with `row`, as the one after says."""
+    depth = indent(snippet[row]) + 1
+    for header in range(row, -1, -1):
+        if markers[header]:
+            return None
+        if snippet[header].strip() and indent(snippet[header]) < depth:
+            depth = indent(snippet[header])
+            if defined(snippet[header]):
+                after = next((each for each in range(row + 1, len(snippet)) if markers[each]), None)
+                return header if after is None or indent(snippet[after]) <= depth else None
+    return None
+
+
+def decorators_start(lines: list[str], header: int) -> int:
+    """The first line of the decorators right above a definition, those over several lines too."""
+    start = row = header
+    while row > 0 and lines[row - 1].strip() and indent(lines[row - 1]) >= indent(lines[header]):
+        row -= 1
+        if indent(lines[row]) == indent(lines[header]):
+            if lines[row].startswith("@", indent(lines[row])):
+                start = row
+            elif lines[row].strip()[0] not in ")]}":
+                break
+    return start
 
 
 def new_definitions(

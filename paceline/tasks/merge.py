@@ -13,14 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from paceline.errors import EditNotFound, EmptyEdit
-from paceline.tasks.align import align, weight
+from paceline.tasks.align import Placed, align, weight
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
-from paceline.tasks.definitions import indent, new_definitions, replace_definitions, rewritten_to
+from paceline.tasks.doubts import doubts_of, repeated
+from paceline.tasks.definitions import (
+    decorators_start,
+    defined,
+    indent,
+    new_definitions,
+    replace_definitions,
+    rewritten_to,
+    with_markers_understood,
+)
 from paceline.tasks.snippet import lines_of, marker_rows
 
-_STRICT = 3.0  # how much more strictly the second alignment keeps to runs, which puts the first in doubt
+_COSTS = ((3.0, 1.0), (1.0, 0.2))  # factors on the costs to leave a run and to pass over a line, that must not matter
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
-_MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
 
 
@@ -72,16 +80,22 @@ def candidate_merge(code: str, update: str) -> Merge:
         return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
     snippet, markers = _rows(update, lines)
     if not any(markers) and (replaced := replace_definitions(lines, snippet)) is not None:
-        return _whole(file, "\n".join(replaced) + ("\n" if file.endswith("\n") else ""), newline)
-    merge = _place(lines, snippet, markers, file.endswith("\n"), newline, 1.0)
-    return replace(merge, doubts=_doubts(merge, _place(lines, snippet, markers, file.endswith("\n"), newline, _STRICT)))
+        text = "\n".join(replaced[0]) + ("\n" if file.endswith("\n") else "")
+        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(lines, replaced[0])))
+    marked = any(markers)
+    if not marked:
+        snippet, markers = with_markers_understood(lines, snippet)
+    placed = _place(lines, snippet, markers)
+    merge = _build(lines, placed, file.endswith("\n"), newline)
+    others = [_build(lines, _place(lines, snippet, markers, *costs), file.endswith("\n"), newline) for costs in _COSTS]
+    texts = [lines_of(each.text) for each in (merge, *others)]
+    doubts = doubts_of(lines, placed, merge.kept, texts[0], texts[1:], marked)
+    return replace(merge, doubts=doubts)
 
 
-def _place(
-    lines: list[str], snippet: list[str], markers: list[bool], ends: bool, newline: str, strictness: float
-) -> Merge:
-    """The merge by the best alignment. Raises EditNotFound where that finds no line."""
-    matches = align(lines, snippet, markers, markers, strictness)
+def _place(lines: list[str], snippet: list[str], markers: list[bool], leave: float = 1.0, passing: float = 1.0) -> Placed:
+    """The best alignment. Raises EditNotFound where that finds no line."""
+    matches = align(lines, snippet, markers, markers, leave, passing)
     if not any(match >= 0 and weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
     found = [row for row, line in enumerate(snippet) if matches[row] >= 0 or line.strip()]
@@ -91,21 +105,8 @@ def _place(
     same = [match >= 0 and _same(line, lines[match]) for line, match in zip(shifted, matches, strict=True)]
     barred = new_definitions(lines, shifted, markers, matches, same)
     if shifted != snippet or barred != markers:
-        matches = align(lines, shifted, markers, barred, strictness)
-    return _build(lines, shifted, markers, matches, ends, newline)
-
-
-def _doubts(merge: Merge, other: Merge) -> tuple[str, ...]:
-    """What speaks against a merge: that a stricter alignment gives another, or that much goes which no marker keeps."""
-    doubts = []
-    if merge.text != other.text:
-        pairs = enumerate(zip(lines_of(merge.text), lines_of(other.text), strict=False), 1)
-        number = next((number for number, (left, right) in pairs if left != right), 1)
-        doubts.append(f"line {number}: the edit can be placed in more than one way")
-    for first, last in merge.touched:
-        if last - first > _MUCH:
-            doubts.append(f"line {first + 1} of the file: {last - first} lines would go that the edit does not show")
-    return tuple(doubts)
+        matches = align(lines, shifted, markers, barred, leave, passing)
+    return Placed(shifted, markers, matches)
 
 
 def _rows(update: str, lines: list[str]) -> tuple[list[str], list[bool]]:
@@ -126,14 +127,17 @@ def strip_fence(text: str) -> str:
     return text
 
 
-def _build(
-    lines: list[str], snippet: list[str], markers: list[bool], matches: list[int], ends: bool, newline: str
-) -> Merge:
+def _build(lines: list[str], placed: Placed, ends: bool, newline: str) -> Merge:
+    snippet, markers, matches = placed.snippet, placed.markers, placed.matches
     result: list[str] = []
     kept = [False] * len(lines)
     touched: list[tuple[int, int]] = []
+    top = next((match - row for row, match in enumerate(matches) if match >= 0), 0)
+    reaches = any(markers) and (markers[0] or top <= _FEW)
     for gap, anchor in _gaps(snippet, markers, matches, len(lines)):
-        keep_from, keep_to = _kept_part(gap, lines, any(markers))
+        keep_from, keep_to = _kept_part(gap, lines, any(markers), reaches)
+        if len(gap.parts) > 1 and anchor >= 0 and defined(snippet[anchor]) and any(map(_is_decorator, gap.parts[-1])):
+            keep_to = max(keep_from, decorators_start(lines, gap.last))
         result += _filled(gap, lines[keep_from:keep_to])
         kept[keep_from:keep_to] = [True] * (keep_to - keep_from)
         if any(gap.parts) or keep_to - keep_from < gap.last - gap.first:
@@ -167,6 +171,10 @@ def _filled(gap: _Gap, kept: list[str]) -> list[str]:
     return result
 
 
+def _is_decorator(line: str) -> bool:
+    return line.strip().startswith("@")
+
+
 def _blanks(lines: Sequence[str]) -> int:
     """How many blank lines come first."""
     return next((number for number, line in enumerate(lines) if line.strip()), len(lines))
@@ -192,17 +200,17 @@ def _gaps(snippet: list[str], markers: list[bool], matches: list[int], count: in
     return gaps
 
 
-def _kept_part(gap: _Gap, lines: list[str], has_markers: bool) -> tuple[int, int]:
+def _kept_part(gap: _Gap, lines: list[str], has_markers: bool, reaches: bool) -> tuple[int, int]:
     """Which of the gap's file lines stay: a range, empty where all are replaced.
 
-    Where the snippet has markers, none at its end means that it reaches the file's end. Where it has none, and at the
-    file's top, that is believed only of as many lines as are put in their place, and `_FEW`.
+    A snippet that has markers but none at its end reaches the file's, if it has one at its top or begins the file.
+    Otherwise, and at the file's top, that is believed only of as many lines as are put in their place, and `_FEW`.
     """
     size, inserted = gap.last - gap.first, len(gap.parts[0])
     starts, stops = gap.first == 0, gap.last == len(lines)
     shown = size <= _FEW + inserted if has_markers or inserted else False
     if len(gap.parts) > 1 or stops:
-        if len(gap.parts) == 1 and stops and (has_markers or shown):
+        if len(gap.parts) == 1 and stops and (reaches or shown):
             return gap.last, gap.last
         put = [line for line in gap.parts[0] if line.strip()]
         return rewritten_to(lines, gap.first, gap.last, put, gap.indents[0] if gap.indents else None), gap.last

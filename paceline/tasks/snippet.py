@@ -18,10 +18,16 @@ _STRONG = re.compile(
     re.IGNORECASE,
 )
 _BARE = re.compile(r"^\s*(\.\.\.|…)\s*$")
+_LEFT_OUT = set("rest existing unchanged unmodified same omitted remaining remains remain untouched".split())
+_ABOUT = _LEFT_OUT | set(
+    "a above all and are as before below body brevity class code content contents else everything file for from "
+    "function functions goes here implementation imports in is it keep lines logic method methods no not of original "
+    "other part previous previously stay stays the this to unchanged was".split()
+)
 
 
 def is_marker(line: str) -> bool:
-    """Whether a line stands for left-out code: a comment with an ellipsis or words to that effect, or an ellipsis."""
+    """Whether a line stands for left-out code: an ellipsis, or a comment with one, or of nothing but words for that."""
     text = line.strip()
     if _BARE.match(text):
         return True
@@ -30,7 +36,10 @@ def is_marker(line: str) -> bool:
         return False
     body = text[len(leader) :].strip()
     dotted = body.startswith(("...", "…")) or body.removesuffix("*/").removesuffix("-->").strip().endswith(("...", "…"))
-    return bool((dotted and (len(body) <= 4 or _WORDS.search(body) or body.count("...") == 2)) or _STRONG.search(body))
+    words = set(re.findall(r"[a-z]+", body.lower()))
+    bare = bool(words & _LEFT_OUT) and words <= _ABOUT
+    dotted = dotted and (len(body) <= 4 or bool(_WORDS.search(body)) or body.count("...") == 2)
+    return dotted or bare or bool(_STRONG.search(body))
 
 
 def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:

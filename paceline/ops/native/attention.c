@@ -1,0 +1,220 @@
+// Rotary embedding with the write to the cache, and paged attention.
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+enum { KEYS = PANEL, ROWS = 96, MAX_PANELS = 4 };  // keys at once, rows (queries x heads of a group) at once, dim / 64
+
+typedef struct {  // AttentionBatch
+    const int32_t *page_table, *context_lens, *query_starts, *branch_starts;
+    index_t num_requests, table_width, page_size;
+} batch_t;
+
+// ---- rotary embedding
+
+static void rotate(const bf16 *x, const float *table, index_t dim, bf16 *out) {
+    const index_t half = dim / 2;
+    for (index_t i = 0; i < half; i += 16) {
+        const __mmask16 mask = lanes(half - i);
+        const __m512 cosine = _mm512_maskz_loadu_ps(mask, table + i), sine = _mm512_maskz_loadu_ps(mask, table + half + i);
+        const __m512 low = load(x + i, mask), high = load(x + half + i, mask);
+        store(out + i, mask, _mm512_fnmadd_ps(high, sine, _mm512_mul_ps(low, cosine)));
+        store(out + half + i, mask, _mm512_fmadd_ps(low, sine, _mm512_mul_ps(high, cosine)));
+    }
+}
+
+// See paceline.ops.rope. qkv is overwritten where heads are normalised.
+void rope_and_cache(bf16 *qkv, const float *table, const int64_t *positions, const int64_t *slots, bf16 *keys,
+                    bf16 *values, const bf16 *query_norm, const bf16 *key_norm, float eps, bf16 *queries,
+                    index_t tokens, index_t heads, index_t kv_heads, index_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) if (tokens > 4)
+    for (index_t token = 0; token < tokens; token++) {
+        bf16 *row = qkv + token * (heads + 2 * kv_heads) * dim;
+        const float *angles = table + positions[token] * dim;
+        const index_t slot = slots[token] * kv_heads * dim;
+        for (index_t head = 0; head < heads + kv_heads; head++) {
+            bf16 *x = row + head * dim;
+            if (query_norm) normalise(x, head < heads ? query_norm : key_norm, eps, dim, x);
+            rotate(x, angles, dim, head < heads ? queries + (token * heads + head) * dim : keys + slot + (head - heads) * dim);
+        }
+        memcpy(values + slot, row + (heads + kv_heads) * dim, kv_heads * dim * sizeof(bf16));
+    }
+}
+
+// ---- attention: a block of queries of one request and one key head, over its keys 64 at a time
+//
+// Blocks of keys begin at multiples of 64 of the request's own slots, and what a query does not see adds exactly nothing,
+// so its bits depend neither on the other queries nor, where nothing branches, on how many there are.
+
+typedef struct {
+    bf16 query[ROWS * MAX_PANELS * PANEL], keys[MAX_PANELS * PANEL / 2 * PAIR], values[MAX_PANELS * KEYS / 2 * PAIR];
+    bf16 weights[ROWS * KEYS];
+    float scores[ROWS * KEYS], output[MAX_PANELS * ROWS * PANEL], total[ROWS * 16], most[ROWS];
+    uint64_t seen[ROWS];
+} __attribute__((aligned(64))) workspace_t;
+
+static void transpose(__m512i x[16]) {  // 16 x 16 of 32 bits: swap blocks of 8, 4, 2 and 1 off the diagonal
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 4
+    for (int size = 8; size; size /= 2) {
+        const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(size));
+        const __m512i shift = _mm512_set1_epi32(size), other = _mm512_set1_epi32(16);
+        const __m512i low = _mm512_mask_add_epi32(lane, upper, _mm512_sub_epi32(lane, shift), other);
+        const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, shift), upper, lane, other);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            if (!(i & size)) {
+                const __m512i first = x[i], second = x[i + size];
+                x[i] = _mm512_permutex2var_epi32(first, low, second);
+                x[i + size] = _mm512_permutex2var_epi32(first, high, second);
+            }
+    }
+}
+
+// Keys and values of `count` slots as panels: keys [dim / 2][64 keys][2], values [64 keys / 2][64 of dim][2].
+static void gather(const bf16 *const *keys, const bf16 *const *values, index_t count, index_t dim, workspace_t *work) {
+    for (index_t group = 0; group < KEYS; group += 16)
+        for (index_t i = 0; i < dim; i += 32) {
+            __m512i x[16];
+#pragma GCC unroll 16
+            for (int key = 0; key < 16; key++)
+                x[key] = group + key < count ? _mm512_loadu_si512(keys[group + key] + i) : _mm512_setzero_si512();
+            transpose(x);
+#pragma GCC unroll 16
+            for (int pair = 0; pair < 16; pair++)
+                _mm512_store_si512(work->keys + (i / 2 + pair) * PAIR + 2 * group, x[pair]);
+        }
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i low = _mm512_or_si512(even, _mm512_slli_epi32(_mm512_add_epi32(even, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (index_t key = 0; key < KEYS; key += 2)
+        for (index_t i = 0; i < dim; i += 32) {
+            const __m512i a = key < count ? _mm512_loadu_si512(values[key] + i) : _mm512_setzero_si512();
+            const __m512i b = key + 1 < count ? _mm512_loadu_si512(values[key + 1] + i) : _mm512_setzero_si512();
+            bf16 *to = work->values + (i / PANEL * KEYS / 2 + key / 2) * PAIR + 2 * (i % PANEL);
+            _mm512_store_si512(to, _mm512_permutex2var_epi16(a, low, b));
+            _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(a, high, b));
+        }
+}
+
+static inline uint64_t below(index_t bit) { return bit <= 0 ? 0 : bit >= 64 ? ~0ull : (1ull << bit) - 1; }
+
+// Weights of one row's 64 scores, in bfloat16; its maximum, total and output so far are brought to the new maximum.
+static void softmax(workspace_t *work, index_t row, float scale, index_t panels) {
+    const uint64_t seen = work->seen[row];
+    bf16 *weights = work->weights + row * KEYS;
+    if (!seen) {
+        memset(weights, 0, KEYS * sizeof(bf16));
+        return;
+    }
+    __m512 score[4], most = _mm512_set1_ps(work->most[row]), total = _mm512_load_ps(work->total + row * 16);
+    for (int part = 0; part < 4; part++) {
+        score[part] = _mm512_mul_ps(_mm512_load_ps(work->scores + row * KEYS + part * 16), _mm512_set1_ps(scale));
+        most = _mm512_mask_max_ps(most, seen >> 16 * part, most, score[part]);
+    }
+    const float before = work->most[row], now = _mm512_reduce_max_ps(most);
+    if (now > before) {
+        const __m512 factor = power_of_two(_mm512_set1_ps(before - now));
+        total = _mm512_mul_ps(total, factor);
+        for (index_t panel = 0; panel < panels; panel++)
+            for (int part = 0; part < 4; part++) {
+                float *place = work->output + (panel * ROWS + row) * PANEL + part * 16;
+                _mm512_store_ps(place, _mm512_mul_ps(_mm512_load_ps(place), factor));
+            }
+        work->most[row] = now;
+    }
+    for (int part = 0; part < 4; part++) {
+        const __m512 power = power_of_two(_mm512_sub_ps(score[part], _mm512_set1_ps(now)));
+        const __m512 weight = _mm512_maskz_mov_ps(seen >> 16 * part, power);
+        total = _mm512_add_ps(total, weight);
+        store(weights + part * 16, 0xffff, weight);
+    }
+    _mm512_store_ps(work->total + row * 16, total);
+}
+
+// Queries [first, last) of a request (counted from its root) and the `group` heads of one key head.
+static void attend(const batch_t *batch, index_t request, index_t first, index_t last, index_t kv_head, index_t group,
+                   index_t kv_heads, index_t dim, const bf16 *query, const bf16 *keys, const bf16 *values, float scale,
+                   bf16 *output, workspace_t *work) {
+    const index_t panels = (dim + PANEL - 1) / PANEL, rows = (last - first) * group, groups = (rows + TILE - 1) / TILE;
+    const index_t context = batch->context_lens[request], root = batch->query_starts[request];
+    const int32_t *pages = batch->page_table + request * batch->table_width;
+    const index_t heads = group * kv_heads, length = context + last;
+    for (index_t row = 0; row < rows; row++) {
+        const bf16 *from = query + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
+        memcpy(work->query + row * dim, from, dim * sizeof(bf16));
+        work->most[row] = -1e30f;
+    }
+    memset(work->total, 0, rows * 16 * sizeof(float));
+    for (index_t panel = 0; panel < panels; panel++)
+        memset(work->output + panel * ROWS * PANEL, 0, rows * PANEL * sizeof(float));
+    if (dim % PANEL) memset(work->values, 0, sizeof(work->values));  // columns that no value fills
+    for (index_t begin = 0; begin < length; begin += KEYS) {
+        const index_t count = least(KEYS, length - begin);
+        const bf16 *key[KEYS], *value[KEYS];
+        for (index_t i = 0; i < count; i++) {
+            const index_t place = begin + i;
+            const index_t slot = pages[place / batch->page_size] * batch->page_size + place % batch->page_size;
+            key[i] = keys + (slot * kv_heads + kv_head) * dim;
+            value[i] = values + (slot * kv_heads + kv_head) * dim;
+        }
+        gather(key, value, count, dim, work);
+        for (index_t row = 0; row < rows; row++) {
+            const index_t own = first + row / group, branch = batch->branch_starts[root + own];
+            work->seen[row] = below(context + 1 - begin) |
+                              (below(context + own + 1 - begin) & ~below(context + branch - begin));
+        }
+        for (index_t each = 0; each < groups; each++) {
+            const index_t row = each * rows / groups, end = (each + 1) * rows / groups;
+            uint64_t any = 0;
+            for (index_t i = row; i < end; i++) any |= work->seen[i];
+            if (!any) continue;
+            tile(end - row, work->query + row * dim, dim, work->keys, dim / 2, work->scores + row * KEYS, 1, work->keys, 0);
+            for (index_t i = row; i < end; i++) softmax(work, i, scale, panels);
+            for (index_t panel = 0; panel < panels; panel++)
+                tile(end - row, work->weights + row * KEYS, KEYS, work->values + panel * KEYS / 2 * PAIR, KEYS / 2,
+                     work->output + (panel * ROWS + row) * PANEL, 0, work->values, 0);
+        }
+    }
+    for (index_t row = 0; row < rows; row++) {
+        bf16 *to = output + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
+        const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(work->total + row * 16)));
+        for (index_t i = 0; i < dim; i += 16) {
+            const float *from = work->output + (i / PANEL * ROWS + row) * PANEL + i % PANEL;
+            store(to + i, lanes(dim - i), _mm512_mul_ps(_mm512_load_ps(from), share));
+        }
+    }
+}
+
+// See paceline.ops.attention. dim is a multiple of 32 up to 256, a group at most 96 heads.
+void paged_attention(const batch_t *batch, const bf16 *query, const bf16 *keys, const bf16 *values, float scale,
+                     index_t heads, index_t kv_heads, index_t dim, bf16 *output, int threads) {
+    const index_t group = heads / kv_heads, tokens = batch->query_starts[batch->num_requests];
+    const index_t share = (tokens + threads - 1) / threads;  // few queries still go to all threads
+    const index_t most = least(ROWS / group, share);
+    index_t blocks = 0;
+    if (tokens == 0) return;
+    for (index_t request = 0; request < batch->num_requests; request++)
+        blocks += (batch->query_starts[request + 1] - batch->query_starts[request] + most - 1) / most;
+    scale *= 1.44269504f;
+#pragma omp parallel num_threads(threads)
+    {
+        workspace_t work;
+#pragma omp for schedule(dynamic, 1)
+        for (index_t task = 0; task < blocks * kv_heads; task++) {
+            index_t block = blocks - 1 - task / kv_heads, request = 0;  // the last see most: begin with them
+            for (;; request++) {
+                const index_t count = batch->query_starts[request + 1] - batch->query_starts[request];
+                const index_t own = (count + most - 1) / most;
+                if (block < own) {
+                    attend(batch, request, block * count / own, (block + 1) * count / own, task % kv_heads, group, kv_heads,
+                           dim, query, keys, values, scale, output, &work);
+                    break;
+                }
+                block -= own;
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+"""Rotary embedding and paged attention by the native kernels, for bfloat16; other inputs go to torch's."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+
+import torch
+from torch import Tensor
+
+from paceline.ops import attention, cpu, rope
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.native import library
+
+
+def rope_and_cache(
+    qkv: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_heads: int,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """See paceline.ops.rope; `qkv` may be overwritten."""
+    kernels = library() if qkv.dtype == torch.bfloat16 and qkv.is_contiguous() else None
+    if kernels is None:
+        return rope.reference(qkv, table, positions, slots, key_cache, value_cache, num_heads, norms)
+    _, num_kv_heads, dim = key_cache.shape
+    query_norm, key_norm, eps = (None, None, 0.0) if norms is None else norms
+    tokens = qkv.shape[0]
+    queries = qkv.new_empty(tokens, num_heads, dim)
+    kernels.rope_and_cache(
+        qkv.data_ptr(),
+        table.data_ptr(),
+        positions.data_ptr(),
+        slots.data_ptr(),
+        key_cache.data_ptr(),
+        value_cache.data_ptr(),
+        None if query_norm is None else query_norm.data_ptr(),
+        None if key_norm is None else key_norm.data_ptr(),
+        eps,
+        queries.data_ptr(),
+        tokens,
+        num_heads,
+        num_kv_heads,
+        dim,
+        torch.get_num_threads(),
+    )
+    return queries
+
+
+class _BatchRecord(ctypes.Structure):
+    """batch_t of attention.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("page_table", "context_lens", "query_starts", "branch_starts")),
+        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size")),
+    )
+
+
+class _Plan:
+    """A batch as the kernel reads it, made once for all layers of a step."""
+
+    def __init__(self, table: Tensor, contexts: Tensor, starts: Tensor, branches: Tensor, page_size: int) -> None:
+        self._kept = [tensor.int().contiguous() for tensor in (table, contexts, starts, branches)]
+        self._record = _BatchRecord(*(each.data_ptr() for each in self._kept), *table.shape, page_size)
+        self.address = ctypes.addressof(self._record)
+
+
+def _plan(batch: AttentionBatch, page_size: int) -> _Plan:
+    return _Plan(batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts, page_size)
+
+
+def _plan_apart(batch: AttentionBatch, page_size: int) -> _Plan:
+    """Every branch as a request of its own, whose slots are those it sees, in the order of their positions.
+
+    A branch's bits are then those of plain decoding, whatever lies beside it in the cache.
+    """
+    slots, contexts, starts = [], [], [0]
+    bounds = batch.query_starts.tolist()
+    for index, context in enumerate(batch.context_lens.tolist()):
+        branches = (
+            batch.branch_starts[bounds[index] : bounds[index + 1]].clamp(min=1).tolist()
+        )  # the root joins the first
+        place = torch.arange(context + len(branches))
+        own = batch.page_table[index][place // page_size] * page_size + place % page_size
+        row = 0
+        for begin, queries in itertools.groupby(branches):
+            first, row = row, row + len(list(queries))
+            slots.append(torch.cat([own[: context + 1], own[context + begin : context + row]]))
+            contexts.append(len(slots[-1]) - (row - first))
+            starts.append(starts[-1] + row - first)
+    table = torch.nn.utils.rnn.pad_sequence(slots, batch_first=True)
+    return _Plan(table, torch.tensor(contexts), torch.tensor(starts), torch.zeros(starts[-1]), page_size=1)
+
+
+def paged_attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """See paceline.ops.attention. Weights are rounded to bfloat16, scores are not."""
+    kernels = _kernels_for(query, key_cache)
+    if kernels is None:
+        return cpu.paged_attention(query, key_cache, value_cache, batch, page_size, scale)
+    if batch.plan is None:
+        batch.plan = _plan(batch, page_size)
+    return _attend(kernels, query, key_cache, value_cache, batch.plan, scale)
+
+
+def paged_attention_deterministic(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
+) -> Tensor:
+    """The same, and the same bits for a query whichever other queries and branches are there."""
+    kernels = _kernels_for(query, key_cache)
+    if kernels is None:
+        return attention.reference_deterministic(query, key_cache, value_cache, batch, page_size, scale)
+    if batch.plan is None:
+        batch.plan = (_plan_apart if batch.branching else _plan)(batch, page_size)
+    return _attend(kernels, query, key_cache, value_cache, batch.plan, scale)
+
+
+def _kernels_for(query: Tensor, key_cache: Tensor) -> ctypes.CDLL | None:
+    _, num_kv_heads, dim = key_cache.shape
+    fits = query.dtype == torch.bfloat16 and dim % 32 == 0 and dim <= 256 and query.shape[1] <= 96 * num_kv_heads
+    return library() if fits else None
+
+
+def _attend(
+    kernels: ctypes.CDLL, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: _Plan, scale: float
+) -> Tensor:
+    query = query.contiguous()
+    output = torch.empty_like(query)
+    kernels.paged_attention(
+        plan.address,
+        query.data_ptr(),
+        key_cache.data_ptr(),
+        value_cache.data_ptr(),
+        scale,
+        query.shape[1],
+        *key_cache.shape[1:],
+        output.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return output

@@ -1,0 +1,181 @@
+"""What speaks against a merge by rule: where the snippet does not say what becomes of a part of the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from paceline.tasks.align import Placed, weight
+from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
+
+_MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
+_FEW = 3  # file lines that may go without being shown
+_CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
+
+
+def doubts_of(
+    lines: list[str],
+    placed: Placed,
+    kept: Sequence[bool],
+    result: list[str],
+    others: list[list[str]],
+    marked: bool,
+) -> tuple[str, ...]:
+    """Reasons, a sentence each. `others` are the results of alignments at other costs."""
+    doubts = [doubt for other in others if (doubt := _difference(result, other))][:1]
+    doubts += _open_edges(lines, placed)
+    doubts += repeated(lines, result)
+    doubts += _removed(placed, kept)
+    doubts += _ends(lines, placed, kept)
+    doubts += _replaced(lines, placed, kept, marked)
+    if marked:
+        doubts += _unchanged_parts(lines, placed)
+    else:
+        doubts += _skipped(lines, placed)
+    if result == lines:
+        doubts.append("the edit changes nothing")
+    return tuple(doubts)
+
+
+def _difference(result: list[str], other: list[str]) -> str | None:
+    if result == other:
+        return None
+    pairs = enumerate(zip(result, other, strict=False), 1)
+    number = next((number for number, (left, right) in pairs if left != right), 1)
+    return f"line {number}: the edit can be placed in more than one way"
+
+
+def _open_edges(lines: list[str], placed: Placed) -> list[str]:
+    """A changed line beside a marker: the edit does not show which file lines it replaces."""
+    snippet, markers, matches = placed.snippet, placed.markers, placed.matches
+    same = [match >= 0 and line == lines[match] for line, match in zip(snippet, matches, strict=True)]
+    found = [(row, match) for row, match in enumerate(matches) if match >= 0]
+    edges = [row for row, marker in enumerate(markers) if marker]
+    if found and found[0][1] > found[0][0] + _FEW:
+        edges.append(-1)
+    if found and len(lines) - found[-1][1] > len(snippet) - found[-1][0] + _FEW:
+        edges.append(len(snippet))
+    for edge in edges:
+        for step, determined in ((-1, _ends_definition), (1, _begins_definition)):
+            row = edge + step
+            while _inside(placed, row) and (same[row] or not snippet[row].strip()):
+                row += step
+            told = sum(weight(line) for line in snippet[min(row, edge) + 1 : max(row, edge)] if line.strip())
+            passed = _inside(placed, row) and told < _CONTEXT and _passed_over(lines, placed, row)
+            if _inside(placed, row) and (passed or not told) and not determined(lines, placed, row):
+                return [f"{snippet[row].strip()!r} is new where the edit breaks off: what it replaces is not shown"]
+    return []
+
+
+def _inside(placed: Placed, row: int) -> bool:
+    return 0 <= row < len(placed.snippet) and not placed.markers[row]
+
+
+def _passed_over(lines: list[str], placed: Placed, row: int) -> bool:
+    """Whether more of the file goes around the new line `row` than comes."""
+    above = next((each for each in range(row, -1, -1) if placed.matches[each] >= 0 or placed.markers[each]), -1)
+    below = next((each for each in range(row + 1, len(placed.snippet)) if placed.matches[each] >= 0 or placed.markers[each]), -1)
+    if min(above, below) < 0 or placed.markers[above] or placed.markers[below]:
+        return False
+    return placed.matches[below] - placed.matches[above] > below - above
+
+
+def _ends_definition(lines: list[str], placed: Placed, row: int) -> bool:
+    """Whether `row` is the last line of a definition that is shown whole, and nothing of the file's stays after it."""
+    header = shown_whole(placed.snippet, placed.markers, row)
+    if header is None or placed.matches[row] < 0:
+        return header is not None
+    after = next((line for line in lines[placed.matches[row] + 1 :] if line.strip()), "")
+    return indent(after) <= indent(placed.snippet[header])
+
+
+def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
+    """Whether decorators or comments from `row` on, or none, lead to a definition."""
+    for each in range(row, len(placed.snippet)):
+        if defined(placed.snippet[each]):
+            return True
+        if placed.markers[each] or not placed.snippet[each].strip().startswith(("@", "#", "//", "/*", "*")):
+            return False
+    return False
+
+
+def repeated(lines: list[str], result: list[str]) -> list[str]:
+    """A definition, or an outermost line, that stands twice in the result in one place, and did not in the file."""
+    known = Counter(_named(lines))
+    for name, count in Counter(_named(result)).items():
+        if count > 1 and count > known[name]:
+            return [f"{name[-1]!r} would stand twice"]
+    return []
+
+
+def _named(lines: list[str]) -> list[tuple[str, ...]]:
+    """Each definition by kind and name, after those of the definitions around it; each other outermost line as it is."""
+    around: list[tuple[int, str]] = []
+    found = []
+    for line in lines:
+        if name := defined(line):
+            around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
+            found.append(tuple(name for _, name in around))
+        elif not indent(line) and weight(line) >= 1 and not line.startswith(LEADS):
+            found.append((line,))
+    return found
+
+
+def _unchanged_parts(lines: list[str], placed: Placed) -> list[str]:
+    """A part between markers that changes nothing, and is not the header of what follows it: why is it shown?"""
+    edges = [row for row, marker in enumerate(placed.markers) if marker]
+    for start, stop in pairwise(edges):
+        rows = [row for row in range(start + 1, stop) if placed.snippet[row].strip()]
+        found = [placed.matches[row] for row in rows]
+        if not rows or defined(placed.snippet[rows[-1]]) or -1 in found:
+            continue
+        if lines[found[0] : found[-1] + 1] == placed.snippet[rows[0] : rows[-1] + 1]:
+            return [f"{placed.snippet[rows[0]].strip()!r} and on changes nothing where it was found"]
+    return []
+
+
+def _replaced(lines: list[str], placed: Placed, kept: Sequence[bool], marked: bool) -> list[str]:
+    """A definition that the edit does not name and that goes, where one of another name comes or no marker is used."""
+    named = {defined(line) for line in placed.snippet}
+    found = [-1, *(match for match in placed.matches if match >= 0), len(lines)]
+    rows = [-1, *(row for row, match in enumerate(placed.matches) if match >= 0), len(placed.snippet)]
+    for (above, below), (first, last) in zip(pairwise(rows), pairwise(found), strict=True):
+        comes = any(defined(line) for line in placed.snippet[above + 1 : below])
+        for row in range(first + 1, last):
+            if not kept[row] and defined(lines[row]) and defined(lines[row]) not in named and (comes or not marked):
+                return [f"{lines[row].strip()!r} would go, which the edit does not name"]
+    return []
+
+
+def _ends(lines: list[str], placed: Placed, kept: Sequence[bool]) -> list[str]:
+    """Lines at an end of the file that go as the edit does not have them, and no marker shows what its ends mean."""
+    found = [row for row, match in enumerate(placed.matches) if match >= 0]
+    if placed.markers[0] or placed.markers[-1] or not found:
+        return []
+    first, last = placed.matches[found[0]], placed.matches[found[-1]] + 1
+    for start, stop, put in ((0, first, found[0]), (last, len(lines), len(placed.matches) - 1 - found[-1])):
+        if sum(bool(lines[row].strip()) and not kept[row] for row in range(start, stop)) > put:
+            return [f"line {start + 1} of the file and on would go, which is beyond what the edit shows"]
+    return []
+
+
+def _skipped(lines: list[str], placed: Placed) -> list[str]:
+    """File lines between two found ones that go, in a snippet without markers: they may be left out only."""
+    row, reached = -1, -1
+    for each, match in enumerate(placed.matches):
+        if match >= 0:
+            gone = sum(bool(line.strip()) for line in lines[reached + 1 : match])
+            if reached >= 0 and gone > each - row - 1:
+                return [f"line {reached + 2} of the file and on would go, and the edit has no marker for what it leaves out"]
+            row, reached = each, match
+    return []
+
+
+def _removed(placed: Placed, kept: Sequence[bool]) -> list[str]:
+    gone = 0
+    for number, stays in enumerate([*kept, True]):
+        if stays and gone > _MUCH:
+            return [f"line {number - gone + 1} of the file: {gone} lines would go that the edit does not show"]
+        gone = 0 if stays else gone + 1
+    return []
