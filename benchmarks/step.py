@@ -410,7 +410,7 @@ def polish(model: Model, tokens: int, shares: int, context: int = 2000) -> dict[
         timed = []
         kept = tuning.TABLE[key]
         for choice in within_step(name, tokens):
-            tuning.TABLE[key] = ((tokens, choice), *kept)
+            tuning.TABLE[key] = ((tokens, choice), *kept)  # the first row that holds `tokens` is taken
             try:
                 timed.append((graph_time(step, 5, 8), choice))
             except Exception as failure:  # a candidate that does not fit the device is not a choice
@@ -420,7 +420,8 @@ def polish(model: Model, tokens: int, shares: int, context: int = 2000) -> dict[
         tuning.TABLE[key] = kept
         if timed and timed[0][0] < best:
             best = timed[0][0]
-            tuning.TABLE[key] = ((tokens, timed[0][1]), *kept)
+            before = tuple(row for row in kept if row[0] < tokens)
+            tuning.TABLE[key] = (*before, (tokens, timed[0][1]), *kept[len(before) :])
         print(f"{name:8} {best:.3f}  ", "  ".join(f"{t:.3f} {short(choice)}" for t, choice in timed[:5]), flush=True)
         found[name] = [(round(t, 4), short(choice)) for t, choice in timed]
     return found

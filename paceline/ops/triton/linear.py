@@ -111,7 +111,11 @@ def run_deterministic(product: Product) -> Result:
     tiles = triton.cdiv(product.weight.rows, DETERMINISTIC.block_n)
     blocks = triton.cdiv(product.weight.columns, DETERMINISTIC.block_k)
     split = min(blocks, max(1, DETERMINISTIC_PROGRAMS // tiles))
-    return _run_tiles(replace(product, x=product.x.contiguous()), replace(DETERMINISTIC, split=split))
+    x = product.x.contiguous()
+    normed = product.normed
+    if product.norm is not None and normed is None:
+        normed = rms_norm(x, product.norm, product.eps, alone=True)
+    return _run_tiles(replace(product, x=x, normed=normed), replace(DETERMINISTIC, split=split))
 
 
 def _input(product: Product) -> Tensor:

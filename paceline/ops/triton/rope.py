@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
-_MANY = 256  # tokens from which a program takes up to 16 heads instead of 4
+_MANY = 256  # tokens from which a program takes 32 heads instead of 4
 
 
 def rope_and_cache(
@@ -31,33 +31,34 @@ def rope_and_cache(
     query = qkv.new_empty(tokens, num_heads, dim)
     query_norm, key_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
     all_heads = num_heads + 2 * num_kv_heads
-    heads = min(16 if tokens >= _MANY else 4, triton.next_power_of_2(all_heads))
-    grid = (tokens, triton.cdiv(all_heads, heads))
-    _rope_and_cache[grid](
-        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
+    heads = 32 if tokens >= _MANY else 4
+    _rope_and_cache[(triton.cdiv(tokens * all_heads, heads),)](
+        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),
         HEAD_BLOCK=heads, NORM=norms is not None, num_warps=4 if heads > 4 else 2, **launch_options(qkv.device),
     )  # fmt: skip
     return query
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rope_and_cache(
-    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
+    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One token and HEAD_BLOCK of its heads: queries first, then keys, then values."""
-    token = tl.program_id(0).to(tl.int64)
-    head = (tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[:, None]
+    """HEAD_BLOCK heads, counted through all tokens: of each its queries first, then keys, then values."""
+    ALL: tl.constexpr = HEADS + 2 * KV_HEADS
+    row = (tl.program_id(0) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (column < HALF) & (head < HEADS + 2 * KV_HEADS)
+    inside = (column < HALF) & (row < tokens * ALL)
+    token = tl.minimum(row // ALL, tokens - 1).to(tl.int64)
+    head = row % ALL
     is_query = head < HEADS
     is_value = head >= HEADS + KV_HEADS
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    source = qkv + token * (HEADS + 2 * KV_HEADS) * 2 * HALF + head * 2 * HALF + column
+    source = qkv + token * ALL * 2 * HALF + head * 2 * HALF + column
     first = tl.load(source, inside, other=0.0)
     second = tl.load(source + HALF, inside, other=0.0)
     angles = table + tl.load(positions + token) * 2 * HALF + column
