@@ -2,8 +2,8 @@
 
     python benchmarks/trace.py --model qwen2.5-coder-1.5b --steps 40 [--out trace.json]
 
-One copying request decodes, timed first and then under torch's profiler; busy time is the union of all kernels and copies between the first
-kernel and the last of the traced steps. The ten kernels with the most time are listed.
+One copying request decodes, timed first (`step_ms`) and then under torch's profiler; busy time is the union of all kernels
+and copies between the first kernel and the last of the traced steps. The ten kernels with the most time are listed.
 """
 
 from __future__ import annotations

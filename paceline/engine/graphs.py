@@ -18,7 +18,7 @@ from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.argmax import argmax
-from paceline.ops.attention import AttentionBatch
+from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import StepTokens
 
 _MAX_QUERIES = 1100  # a step of more queries than this costs as much as it gives
@@ -193,7 +193,7 @@ class GraphRunner(Runner):
                 max_context=width * self.cache.page_size,
                 branching=True,  # the kernel for branches reads lengths on the device, as a graph must
             )
-            return self.model.forward(data[0], self.cache, batch, (head[width + 1 :] - 1).long())
+            return self.model.forward(data[0], self.cache, batch, head[width + 1 :] - 1)
 
         graph, logits = self._captured(run)
         return PromptGraph(graph, data, head, (zero, branch_starts), logits)
@@ -211,7 +211,7 @@ class GraphRunner(Runner):
             branch_starts=zeros.int(),
             max_query=tokens,
             max_context=0,
-            host_lengths=([0, tokens], [0]),
+            host=HostLengths([0, tokens], [0], [None]),
         )
         self.model.forward(zeros, self.cache, batch, zeros[:1])
 

@@ -17,7 +17,7 @@ from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
-from paceline.ops.attention import AttentionBatch
+from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
@@ -57,11 +57,12 @@ class Flight:
         if self.event is not None:
             self.event.synchronize()
         landed = []
+        rows = self.result.tolist()
         for index, (sequence, epoch, length) in enumerate(self.entries):
             if sequence.finish is not None or sequence.epoch != epoch:
                 continue
-            new, drafted, first, streak, hit, near = self.result[index, :HEADER].tolist()
-            tokens = self.result[index, HEADER : HEADER + new].tolist()
+            new, drafted, first, streak, hit, near = rows[index][:HEADER]
+            tokens = rows[index][HEADER : HEADER + new]
             found = self._logprobs(index, sequence, tokens, first)
             landed.append(
                 Landed(sequence, tokens, new - 1, drafted, length, bool(hit), streak, near, found, self.decode)
@@ -134,13 +135,18 @@ class Runner:
         text += sequence.tokens
         slot, state = sequence.slot, self.state
         state.text[slot, : len(text)] = self._to_device(text, torch.int32)
-        state.history_start[slot] = history
-        state.end[slot] = len(text)
-        state.pointer[slot] = 0 if begins else -1
-        state.anchor[slot] = 0 if history else -1
-        state.streak[slot] = 32 if begins else 0
-        self.margins[slot] = sequence.request.margin
         sequence.acceptance.streak = 32 if begins else 0
+        for field, value in (
+            (state.history_start, history),
+            (state.end, len(text)),
+            (state.pointer, 0 if begins else -1),
+            (state.anchor, 0 if history else -1),
+            (state.streak, sequence.acceptance.streak),
+            (self.margins, sequence.request.margin),
+        ):
+            field[slot : slot + 1].fill_(
+                value
+            )  # `field[slot] = value` would copy from the host and wait for the device
 
     def update_pages(self, sequences: list[Sequence], whole: bool = False) -> None:
         """Brings the sequences' rows of the page table up to date: what was added, or from the first page on."""
@@ -264,18 +270,23 @@ class Runner:
         slots = table[owner, positions // size] * size + positions % size
         rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
         starts = [chunk.start for chunk in chunks]
+        data = self._to_device(torch.stack([torch.from_numpy(np.array(tokens)), positions, slots]), torch.int64)
+        small = torch.tensor([*starts, *bounds, *rows])
+        count = len(chunks)
+        numbers = self._to_device(torch.cat([table.flatten(), small]), torch.int32)
+        table_, starts_, bounds_, rows_ = numbers.split([table.numel(), count, count + 1, len(rows)])
         batch = AttentionBatch(
-            positions=self._to_device(positions, torch.int64),
-            slots=self._to_device(slots, torch.int64),
-            page_table=self._to_device(table, torch.int32),
-            context_lens=self._to_device(starts, torch.int32),
-            query_starts=self._to_device(bounds, torch.int32),
+            positions=data[1],
+            slots=data[2],
+            page_table=table_.view(count, width),
+            context_lens=starts_,
+            query_starts=bounds_,
             branch_starts=torch.zeros(len(tokens), dtype=torch.int32, device=self.device),
             max_query=max(chunk.end - chunk.start for chunk in chunks),
             max_context=max(starts),
-            host_lengths=(bounds, starts),
+            host=HostLengths(bounds, starts, [_run(chunk.sequence.pages, -(-chunk.end // size)) for chunk in chunks]),
         )
-        return batch, self._to_device(tokens, torch.int64), self._to_device(rows, torch.int64)
+        return batch, data[0], rows_
 
     def _to_device(self, values: list[int] | Tensor, dtype: torch.dtype) -> Tensor:
         """`values` on the device; a list goes through an array, three times as fast as torch reads one."""
@@ -284,6 +295,12 @@ class Runner:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _run(pages: list[int], count: int) -> int | None:
+    """The first of `count` pages where they lie in a row."""
+    first = pages[0]
+    return first if pages[:count] == list(range(first, first + count)) else None
 
 
 def _bounds(lengths: list[int]) -> list[int]:

@@ -24,8 +24,6 @@ from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import gated, normalise, rms_norm, silu_multiply
 from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
 
-JOIN_WARPS = 8
-
 
 @dataclass(frozen=True)
 class Product:
@@ -176,7 +174,7 @@ def _run_tiles(product: Product, choice: Tiles) -> Result:
     _join[(tokens, triton.cdiv(product.columns, block))](
         partial, weight.bias, product.residual, out, product.next_norm, normed, product.eps, tokens,
         N=weight.rows, GATED=product.gate, BIAS=weight.bias is not None, RESIDUAL=product.residual is not None,
-        NORM=normed is not None, SPLIT=split, BLOCK=block, num_warps=JOIN_WARPS if normed is not None else 4, **options,
+        NORM=normed is not None, SPLIT=split, BLOCK=block, num_warps=4 if normed is None else 16, **options,
     )  # fmt: skip
     return out, normed
 
