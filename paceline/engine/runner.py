@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
+
+_NUMPY = {torch.int32: np.int32, torch.int64: np.int64}
 
 
 @dataclass
@@ -157,7 +160,7 @@ class Runner:
             entries += [(sequence.slot, begin + index, page) for index, page in enumerate(pages)]
             self._written[sequence.slot] = len(sequence.pages)
         if entries:
-            rows, columns, pages_ = self._to_device(torch.tensor(entries), torch.int32).unbind(1)
+            rows, columns, pages_ = self._to_device(entries, torch.int32).unbind(1)
             self.page_table[rows, columns] = pages_
 
     # ---- steps
@@ -262,39 +265,40 @@ class Runner:
         bounds = [0]
         for chunk in chunks:
             bounds.append(bounds[-1] + chunk.end - chunk.start)
-        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
-        positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks])
-        width = max(-(-chunk.end // size) for chunk in chunks)
-        table = torch.tensor([(chunk.sequence.pages + [0] * width)[:width] for chunk in chunks])
-        owner = torch.repeat_interleave(torch.tensor(bounds).diff())
-        slots = table[owner, positions // size] * size + positions % size
-        rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
         starts = [chunk.start for chunk in chunks]
-        data = self._to_device(torch.stack([torch.from_numpy(np.array(tokens)), positions, slots]), torch.int64)
-        small = torch.tensor([*starts, *bounds, *rows])
-        count = len(chunks)
-        numbers = self._to_device(torch.cat([table.flatten(), small]), torch.int32)
-        table_, starts_, bounds_, rows_ = numbers.split([table.numel(), count, count + 1, len(rows)])
+        rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
+        count, width = len(chunks), max(-(-chunk.end // size) for chunk in chunks)
+        table = [page for chunk in chunks for page in (chunk.sequence.pages + [0] * width)[:width]]
+        data = self._to_device(np.concatenate([prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64)
+        numbers = self._to_device([*table, *starts, *bounds, *rows], torch.int32)
+        table_, starts_, bounds_, rows_ = numbers.split([count * width, count, count + 1, len(rows)])
         batch = AttentionBatch(
             positions=data[1],
             slots=data[2],
             page_table=table_.view(count, width),
             context_lens=starts_,
             query_starts=bounds_,
-            branch_starts=torch.zeros(len(tokens), dtype=torch.int32, device=self.device),
+            branch_starts=torch.zeros(bounds[-1], dtype=torch.int32, device=self.device),
             max_query=max(chunk.end - chunk.start for chunk in chunks),
             max_context=max(starts),
             host=HostLengths(bounds, starts, [_run(chunk.sequence.pages, -(-chunk.end // size)) for chunk in chunks]),
         )
         return batch, data[0], rows_
 
-    def _to_device(self, values: list[int] | Tensor, dtype: torch.dtype) -> Tensor:
-        """`values` on the device; a list goes through an array, three times as fast as torch reads one."""
-        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
-        tensor = tensor.to(dtype)
+    def _to_device(self, values: Any, dtype: torch.dtype) -> Tensor:
+        """A list, nested list or array on the device. (numpy reads a list of thousands three times as fast as torch.)"""
+        tensor = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def prompt_data(chunk: Chunk, page_size: int) -> Any:
+    """[3, T] int64 on the host: the chunk's tokens, their positions and their cache slots."""
+    places = np.arange(chunk.start, chunk.end)
+    pages = np.array(chunk.sequence.pages)
+    tokens = np.array(chunk.sequence.tokens[chunk.start : chunk.end])
+    return np.stack([tokens, places, pages[places // page_size] * page_size + places % page_size])
 
 
 def _run(pages: list[int], count: int) -> int | None:
