@@ -18,7 +18,7 @@ from common import data_path, finish, read_records
 
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
-from paceline.types import Request, Sampling
+from paceline.types import Request, Sampling, Usage
 
 
 def main() -> None:
@@ -55,6 +55,9 @@ def main() -> None:
             "plain_overall": round(overall(plain, requests, batch), 1),
         }
         row["drafted_over_plain"] = round(row["drafted"] / row["plain"], 3)
+        usages = [usage for start in range(0, count, batch) for usage in run(drafted, requests[start : start + batch])]
+        for name in ("output_tokens", "drafted_tokens", "accepted_tokens", "steps"):
+            row[name] = sum(getattr(usage, name) for usage in usages)
         print(row, rates)
         rows.append(row)
     finish({"benchmark": "decode", "model": arguments.model, "tokens": arguments.tokens, "rows": rows})
@@ -63,19 +66,23 @@ def main() -> None:
 def rate(engine: Engine, requests: list[Request], batch: int) -> float:
     """Tokens a second of decode: of one request at batch 1 (median), of all together above."""
     if batch == 1:
-        usages = [engine.generate([request])[0].usage for request in requests]
+        usages = [run(engine, [request])[0] for request in requests]
         return statistics.median((each.output_tokens - 1) / each.decode_seconds for each in usages)
-    usages = [each.usage for each in engine.generate(requests)]
+    usages = run(engine, requests)
     return sum(each.output_tokens - 1 for each in usages) / max(each.decode_seconds for each in usages)
+
+
+def run(engine: Engine, requests: list[Request]) -> list[Usage]:
+    return [each.usage for each in engine.generate(requests)]
 
 
 def overall(engine: Engine, requests: list[Request], batch: int) -> float:
     """Tokens a second from submission to the last token, prefill included."""
     began = time.perf_counter()
     tokens = sum(
-        each.usage.output_tokens
+        usage.output_tokens
         for start in range(0, len(requests), batch)
-        for each in engine.generate(requests[start : start + batch])
+        for usage in run(engine, requests[start : start + batch])
     )
     return tokens / (time.perf_counter() - began)
 

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--layers 28]      the step over (requests, queries), per-op times, an 8,192-token prefill
     python benchmarks/step.py --tune [FILE]      first times every candidate kernel a matrix and prints the best
+    python benchmarks/step.py --polish 65        first tries candidates within the whole step of that many queries
 
 Shapes of Qwen2.5-Coder-1.5B, random weights, bf16. Times are medians of graph replays; an op's own time is that of a
 graph which runs it once per layer on that layer's weights and cache, so that L2 does not hide the reads. The last line
@@ -113,7 +114,7 @@ def uniform_batch(requests: int, queries: int, context: int, spare_pages: int = 
 @dataclass(frozen=True)
 class Ops:
     norm_linear: Callable[..., Tensor] = linear.norm_linear
-    linear_add: Callable[..., Tensor] = linear.linear_add
+    linear_add: Callable[..., linear.Result] = linear.linear_add
     norm_gated: Callable[..., Tensor] = linear.norm_gated
     paged_attention: Callable[..., Tensor] = attention.paged_attention
 
@@ -130,13 +131,15 @@ DETERMINISTIC = Ops(
 def fused_logits(model: Model, tokens: Tensor, batch: AttentionBatch, ops: Ops = FAST, last: int = 0) -> Tensor:
     """The step by the kernels; the logits of the `last` tokens, of all where that is 0."""
     hidden = F.embedding(tokens, model.head.matrix)
-    for layer in model.layers:
-        qkv = ops.norm_linear(hidden, layer.norm_1, EPS, layer.qkv)
+    normed = None
+    norms = [layer.norm_1 for layer in model.layers[1:]] + [model.norm]
+    for layer, next_norm in zip(model.layers, norms, strict=True):
+        qkv = ops.norm_linear(hidden, layer.norm_1, EPS, layer.qkv, normed)
         query = rope.rope_and_cache(qkv, model.table, batch.positions, batch.slots, layer.keys, layer.values, HEADS)
         mixed = ops.paged_attention(query, layer.keys, layer.values, batch, PAGE, SCALE)
-        hidden = ops.linear_add(mixed.flatten(1), layer.o, hidden)
-        gated = ops.norm_gated(hidden, layer.norm_2, EPS, layer.gate_up)
-        hidden = ops.linear_add(gated, layer.down, hidden)
+        hidden, normed = ops.linear_add(mixed.flatten(1), layer.o, hidden, layer.norm_2, EPS)
+        gated = ops.norm_gated(hidden, layer.norm_2, EPS, layer.gate_up, normed)
+        hidden, normed = ops.linear_add(gated, layer.down, hidden, next_norm, EPS)
     return ops.norm_linear(hidden[-last:], model.norm, EPS, model.head)
 
 
@@ -240,9 +243,9 @@ def ops_of(model: Model, batch: AttentionBatch) -> dict[str, Callable[[], Any]]:
             lambda a: rope.rope_and_cache(qkv, model.table, batch.positions, batch.slots, a.keys, a.values, HEADS, None)
         ),
         "attention": each(lambda a: attention.paged_attention(query, a.keys, a.values, batch, PAGE, SCALE)),
-        "o": each(lambda a: linear.linear_add(mixed, a.o, hidden)),
+        "o": each(lambda a: linear.linear_add(mixed, a.o, hidden, a.norm_2, EPS)),
         "gate_up": each(lambda a: linear.norm_gated(hidden, a.norm_2, EPS, a.gate_up)),
-        "down": each(lambda a: linear.linear_add(wide, a.down, hidden)),
+        "down": each(lambda a: linear.linear_add(wide, a.down, hidden, a.norm_1, EPS)),
         "head": each(lambda _: linear.norm_linear(hidden, model.norm, EPS, model.head)),
         "argmax": each(lambda _: argmax.argmax(logits)),
     }
@@ -347,7 +350,7 @@ def products(model: Model, name: str, tokens: int) -> list[Product]:
     for layer in model.layers:
         weight = getattr(layer, name)
         if name in ("o", "down"):
-            calls.append(Product(x, weight, residual=residual))
+            calls.append(Product(x, weight, eps=EPS, residual=residual, next_norm=layer.norm_2))
         else:
             calls.append(Product(x, weight, layer.norm_1, EPS, gate=name == "gate_up"))
     return calls
@@ -372,15 +375,71 @@ def attention_variants() -> list[tuple[tuple[int, int, int], tuple[int, int, int
     return found
 
 
-def compile_share(index: int, shares: int) -> None:
+def within_step(name: str, tokens: int) -> list[Choice]:
+    """Candidates for `polish`: a tile that is slower alone may be faster between others that it lets start early."""
+    tail = 16 if tokens in (65, 129, 257) else 0
+    block_t = 64 if tokens < 129 else 128
+    if name == "head":
+        shapes = [
+            (n, block_t, 64, warps, stages, 1, tail) for n, warps in ((64, 4), (128, 4), (128, 8)) for stages in (3, 4)
+        ]
+    elif name == "gate_up":
+        shapes = [(n, block_t, k, w, s, 1, tail) for n, k, w, s in (
+            (64, 64, 4, 4), (64, 64, 4, 6), (64, 128, 4, 3), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4),
+            (128, 64, 4, 5), (128, 128, 8, 2), (128, 32, 4, 5), (256, 64, 8, 3))]  # fmt: skip
+    else:
+        splits = {"qkv": (1, 2, 3, 4), "o": (2, 3, 4, 6), "down": (4, 5, 7, 10)}[name]
+        tiles = ((64, 64, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3), (32, 64, 4, 5), (32, 128, 4, 3), (128, 64, 4, 4))
+        shapes = [(n, block_t, k, w, s, split, tail) for n, k, w, s in tiles for split in splits]
+    return [Tiles(*shape, ahead=ahead) for shape in shapes for ahead in (256, 512)]
+
+
+def polish(model: Model, tokens: int, shares: int, context: int = 2000) -> dict[str, Any]:
+    """Improves tuning.TABLE for steps of one request with `tokens` queries, a matrix at a time, by the whole step's time."""
+    command = [sys.executable, __file__, "--polish", str(tokens), "--compile"]
+    workers = [subprocess.Popen([*command, f"{index}/{shares}"]) for index in range(shares)]
+    for worker in workers:
+        worker.wait()
+    ids = torch.randint(0, VOCAB, (tokens,), device=DEVICE)
+    step = functools.partial(fused_step, model, ids, uniform_batch(1, tokens, context))
+    best = graph_time(step)
+    print(f"step of {tokens}: {best:.3f} ms before", flush=True)
+    found: dict[str, Any] = {"before": best}
+    for name in ("down", "gate_up", "o", "qkv", "head"):
+        key = MATRICES[name]
+        timed = []
+        kept = tuning.TABLE[key]
+        for choice in within_step(name, tokens):
+            tuning.TABLE[key] = ((tokens, choice), *kept)  # the first row that holds `tokens` is taken
+            try:
+                timed.append((graph_time(step, 5, 8), choice))
+            except Exception as failure:  # a candidate that does not fit the device is not a choice
+                print(f"{name} {choice}: {type(failure).__name__} {str(failure)[:80]}", flush=True)
+                torch.cuda.synchronize()
+        timed.sort(key=lambda pair: pair[0])
+        tuning.TABLE[key] = kept
+        if timed and timed[0][0] < best:
+            best = timed[0][0]
+            before = tuple(row for row in kept if row[0] < tokens)
+            tuning.TABLE[key] = (*before, (tokens, timed[0][1]), *kept[len(before) :])
+        print(f"{name:8} {best:.3f}  ", "  ".join(f"{t:.3f} {short(choice)}" for t, choice in timed[:5]), flush=True)
+        found[name] = [(round(t, 4), short(choice)) for t, choice in timed]
+    return found
+
+
+def compile_share(index: int, shares: int, tokens: int | None) -> None:
     """Compiles a share of the candidates into Triton's cache by running each once."""
     model = Model(1, 1 << 17)
-    for name, tokens, choice in variants()[index::shares]:
+    if tokens is not None:
+        wanted = [(name, tokens, choice) for name in MATRICES for choice in within_step(name, tokens)]
+    else:
+        wanted = variants()
+    for name, count, choice in wanted[index::shares]:
         try:
-            linear.run(products(model, name, tokens)[0], choice)
+            linear.run(products(model, name, count)[0], choice)
         except Exception as failure:  # the timing run reports it again
-            print(f"{name} {tokens} {choice}: {type(failure).__name__}", flush=True)
-    for workload, tile, programs in attention_variants()[index::shares]:
+            print(f"{name} {count} {choice}: {type(failure).__name__}", flush=True)
+    for workload, tile, programs in [] if tokens is not None else attention_variants()[index::shares]:
         batch = uniform_batch(*workload)
         query = random(workload[0] * workload[1], HEADS, DIM)
         try:
@@ -456,12 +515,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--tune", nargs="?", const="", metavar="FILE", help="time the candidates first")
+    parser.add_argument("--polish", type=int, metavar="QUERIES", help="try candidates within the whole step")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.compile:
         index, shares = arguments.compile.split("/")
-        return compile_share(int(index), int(shares))
+        return compile_share(int(index), int(shares), arguments.polish)
     versions = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
         "cuda": torch.version.cuda,
@@ -472,6 +532,8 @@ def main() -> None:
         times = tune(model, shares=14)
         if arguments.tune:
             Path(arguments.tune).write_text(json.dumps(times, indent=0))
+    if arguments.polish is not None:
+        polish(model, arguments.polish, shares=14)
     steps = measure_steps(model)
     prefill = measure_prefill(model)
     print(json.dumps({**versions, "layers": arguments.layers, "steps": steps, "prefill": prefill}))

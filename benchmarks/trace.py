@@ -2,13 +2,14 @@
 
     python benchmarks/trace.py --model qwen2.5-coder-1.5b --steps 40 [--out trace.json]
 
-One copying request decodes under torch's profiler; busy time is the union of all kernels and copies between the first
-kernel and the last of the traced steps. The ten kernels with the most time are listed.
+One copying request decodes, timed first (`step_ms`) and then under torch's profiler; busy time is the union of all kernels
+and copies between the first kernel and the last of the traced steps. The ten kernels with the most time are listed.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -34,11 +35,12 @@ def main() -> None:
     for length in map(int, arguments.drafts.split(",")):
         runner = engine.sibling(engine.config.__class__(**{**vars(engine.config), "fixed_draft": length}))
         runner.warm_up(1)
-        tokens = (length + 1) * (arguments.steps + 8)
+        tokens = (length + 1) * (2 * arguments.steps + 8)
         request = Request(text, Sampling(max_tokens=min(tokens, 28000), ignore_eos=True), sources=(text,))
         name = runner.submit(request)
         for _ in range(6):
             runner.step()
+        seconds = timed(runner, arguments.steps)
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(arguments.steps):
                 runner.step()
@@ -46,9 +48,19 @@ def main() -> None:
         runner.cancel(name)
         if arguments.out:
             profiler.export_chrome_trace(str(arguments.out))
-        rows.append({"draft": length, **busy(profiler)})
+        rows.append({"draft": length, "step_ms": round(1000 * seconds / arguments.steps, 3), **busy(profiler)})
         print(rows[-1])
     finish({"benchmark": "trace", "model": arguments.model, "rows": rows})
+
+
+def timed(engine: Engine, steps: int) -> float:
+    """Seconds of `steps` steps without the profiler, which costs some itself."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(steps):
+        engine.step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def busy(profiler: profile) -> dict[str, object]:

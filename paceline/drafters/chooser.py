@@ -9,8 +9,12 @@ against the plain choice brings drafting back when the output starts to copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 LENGTHS = (0, 8, 16, 32, 64, 128, 256)
 LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
@@ -67,7 +71,7 @@ class Acceptance:
     def expected(self, length: int) -> float:
         """Tokens a step is expected to give with a draft of `length`."""
         first, more = (rate.value for rate in self.rates[self.state])
-        return 1 + first * (1 - more**length) / (1 - more) if length else 1.0
+        return 1.0 + float(_gain(first, more, length))
 
     def observe(self, state: int, drafted: int, accepted: int, hit: bool, streak: int) -> None:
         """Learns from a step: `accepted` of `drafted`, whether the best guess was right, the streak after it.
@@ -99,13 +103,21 @@ def choose_uniform(records: list[Acceptance], limit: int, cost: Callable[[int], 
 
     A draft must promise a gain beyond the noise of the estimate: plain decoding wins what is close.
     """
-    plain = len(records) / cost(0)
+    rates = np.array([[rate.value for rate in record.rates[record.state]] for record in records])
+    first, more = rates.T
+    best, chosen = _LEAST_GAIN * len(records) / cost(0), 0
+    for length in LENGTHS[1:]:
+        seconds = cost(length) if length <= limit else math.inf
+        if seconds < math.inf:
+            rate = (len(records) + float(np.sum(_gain(first, more, length)))) / seconds
+            if rate > best:
+                best, chosen = rate, length
+    return chosen
 
-    def rate(length: int) -> float:
-        return sum(record.expected(length) for record in records) / cost(length)
 
-    best = max((length for length in LENGTHS if length <= limit), key=rate)
-    return best if rate(best) > _LEAST_GAIN * plain else 0
+def _gain(first: Any, more: Any, length: int) -> Any:
+    """Tokens beyond the one of plain decoding that a draft of `length` is expected to give; numbers or arrays."""
+    return first * (1 - more**length) / (1 - more)
 
 
 def choose_each(records: list[Acceptance], limit: int, cost: Callable[[int], float]) -> list[int]:

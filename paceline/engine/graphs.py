@@ -7,23 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters.chooser import LENGTHS
-from paceline.engine.runner import Flight, Runner, _entries
+from paceline.engine.runner import Flight, Runner, _entries, prompt_data
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.argmax import argmax
-from paceline.ops.attention import AttentionBatch
+from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import StepTokens
 
 _MAX_QUERIES = 1100  # a step of more queries than this costs as much as it gives
 
 _PROMPT_SIZES = (64, 128, 256, 512, 1024)
+# a prompt of which nothing is cached, made up to one of these: at 2,048 tokens launching takes longer than computing
+_FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
 
 T = TypeVar("T")
 GREEDY, MARGIN, LOGITS = "greedy", "margin", "logits"
@@ -45,7 +48,7 @@ class StepGraph:
 
 @dataclass
 class PromptGraph:
-    """A captured pass over one chunk of at most T prompt tokens.
+    """A captured pass over one chunk of at most T prompt tokens; above 1,024 over a prompt's first ones.
 
     data [3, T] int64: tokens, positions, slots; head [W + 2] int32: the page table's row, then committed and query counts.
     `constants` are what else the graph reads; they must live as long as it does.
@@ -75,8 +78,9 @@ class GraphRunner(Runner):
     @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
         """Captures the greedy graphs of up to `batch` requests and those of prompts, and runs long prompts' kernels once."""
-        for tokens in _PROMPT_SIZES:
-            self._prompt_graph(tokens)
+        for tokens in _PROMPT_SIZES + _FRESH_SIZES:
+            if tokens <= self.config.max_context:
+                self._prompts[tokens] = self._capture_prompt(tokens)
         for tokens in (2 * _PROMPT_SIZES[-1], self.config.prefill_chunk or 0):
             self._run_prompt(tokens)
         size = 1
@@ -100,20 +104,20 @@ class GraphRunner(Runner):
         return self._to_host(super().prefill(work))
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
-        """A single short chunk is a replay; launching its kernels one by one would take longer than running them."""
+        """One chunk is a replay, since launching takes longer than computing it; several or longer ones are launched.
+
+        Graphs of prompts above 1,024 tokens are made by `warm_up` alone: making one takes three passes.
+        """
         chunk = chunks[0]
         count = chunk.end - chunk.start
-        if len(chunks) > 1 or count > _PROMPT_SIZES[-1]:
+        fits = [size for size in self._prompts if size >= count and (size <= _PROMPT_SIZES[-1] or chunk.start == 0)]
+        if len(chunks) > 1 or not fits:
             return super().prompt_logits(chunks)
-        captured = self._prompt_graph(next(size for size in _PROMPT_SIZES if size >= count))
-        size = captured.data.shape[1]
-        page_size = self.cache.page_size
+        captured = self._prompts[min(fits)]
         pages = chunk.sequence.pages
-        rest = [0] * (size - count)
-        places = range(chunk.start, chunk.end)
-        slots = [pages[place // page_size] * page_size + place % page_size for place in places]
-        tokens = chunk.sequence.tokens[chunk.start : chunk.end]
-        captured.data.copy_(self._to_device([tokens + rest, [*places, *rest], slots + rest], torch.int64))
+        data = np.zeros((3, captured.data.shape[1]), dtype=np.int64)
+        data[:, :count] = prompt_data(chunk, self.cache.page_size)
+        captured.data.copy_(self._to_device(data, torch.int64))
         width = len(captured.head) - 2
         head = [*(pages + [0] * width)[:width], chunk.start, count]
         captured.head.copy_(self._to_device(head, torch.int32))
@@ -166,19 +170,16 @@ class GraphRunner(Runner):
             captured.slots.copy_(self._to_device(slots, torch.int64))
             self._loaded[key] = slots
 
-    def _prompt_graph(self, size: int) -> PromptGraph:
-        if size not in self._prompts:
-            self._prompts[size] = self._capture_prompt(size)
-        return self._prompts[size]
-
     @torch.inference_mode()
     def _capture_prompt(self, size: int) -> PromptGraph:
         width = self.page_table.shape[1]
         data = torch.zeros(3, size, dtype=torch.int64, device=self.device)
         head = torch.zeros(width + 2, dtype=torch.int32, device=self.device)
         head[-1] = size
-        zero = torch.zeros(1, dtype=torch.int32, device=self.device)
+        bounds = torch.tensor([0, size], dtype=torch.int32, device=self.device)
         branch_starts = torch.zeros(size, dtype=torch.int32, device=self.device)
+        fresh = size > _PROMPT_SIZES[-1]
+        host = HostLengths([0, size], [0], [None])
 
         def run() -> Tensor:
             batch = AttentionBatch(
@@ -186,16 +187,17 @@ class GraphRunner(Runner):
                 slots=data[2],
                 page_table=head[:width].view(1, -1),
                 context_lens=head[width : width + 1],
-                query_starts=torch.cat([zero, head[width + 1 :]]),
+                query_starts=bounds if fresh else torch.cat([bounds[:1], head[width + 1 :]]),
                 branch_starts=branch_starts,
                 max_query=size,
-                max_context=width * self.cache.page_size,
-                branching=True,  # the kernel for branches reads lengths on the device, as a graph must
+                max_context=0 if fresh else width * self.cache.page_size,
+                branching=not fresh,  # the kernel for branches reads lengths on the device, as a graph must
+                host=host if fresh else None,
             )
-            return self.model.forward(data[0], self.cache, batch, (head[width + 1 :] - 1).long())
+            return self.model.forward(data[0], self.cache, batch, head[width + 1 :] - 1)
 
         graph, logits = self._captured(run)
-        return PromptGraph(graph, data, head, (zero, branch_starts), logits)
+        return PromptGraph(graph, data, head, (bounds, branch_starts), logits)
 
     @torch.inference_mode()
     def _run_prompt(self, tokens: int) -> None:
@@ -210,7 +212,7 @@ class GraphRunner(Runner):
             branch_starts=zeros.int(),
             max_query=tokens,
             max_context=0,
-            host_lengths=([0, tokens], [0]),
+            host=HostLengths([0, tokens], [0], [None]),
         )
         self.model.forward(zeros, self.cache, batch, zeros[:1])
 

@@ -23,10 +23,10 @@ class PagePool:
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """`count` pages; the caller has checked `num_free`."""
+        """`count` pages, lowest first, so that they tend to lie in a row; the caller has checked `num_free`."""
         assert 0 <= count <= len(self._free), f"{count} pages wanted, {len(self._free)} free"
         split = len(self._free) - count
-        pages = self._free[split:][::-1]
+        pages = sorted(self._free[split:])
         del self._free[split:]
         for page in pages:
             self._is_free[page] = 0

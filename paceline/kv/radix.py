@@ -49,18 +49,19 @@ class RadixTree:
         """
         node = self._root(namespace)
         pages: list[int] = []
-        runs = self._runs(tokens)
-        position = 0
-        while position < len(runs):
-            child = node.children.get(runs[position])
+        size = self.page_size
+        while True:
+            start = len(pages) * size
+            child = node.children.get(tuple(tokens[start : start + size]))
             if child is None:
                 break
-            shared = _shared(child.runs, runs, position)
-            if shared < len(child.runs):
+            shared = next(
+                (i for i, run in enumerate(child.runs) if not self._begins(tokens, start + i * size, run)), None
+            )
+            if shared is not None:
                 child = self._split(child, shared)
             child.last_use = next(self._clock)
             pages += child.pages
-            position += shared
             node = child
         return pages, node
 
@@ -143,6 +144,9 @@ class RadixTree:
     def _root(self, namespace: str) -> Node:
         return self._roots.setdefault(namespace, Node([], [], None))
 
+    def _begins(self, tokens: list[int], start: int, run: PageTokens) -> bool:
+        return tuple(tokens[start : start + self.page_size]) == run
+
     def _runs(self, tokens: list[int]) -> list[PageTokens]:
         size = self.page_size
         return [tuple(tokens[start : start + size]) for start in range(0, len(tokens) - size + 1, size)]
@@ -155,15 +159,6 @@ class RadixTree:
                 stack.extend(node.children.values())
             else:
                 yield node
-
-
-def _shared(left: list[PageTokens], right: list[PageTokens], offset: int) -> int:
-    length = 0
-    for one, other in zip(left, right[offset:], strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
 
 
 def _upwards(node: Node | None) -> Iterator[Node]:

@@ -62,22 +62,23 @@ class Decoder:
         config, eps = self.config, self.config.rms_norm_eps
         scale = 1.0 / math.sqrt(config.head_dim)
         hidden = torch.nn.functional.embedding(tokens, self.embedding)
-        for index, layer in enumerate(self.layers):
+        normed = None
+        norms = [layer.attention_norm for layer in self.layers[1:]] + [self.norm]
+        for index, (layer, next_norm) in enumerate(zip(self.layers, norms, strict=True)):
             keys, values = cache.layer(index)
-            qkv = norm_linear(hidden, layer.attention_norm, eps, layer.qkv)
+            qkv = norm_linear(hidden, layer.attention_norm, eps, layer.qkv, normed)
             query = rope_and_cache(
                 qkv, self.rope, batch.positions, batch.slots, keys, values, config.num_heads, layer.head_norms
             )
-            attended = paged_attention(query, keys, values, batch, cache.page_size, scale).flatten(1)
-            if rows is not None and index == len(self.layers) - 1:
+            if rows is not None and next_norm is self.norm:
                 if len(rows) == 0:
-                    break
-                attended, hidden = attended[rows], hidden[rows]
-            hidden = linear_add(attended, layer.output, hidden)
-            hidden = linear_add(norm_gated(hidden, layer.mlp_norm, eps, layer.gate_up), layer.down, hidden)
-        if rows is not None and len(rows) == 0:
-            return hidden.new_empty(0, config.vocab_size)
-        return norm_linear(hidden, self.norm, eps, self.head)
+                    return hidden.new_empty(0, config.vocab_size)
+                query, hidden, batch = query[rows], hidden[rows], batch.only(rows)
+            attended = paged_attention(query, keys, values, batch, cache.page_size, scale).flatten(1)
+            hidden, normed = linear_add(attended, layer.output, hidden, layer.mlp_norm, eps)
+            gated = norm_gated(hidden, layer.mlp_norm, eps, layer.gate_up, normed)
+            hidden, normed = linear_add(gated, layer.down, hidden, next_norm, eps)
+        return norm_linear(hidden, self.norm, eps, self.head, normed)
 
 
 class _Loader:

@@ -13,6 +13,15 @@ from paceline.ops.dispatch import implementation
 
 
 @dataclass
+class HostLengths:
+    """query_starts and context_lens as lists; `runs[b]` is request b's first page where its pages lie in a row."""
+
+    query_starts: list[int]
+    context_lens: list[int]
+    runs: list[int | None]
+
+
+@dataclass
 class AttentionBatch:
     """Where a step's T tokens stand. B requests; request b owns tokens `query_starts[b]:query_starts[b + 1]`.
 
@@ -32,7 +41,7 @@ class AttentionBatch:
     branch_starts [T] int32
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0, so that a plain causal kernel may be used
-    host_lengths  query_starts and context_lens as lists where the host has them (prefill), so that none waits for them
+    host          what the host knows of it (prefill), so that none waits for the device
     plan          what an implementation works out once for all layers
     """
 
@@ -45,12 +54,27 @@ class AttentionBatch:
     max_query: int
     max_context: int
     branching: bool = False
-    host_lengths: tuple[list[int], list[int]] | None = None
+    host: HostLengths | None = None
     plan: Any = None
 
     @property
     def num_requests(self) -> int:
         return self.context_lens.shape[0]
+
+    def only(self, rows: Tensor) -> AttentionBatch:
+        """Just the tokens `rows` [N], each alone after all that come before it. For batches without branches."""
+        requests = torch.searchsorted(self.query_starts, rows.int(), right=True) - 1
+        count = len(rows)
+        return AttentionBatch(
+            positions=self.positions[rows],
+            slots=self.slots[rows],
+            page_table=self.page_table[requests],
+            context_lens=(self.context_lens[requests] + rows - self.query_starts[requests]).int(),
+            query_starts=torch.arange(count + 1, dtype=torch.int32, device=rows.device),
+            branch_starts=torch.zeros(count, dtype=torch.int32, device=rows.device),
+            max_query=1,
+            max_context=self.max_context + self.max_query - 1,
+        )
 
 
 def paged_attention(

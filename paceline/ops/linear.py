@@ -56,22 +56,26 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     return implementation("linear", x)(x, weight)
 
 
-def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    """linear(rms_norm(x)): x [T, K] -> [T, N]."""
-    return implementation("norm_linear", x)(x, norm, eps, weight)
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
+    """linear(rms_norm(x)): x [T, K] -> [T, N]. `normed` is rms_norm(x) where the op before gave it."""
+    return implementation("norm_linear", x)(x, norm, eps, weight, normed)
 
 
-def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
-    """residual + linear(x): x [T, K], residual [T, N] -> [T, N]. `residual` may be overwritten and returned."""
-    return implementation("linear_add", x)(x, weight, residual)
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
+    """residual + linear(x): x [T, K], residual [T, N] -> [T, N]. `residual` may be overwritten and returned.
+
+    `norm` and `eps` are what the sum will be normalised by next: an implementation that has whole rows at hand gives that
+    as well, others None.
+    """
+    return implementation("linear_add", x)(x, weight, residual, norm, eps)
 
 
-def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     """The first half of a gated MLP: [gate | up] = linear(rms_norm(x)), then silu(gate) * up. x [T, K] -> [T, N / 2].
 
-    The rows of `weight` are gate's first, then up's.
+    The rows of `weight` are gate's first, then up's. `normed` is rms_norm(x) where the op before gave it.
     """
-    return implementation("norm_gated", x)(x, norm, eps, weight)
+    return implementation("norm_gated", x)(x, norm, eps, weight, normed)
 
 
 def linear_reference(x: Tensor, weight: Weight) -> Tensor:
@@ -81,16 +85,18 @@ def linear_reference(x: Tensor, weight: Weight) -> Tensor:
     return F.linear(x, weight.matrix, weight.bias)
 
 
-def norm_linear_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    return linear(rms_norm(x, norm, eps), weight)
+def norm_linear_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
+    return linear(rms_norm(x, norm, eps) if normed is None else normed, weight)
 
 
-def linear_add_reference(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
-    return residual + linear(x, weight)
+def linear_add_reference(
+    x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor | None]:
+    return residual + linear(x, weight), None
 
 
-def norm_gated_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
-    gate, up = norm_linear_reference(x, norm, eps, weight).chunk(2, dim=-1)
+def norm_gated_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
+    gate, up = norm_linear_reference(x, norm, eps, weight, normed).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 

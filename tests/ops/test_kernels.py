@@ -22,6 +22,7 @@ from paceline.ops.linear import Weight  # noqa: E402
 from paceline.ops.triton import argmax as argmax_kernel  # noqa: E402
 from paceline.ops.triton import attention as attention_kernel  # noqa: E402
 from paceline.ops.triton import linear as linear_kernel  # noqa: E402
+from paceline.ops.triton import norm as norm_kernel  # noqa: E402
 from paceline.ops.triton import rope as rope_kernel  # noqa: E402
 from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles  # noqa: E402
 
@@ -91,7 +92,20 @@ def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None) -> Non
             "gated": (product(x, weight, norm, 1e-6, gate=True), torch.nn.functional.silu(gate) * up),
         }
         for name, (call, exact) in cases.items():
-            assert error(linear_kernel.run(call, choice), exact) < LIMIT[dtype], name
+            assert error(linear_kernel.run(call, choice)[0], exact) < LIMIT[dtype], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [48, 200] if INTERPRETED else [576, 1536])
+def test_a_split_product_gives_the_norm_of_its_sum(dtype: torch.dtype, rows: int) -> None:
+    x, residual = random(5, 160, dtype=dtype), random(5, rows, dtype=dtype)
+    norm = random(rows, dtype=dtype)
+    weight = Weight(random(rows, 160, dtype=dtype, scale=160**-0.5), keep_plain=True)
+    product = linear_kernel.Product(x, weight, eps=1e-6, residual=residual, next_norm=norm)
+    total, normed = linear_kernel.run(product, Tiles(64, 16, 32, 4, 3, split=2))
+    assert normed is not None
+    assert torch.equal(normed, norm_kernel.rms_norm(total, norm, 1e-6))
+    assert linear_kernel.run(product, Tiles(64, 16, 32, 4, 3))[1] is None
 
 
 @pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
@@ -100,16 +114,16 @@ def test_deterministic_products_do_not_depend_on_the_batch(dtype: torch.dtype) -
     rows, columns = (200, 160) if INTERPRETED else (1536, 8960)
     weight = Weight(random(rows, columns, dtype=dtype, scale=columns**-0.5), keep_plain=True)
     x, norm = random(320, columns, dtype=dtype), random(columns, dtype=dtype)
-    residual = random(320, rows, dtype=dtype)
+    residual, next_norm = random(320, rows, dtype=dtype), random(rows, dtype=dtype)
     whole = linear_kernel.norm_linear_deterministic(x, norm, 1e-6, weight)
     gated = linear_kernel.norm_gated_deterministic(x, norm, 1e-6, weight)
-    added = linear_kernel.linear_add_deterministic(x, weight, residual.clone())
+    added, _ = linear_kernel.linear_add_deterministic(x, weight, residual.clone(), next_norm, 1e-6)
     assert error(whole, linear.norm_linear_reference(x, norm, 1e-6, weight)) < LIMIT[dtype]
     for first, last in ((0, 1), (3, 5), (17, 24), (0, 16), (40, 105), (0, 257)):
         part = x[first:last]
         assert torch.equal(linear_kernel.norm_linear_deterministic(part, norm, 1e-6, weight), whole[first:last])
         assert torch.equal(linear_kernel.norm_gated_deterministic(part, norm, 1e-6, weight), gated[first:last])
-        sums = linear_kernel.linear_add_deterministic(part, weight, residual[first:last].clone())
+        sums, _ = linear_kernel.linear_add_deterministic(part, weight, residual[first:last].clone(), next_norm, 1e-6)
         assert torch.equal(sums, added[first:last])
 
 

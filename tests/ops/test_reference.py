@@ -156,7 +156,11 @@ def test_the_fused_products_are_their_parts() -> None:
     product = F.linear(normed, weight.matrix, weight.bias)
     torch.testing.assert_close(linear.norm_linear_reference(x, norm, 1e-6, weight), product)
     plain = F.linear(x, weight.matrix, weight.bias)
-    torch.testing.assert_close(linear.linear_add_reference(x, weight, residual), residual + plain)
+    total, normed_total = linear.linear_add_reference(x, weight, residual, torch.ones(12), 1e-6)
+    torch.testing.assert_close(total, residual + plain)
+    assert normed_total is None
+    given = linear.norm_linear_reference(x, norm, 1e-6, weight, normed)
+    torch.testing.assert_close(given, product)
     gated = F.silu(product[:, :6]) * product[:, 6:]
     torch.testing.assert_close(linear.norm_gated_reference(x, norm, 1e-6, weight), gated)
 

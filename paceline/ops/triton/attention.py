@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from paceline.ops.attention import AttentionBatch
+from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.triton import launch_options
 
 MAX_QUERY = 257
@@ -119,17 +119,22 @@ def prefill(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
     """Causal attention of long steps, a request at a time, by torch's fused kernels on contiguous keys."""
-    starts, contexts = _lengths(batch)
+    host = _host(batch)
+    starts, contexts = host.query_starts, host.context_lens
     out = torch.empty_like(query)
     for index, context in enumerate(contexts):
         first, last = starts[index], starts[index + 1]
         queries = last - first
         if queries == 0:
             continue
-        if context == 0:
+        length = context + queries
+        run = host.runs[index]
+        if run is not None:
+            slots = slice(run * page_size, run * page_size + length)
+            keys, values = key_cache[slots], value_cache[slots]
+        elif context == 0:
             keys, values = key_cache[batch.slots[first:last]], value_cache[batch.slots[first:last]]
         else:
-            length = context + queries
             pages = batch.page_table[index, : (length + page_size - 1) // page_size]
             keys = key_cache.view(-1, page_size, *key_cache.shape[1:])[pages].flatten(0, 1)[:length]
             values = value_cache.view(-1, page_size, *value_cache.shape[1:])[pages].flatten(0, 1)[:length]
@@ -150,11 +155,11 @@ def prefill(
     return out
 
 
-def _lengths(batch: AttentionBatch) -> tuple[list[int], list[int]]:
-    """query_starts and context_lens on the host: as the batch brings them, else read from the device once a step."""
-    if batch.host_lengths is None:
-        batch.host_lengths = batch.query_starts.tolist(), batch.context_lens.tolist()
-    return batch.host_lengths
+def _host(batch: AttentionBatch) -> HostLengths:
+    """The batch's lengths on the host: as it brings them, else read from the device once a step."""
+    if batch.host is None:
+        batch.host = HostLengths(batch.query_starts.tolist(), batch.context_lens.tolist(), [None] * batch.num_requests)
+    return batch.host
 
 
 @triton.jit

@@ -27,7 +27,10 @@ from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Bl
 
 @dataclass(frozen=True)
 class Product:
-    """One call: [residual +] x @ weight.T [+ bias], of rms_norm(x) where `norm` is given, gated where `gate` is set."""
+    """One call: [residual +] x @ weight.T [+ bias], of rms_norm(x) where `norm` is given, gated where `gate` is set.
+
+    `normed` is rms_norm(x) where it is at hand; `next_norm` asks for the rms_norm of the result where that is free.
+    """
 
     x: Tensor
     weight: Weight
@@ -35,6 +38,8 @@ class Product:
     eps: float = 0.0
     residual: Tensor | None = None
     gate: bool = False
+    normed: Tensor | None = None
+    next_norm: Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -42,58 +47,55 @@ class Product:
         return self.weight.rows // 2 if self.gate else self.weight.rows
 
 
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """The kernel of `ops.linear.linear`."""
-    return run(Product(x, weight))
+Result = tuple[Tensor, Tensor | None]
 
 
-def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     """The kernel of `ops.linear.norm_linear`."""
-    return run(Product(x, weight, norm, eps))
+    return run(Product(x, weight, norm, eps, normed=normed))[0]
 
 
-def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> Result:
     """The kernel of `ops.linear.linear_add`."""
-    return run(Product(x, weight, residual=residual))
+    return run(Product(x, weight, eps=eps, residual=residual, next_norm=norm))
 
 
-def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     """The kernel of `ops.linear.norm_gated`."""
-    return run(Product(x, weight, norm, eps, gate=True))
+    return run(Product(x, weight, norm, eps, gate=True, normed=normed))[0]
 
 
-def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
-    """`linear`, each row's bits independent of the other rows and of their number."""
-    return run_deterministic(Product(x, weight))
-
-
-def norm_linear_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_linear_deterministic(
+    x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None
+) -> Tensor:
     """`norm_linear`, each row's bits independent of the other rows and of their number."""
-    return run_deterministic(Product(x, weight, norm, eps))
+    return run_deterministic(Product(x, weight, norm, eps, normed=normed))[0]
 
 
-def linear_add_deterministic(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+def linear_add_deterministic(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> Result:
     """`linear_add`, each row's bits independent of the other rows and of their number."""
-    return run_deterministic(Product(x, weight, residual=residual))
+    return run_deterministic(Product(x, weight, eps=eps, residual=residual, next_norm=norm))
 
 
-def norm_gated_deterministic(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_gated_deterministic(
+    x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None
+) -> Tensor:
     """`norm_gated`, each row's bits independent of the other rows and of their number."""
-    return run_deterministic(Product(x, weight, norm, eps, gate=True))
+    return run_deterministic(Product(x, weight, norm, eps, gate=True, normed=normed))[0]
 
 
-def run(product: Product, choice: Choice | None = None) -> Tensor:
-    """Computes the product by `choice`, by default the measured one for its shape."""
+def run(product: Product, choice: Choice | None = None) -> Result:
+    """Computes the product by `choice`, by default the measured one for its shape; and what `next_norm` asks, if free."""
     product = replace(product, x=product.x.contiguous())
     if choice is None:
         choice = _chosen(product)
     match choice:
         case Rows():
-            return _run_rows(product, choice)
+            return _run_rows(product, choice), None
         case Tiles():
             return _run_tiles(product, choice)
         case Blas():
-            return _run_blas(product)
+            return _run_blas(product), None
 
 
 def _chosen(product: Product) -> Choice:
@@ -104,18 +106,27 @@ def _chosen(product: Product) -> Choice:
     return choose("gated" if product.gate else "linear", product.weight.rows, product.weight.columns, tokens)
 
 
-def run_deterministic(product: Product) -> Tensor:
+def run_deterministic(product: Product) -> Result:
     """Computes the product by the one tile of tuning.DETERMINISTIC, K split by the matrix's shape alone."""
     tiles = triton.cdiv(product.weight.rows, DETERMINISTIC.block_n)
     blocks = triton.cdiv(product.weight.columns, DETERMINISTIC.block_k)
     split = min(blocks, max(1, DETERMINISTIC_PROGRAMS // tiles))
-    return _run_tiles(replace(product, x=product.x.contiguous()), replace(DETERMINISTIC, split=split))
+    x = product.x.contiguous()
+    normed = product.normed
+    if product.norm is not None and normed is None:
+        normed = rms_norm(x, product.norm, product.eps, alone=True)
+    return _run_tiles(replace(product, x=x, normed=normed), replace(DETERMINISTIC, split=split))
+
+
+def _input(product: Product) -> Tensor:
+    """What is multiplied: x, or its norm."""
+    if product.normed is not None:
+        return product.normed
+    return product.x if product.norm is None else rms_norm(product.x, product.norm, product.eps)
 
 
 def _run_blas(product: Product) -> Tensor:
-    x, weight, residual = product.x, product.weight, product.residual
-    if product.norm is not None:
-        x = rms_norm(x, product.norm, product.eps)
+    x, weight, residual = _input(product), product.weight, product.residual
     if residual is not None:
         if weight.bias is not None:
             residual = residual + weight.bias
@@ -137,11 +148,9 @@ def _run_rows(product: Product, choice: Rows) -> Tensor:
     return out
 
 
-def _run_tiles(product: Product, choice: Tiles) -> Tensor:
-    x, weight = product.x, product.weight
+def _run_tiles(product: Product, choice: Tiles) -> Result:
+    x, weight = _input(product), product.weight
     tokens, split = x.shape[0], choice.split
-    if product.norm is not None:
-        x = rms_norm(x, product.norm, product.eps)
     out = x.new_empty(tokens, product.columns)
     partial = torch.empty(split, tokens, weight.rows, dtype=torch.float32, device=x.device) if split > 1 else None
     options = launch_options(x.device)
@@ -156,14 +165,18 @@ def _run_tiles(product: Product, choice: Tiles) -> Tensor:
         AHEAD=choice.ahead // x.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=choice.warps, num_stages=choice.stages, **options,
     )  # fmt: skip
-    if split > 1:
-        block = min(512, triton.next_power_of_2(product.columns))
-        _join[(tokens, triton.cdiv(product.columns, block))](
-            partial, weight.bias, product.residual, out, tokens,
-            N=weight.rows, GATED=product.gate, BIAS=weight.bias is not None,
-            RESIDUAL=product.residual is not None, SPLIT=split, BLOCK=block, num_warps=4, **options,
-        )  # fmt: skip
-    return out
+    if split == 1:
+        return out, None
+    normed = None if product.next_norm is None else torch.empty_like(out)
+    block = triton.next_power_of_2(product.columns)
+    if normed is None:
+        block = min(512, block)
+    _join[(tokens, triton.cdiv(product.columns, block))](
+        partial, weight.bias, product.residual, out, product.next_norm, normed, product.eps, tokens,
+        N=weight.rows, GATED=product.gate, BIAS=weight.bias is not None, RESIDUAL=product.residual is not None,
+        NORM=normed is not None, SPLIT=split, BLOCK=block, num_warps=4 if normed is None else 16, **options,
+    )  # fmt: skip
+    return out, normed
 
 
 @triton.jit
@@ -340,11 +353,13 @@ def _finish(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _join(
-    partial, bias, residual, out, tokens,
-    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    partial, bias, residual, out, norm, normed, eps, tokens,
+    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Sums the parts of K in order, then what `_tiles` does after its loop."""
+    """Sums the parts of K in order, then what `_tiles` does after its loop; with NORM a program has a whole row."""
+    if NORM:
+        factors = tl.load(norm + tl.arange(0, BLOCK), tl.arange(0, BLOCK) < N, other=0.0)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -369,4 +384,9 @@ def _join(
     if RESIDUAL:
         total = total.to(DTYPE).to(tl.float32)
         total += tl.load(residual + token * N + column, inside, other=0.0).to(tl.float32)
-    tl.store(out + token * COLUMNS + column, total.to(DTYPE), inside)
+    total = total.to(DTYPE)
+    tl.store(out + token * COLUMNS + column, total, inside)
+    if NORM:
+        wide = total.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / N + eps)
+        tl.store(normed + token * N + column, normalise(wide, scale, factors).to(DTYPE), inside)

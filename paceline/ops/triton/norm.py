@@ -12,15 +12,23 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paceline.ops.triton import launch_options
 
+_MANY = 1024  # rows from which a program takes four
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`ops.linear.rms_norm` for x [T, K], contiguous: float32 inside, rounded to x's dtype before the weight."""
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, alone: bool = False) -> Tensor:
+    """`ops.linear.rms_norm` for x [T, K], contiguous: float32 inside, rounded to x's dtype before the weight.
+
+    `alone` gives every row a program of its own, whose bits do not depend on how many there are.
+    """
     rows, columns = x.shape
+    each = 4 if rows >= _MANY and not alone else 1
     out = torch.empty_like(x)
     block = triton.next_power_of_2(columns)
     warps = 4 if block <= 2048 else 8
     options = launch_options(x.device)
-    _rms_norm[(rows,)](x, weight, out, eps, COLUMNS=columns, BLOCK=block, num_warps=warps, **options)
+    _rms_norm[(triton.cdiv(rows, each),)](
+        x, weight, out, eps, rows, ROWS=each, COLUMNS=columns, BLOCK=block, num_warps=warps, **options
+    )
     return out
 
 
@@ -50,18 +58,21 @@ def gated(gate, up, DTYPE: tl.constexpr):
     return activated * up
 
 
-@triton.jit
-def _rms_norm(x, weight, out, eps, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    inside = column < COLUMNS
-    factors = tl.load(weight + column, inside, other=0.0)
+@triton.jit(do_not_specialize=["rows"])
+def _rms_norm(
+    x, weight, out, eps, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
+    column = tl.arange(0, BLOCK)[None, :]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    factors = tl.load(weight + column, column < COLUMNS, other=0.0)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    start = tl.program_id(0).to(tl.int64) * COLUMNS
-    wide = tl.load(x + start + column, inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / COLUMNS + eps)
-    tl.store(out + start + column, normalise(wide, scale, factors).to(out.dtype.element_ty), inside)
+    place = row.to(tl.int64) * COLUMNS + column
+    inside = (column < COLUMNS) & (row < rows)
+    wide = tl.load(x + place, inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / COLUMNS + eps)[:, None]
+    tl.store(out + place, normalise(wide, scale, factors).to(out.dtype.element_ty), inside)
 
 
 @triton.jit

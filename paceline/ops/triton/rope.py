@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
-_MANY = 256  # tokens from which a program takes up to 16 heads instead of 4
+_MANY = 256  # tokens from which a program takes four tokens and up to 16 heads instead of one and 4
 
 
 def rope_and_cache(
@@ -32,32 +32,34 @@ def rope_and_cache(
     query_norm, key_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
     all_heads = num_heads + 2 * num_kv_heads
     heads = min(16 if tokens >= _MANY else 4, triton.next_power_of_2(all_heads))
-    grid = (tokens, triton.cdiv(all_heads, heads))
-    _rope_and_cache[grid](
-        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
+    each = 4 if tokens >= _MANY else 1
+    _rope_and_cache[(triton.cdiv(tokens, each), triton.cdiv(all_heads, heads))](
+        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),
-        HEAD_BLOCK=heads, NORM=norms is not None, num_warps=4 if heads > 4 else 2, **launch_options(qkv.device),
+        TOKENS=each, HEAD_BLOCK=heads, NORM=norms is not None, num_warps=4 if heads > 4 else 2, **launch_options(qkv.device),
     )  # fmt: skip
     return query
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rope_and_cache(
-    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEAD_BLOCK: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One token and HEAD_BLOCK of its heads: queries first, then keys, then values."""
-    token = tl.program_id(0).to(tl.int64)
-    head = (tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (column < HALF) & (head < HEADS + 2 * KV_HEADS)
+    """TOKENS tokens and HEAD_BLOCK of their heads: queries first, then keys, then values."""
+    ALL: tl.constexpr = HEADS + 2 * KV_HEADS
+    place = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None, None]
+    token = tl.minimum(place, tokens - 1).to(tl.int64)
+    head = (tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK))[None, :, None]
+    column = tl.arange(0, BLOCK)[None, None, :]
+    inside = (column < HALF) & (head < ALL) & (place < tokens)
     is_query = head < HEADS
     is_value = head >= HEADS + KV_HEADS
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    source = qkv + token * (HEADS + 2 * KV_HEADS) * 2 * HALF + head * 2 * HALF + column
+    source = qkv + token * ALL * 2 * HALF + head * 2 * HALF + column
     first = tl.load(source, inside, other=0.0)
     second = tl.load(source + HALF, inside, other=0.0)
     angles = table + tl.load(positions + token) * 2 * HALF + column
@@ -68,7 +70,7 @@ def _rope_and_cache(
     x = first.to(tl.float32)
     y = second.to(tl.float32)
     if NORM:
-        squares = tl.sum(x * x + y * y, axis=1)[:, None]
+        squares = tl.sum(x * x + y * y, axis=2)[:, :, None]
         scale = tl.rsqrt(squares / (2 * HALF) + eps)
         weights = tl.where(is_query, query_norm + column, key_norm + column)
         x = normalise(x, scale, tl.load(weights, inside, other=0.0))

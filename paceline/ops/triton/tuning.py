@@ -1,7 +1,8 @@
 """Which kernel serves which matrix at how many tokens: measured on one H100 by `benchmarks/step.py --tune`.
 
 Plain data. A row holds up to and including its number of tokens; beyond the last row cuBLAS serves. A shape without
-rows of its own takes DEFAULT of its operation.
+rows of its own takes DEFAULT of its operation. The rows of 65 tokens are those of the fastest whole step (`--polish 65`):
+a tile of less shared memory, slower alone, lets the next kernel start earlier.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ TABLE: dict[tuple[str, int, int], Table] = {
         (1, Rows(2, 512, 1, 3)),  # 3.2 : 7.5
         (16, Tiles(64, 16, 128, 4, 4, split=4)),  # 5.9 : 8.2 [9]
         (32, Tiles(64, 32, 128, 4, 4, split=4)),  # 5.9 : 8.1 [17]
-        (64, Tiles(64, 64, 64, 4, 5, split=2)),  # 6.6 : 8.4 [64]
-        (80, Tiles(64, 64, 64, 4, 5, split=2, tail=16)),  # 7.1 : 8.5 [65]
+        (64, Tiles(64, 64, 64, 4, 5, split=4)),
+        (80, Tiles(64, 64, 64, 4, 5, split=4, tail=16)),  # 7.4 : 8.5 [65]
         (128, Blas()),
         (144, Tiles(64, 128, 64, 4, 5, split=4, tail=16)),  # 8.1 : 8.6 [129]
     ),
@@ -103,8 +104,8 @@ TABLE: dict[tuple[str, int, int], Table] = {
         (1, Rows(8, 512, 4, 2)),  # 18.9 : 25.0
         (16, Tiles(64, 16, 128, 4, 4)),  # 23.7 : 25.8 [9]
         (32, Tiles(256, 32, 64, 8, 4)),  # 23.6 : 27.4 [17]
-        (64, Tiles(128, 64, 64, 4, 4)),  # 23.8 : 27.8 [64]
-        (80, Tiles(128, 64, 64, 4, 4, tail=16)),  # 24.4 : 29.4 [65]
+        (64, Tiles(64, 64, 64, 4, 4, ahead=512)),
+        (80, Tiles(64, 64, 64, 4, 4, tail=16, ahead=512)),  # 24.1 : 29.4 [65]
     ),
     ("linear", 1536, 8960): (  # down
         (1, Rows(2, 512, 2, 6)),  # 9.4 : 15.3
@@ -120,6 +121,7 @@ TABLE: dict[tuple[str, int, int], Table] = {
         (16, Tiles(64, 16, 128, 4, 4)),  # 161 : 178 [9]
         (32, Tiles(64, 32, 128, 4, 4)),  # 163 : 176 [17]
         (64, Tiles(128, 64, 64, 4, 4)),  # 180 : 184 [64]
+        (80, Tiles(64, 64, 64, 4, 3, tail=16)),  # 174 : 185 [65]
     ),
 }
 
