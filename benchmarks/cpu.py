@@ -100,7 +100,7 @@ def call(name: str, module: Any, x: Tensor, norm: Tensor, residual: Tensor, weig
     """The operation `name` as the module does it: natively, or as torch's reference."""
     end = "_reference" if module is linear else ""
     if name in ("output", "down"):
-        return partial(getattr(module, f"linear_add{end}"), x, weight, residual)
+        return partial(getattr(module, f"linear_add{end}"), x, weight, residual, norm, 1e-6)
     operation = "norm_gated" if name == "gate_up" else "norm_linear"
     return partial(getattr(module, f"{operation}{end}"), x, norm, 1e-6, weight)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from paceline.env import settle_threads
+
 if TYPE_CHECKING:
     from paceline.tasks.apply import Applied
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "apply"]
+
+settle_threads()
 
 
 def apply(

@@ -89,9 +89,7 @@ def norm_linear_reference(x: Tensor, norm: Tensor, eps: float, weight: Weight, n
     return linear(rms_norm(x, norm, eps) if normed is None else normed, weight)
 
 
-def linear_add_reference(
-    x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float
-) -> tuple[Tensor, Tensor | None]:
+def linear_add_reference(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, None]:
     return residual + linear(x, weight), None
 
 

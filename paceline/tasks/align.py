@@ -131,13 +131,11 @@ def align(
     snippet: list[str],
     markers: list[bool],
     barred: list[bool],
-    leaving: float = 1.0,
     passing: float = 1.0,
 ) -> list[int]:
     """For each snippet line the file line it stands for, or -1.
 
-    Lines that are `barred` match nothing. `leaving` multiplies what it costs to leave a run of matched lines, `passing`
-    what it costs to pass over a file line.
+    Lines that are `barred` match nothing. `passing` multiplies what it costs to pass over a file line.
 
     `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
     `apart[i, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
@@ -145,7 +143,7 @@ def align(
     scores = _scores(lines, snippet, barred)
     count, width = scores.shape
     ramp = passing * _PASS * numpy.arange(width + 1, dtype=numpy.float32)
-    leave = _LEAVE * leaving * min(1.0, count / _SHORT)
+    leave = _LEAVE * min(1.0, count / _SHORT)
     met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
     apart = numpy.full_like(met, -numpy.inf)
     apart[0] = 0.0

@@ -98,7 +98,9 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
             doubts.append(f"{snippet[header].strip()!r} is not shown to its end: what follows may stay or go")
         names = {defined(line) for line in text}
         if any(defined(line) not in names for line in lines[place : place + shown] if defined(line)):
-            doubts.append(f"{snippet[header].strip()!r} is shown without definitions that are in it: they may stay or go")
+            doubts.append(
+                f"{snippet[header].strip()!r} is shown without definitions that are in it: they may stay or go"
+            )
         edits.append((first, place + shown, _moved(text, snippet[header], lines[place])))
     if not edits:
         return None

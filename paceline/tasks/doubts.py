@@ -19,31 +19,30 @@ def doubts_of(
     placed: Placed,
     kept: Sequence[bool],
     result: list[str],
-    others: list[list[str]],
+    other: list[str],
     marked: bool,
 ) -> tuple[str, ...]:
-    """Reasons, a sentence each. `others` are the results of alignments at other costs."""
-    doubts = [doubt for other in others if (doubt := _difference(result, other))][:1]
+    """Reasons, a sentence each. `other` is the result of an alignment at other costs; `marked` says whether the edit has markers."""
+    doubts = _difference(result, other)
     doubts += _open_edges(lines, placed)
     doubts += repeated(lines, result)
     doubts += _removed(placed, kept)
     doubts += _ends(lines, placed, kept)
     doubts += _replaced(lines, placed, kept, marked)
-    if marked:
-        doubts += _unchanged_parts(lines, placed)
-    else:
+    doubts += _unchanged_parts(lines, placed)
+    if not marked:
         doubts += _skipped(lines, placed)
     if result == lines:
         doubts.append("the edit changes nothing")
     return tuple(doubts)
 
 
-def _difference(result: list[str], other: list[str]) -> str | None:
+def _difference(result: list[str], other: list[str]) -> list[str]:
     if result == other:
-        return None
+        return []
     pairs = enumerate(zip(result, other, strict=False), 1)
     number = next((number for number, (left, right) in pairs if left != right), 1)
-    return f"line {number}: the edit can be placed in more than one way"
+    return [f"line {number}: the edit can be placed in more than one way"]
 
 
 def _open_edges(lines: list[str], placed: Placed) -> list[str]:
@@ -75,7 +74,9 @@ def _inside(placed: Placed, row: int) -> bool:
 def _passed_over(lines: list[str], placed: Placed, row: int) -> bool:
     """Whether more of the file goes around the new line `row` than comes."""
     above = next((each for each in range(row, -1, -1) if placed.matches[each] >= 0 or placed.markers[each]), -1)
-    below = next((each for each in range(row + 1, len(placed.snippet)) if placed.matches[each] >= 0 or placed.markers[each]), -1)
+    below = next(
+        (each for each in range(row + 1, len(placed.snippet)) if placed.matches[each] >= 0 or placed.markers[each]), -1
+    )
     if min(above, below) < 0 or placed.markers[above] or placed.markers[below]:
         return False
     return placed.matches[below] - placed.matches[above] > below - above
@@ -84,9 +85,12 @@ def _passed_over(lines: list[str], placed: Placed, row: int) -> bool:
 def _ends_definition(lines: list[str], placed: Placed, row: int) -> bool:
     """Whether `row` is the last line of a definition that is shown whole, and nothing of the file's stays after it."""
     header = shown_whole(placed.snippet, placed.markers, row)
-    if header is None or placed.matches[row] < 0:
-        return header is not None
-    after = next((line for line in lines[placed.matches[row] + 1 :] if line.strip()), "")
+    if header is None:
+        return False
+    last = max((match for match in placed.matches[header : row + 1] if match >= 0), default=None)
+    if last is None:
+        return True
+    after = next((line for line in lines[last + 1 :] if line.strip()), "")
     return indent(after) <= indent(placed.snippet[header])
 
 
@@ -167,7 +171,9 @@ def _skipped(lines: list[str], placed: Placed) -> list[str]:
         if match >= 0:
             gone = sum(bool(line.strip()) for line in lines[reached + 1 : match])
             if reached >= 0 and gone > each - row - 1:
-                return [f"line {reached + 2} of the file and on would go, and the edit has no marker for what it leaves out"]
+                return [
+                    f"line {reached + 2} of the file and on would go, and the edit has no marker for what it leaves out"
+                ]
             row, reached = each, match
     return []
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from paceline.errors import EditNotFound, EmptyEdit
 from paceline.tasks.align import Placed, align, weight
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
-from paceline.tasks.doubts import doubts_of, repeated
 from paceline.tasks.definitions import (
     decorators_start,
     defined,
@@ -25,9 +24,10 @@ from paceline.tasks.definitions import (
     rewritten_to,
     with_markers_understood,
 )
+from paceline.tasks.doubts import doubts_of, repeated
 from paceline.tasks.snippet import lines_of, marker_rows
 
-_COSTS = ((3.0, 1.0), (1.0, 0.2))  # factors on the costs to leave a run and to pass over a line, that must not matter
+_PASSING = 0.2  # a factor on the cost to pass over a file line that must not matter
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
 _FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
 
@@ -87,15 +87,16 @@ def candidate_merge(code: str, update: str) -> Merge:
         snippet, markers = with_markers_understood(lines, snippet)
     placed = _place(lines, snippet, markers)
     merge = _build(lines, placed, file.endswith("\n"), newline)
-    others = [_build(lines, _place(lines, snippet, markers, *costs), file.endswith("\n"), newline) for costs in _COSTS]
-    texts = [lines_of(each.text) for each in (merge, *others)]
-    doubts = doubts_of(lines, placed, merge.kept, texts[0], texts[1:], marked)
+    other = _build(lines, _place(lines, snippet, markers, _PASSING), file.endswith("\n"), newline)
+    doubts = doubts_of(lines, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
     return replace(merge, doubts=doubts)
 
 
-def _place(lines: list[str], snippet: list[str], markers: list[bool], leave: float = 1.0, passing: float = 1.0) -> Placed:
+def _place(
+    lines: list[str], snippet: list[str], markers: list[bool], passing: float = 1.0
+) -> Placed:
     """The best alignment. Raises EditNotFound where that finds no line."""
-    matches = align(lines, snippet, markers, markers, leave, passing)
+    matches = align(lines, snippet, markers, markers, passing)
     if not any(match >= 0 and weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
     found = [row for row, line in enumerate(snippet) if matches[row] >= 0 or line.strip()]
@@ -105,7 +106,7 @@ def _place(lines: list[str], snippet: list[str], markers: list[bool], leave: flo
     same = [match >= 0 and _same(line, lines[match]) for line, match in zip(shifted, matches, strict=True)]
     barred = new_definitions(lines, shifted, markers, matches, same)
     if shifted != snippet or barred != markers:
-        matches = align(lines, shifted, markers, barred, leave, passing)
+        matches = align(lines, shifted, markers, barred, passing)
     return Placed(shifted, markers, matches)
 
 

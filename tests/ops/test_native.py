@@ -56,7 +56,7 @@ def test_products(shape: tuple[int, int], tokens: int) -> None:
     normed = F.linear(linear.rms_norm(x, norm, 1e-6).float(), matrix.float(), bias.float())
     close(linear.linear(x, weight), plain)
     close(linear.linear(x, Weight(matrix)), plain - bias.float())
-    close(linear.linear_add(x, weight, residual.clone()), residual + plain)
+    close(linear.linear_add(x, weight, residual.clone(), norm, 1e-6)[0], residual + plain)
     close(linear.norm_linear(x, norm, 1e-6, weight), normed)
     if rows % 2 == 0:
         gate, up = normed.chunk(2, dim=-1)
@@ -67,11 +67,11 @@ def test_products(shape: tuple[int, int], tokens: int) -> None:
 def test_a_row_has_the_same_bits_in_any_company() -> None:
     x, norm, residual = random(130, 2100), random(2100), random(130, 576)
     weight, gated = Weight(random(576, 2100, scale=0.02)), Weight(random(576, 2100, scale=0.02), gated=True)
-    sum_ = linear.linear_add(x, weight, residual.clone())
+    sum_, _ = linear.linear_add(x, weight, residual.clone(), norm, 1e-6)
     active = linear.norm_gated(x, norm, 1e-6, gated)
     for first, count in [(0, 1), (5, 1), (3, 2), (40, 7), (100, 13), (1, 129)]:
         part = slice(first, first + count)
-        assert torch.equal(linear.linear_add(x[part], weight, residual[part].clone()), sum_[part])
+        assert torch.equal(linear.linear_add(x[part], weight, residual[part].clone(), norm, 1e-6)[0], sum_[part])
         assert torch.equal(linear.norm_gated(x[part], norm, 1e-6, gated), active[part])
 
 

@@ -23,21 +23,21 @@ def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
     return _product(x, weight.native)
 
 
-def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     if weight.native is None:
-        return reference.norm_linear_reference(x, norm, eps, weight)
+        return reference.norm_linear_reference(x, norm, eps, weight, normed)
     return _product(x, weight.native, norm=norm, eps=eps)
 
 
-def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, None]:
     if weight.native is None:
-        return reference.linear_add_reference(x, weight, residual)
-    return _product(x, weight.native, residual=residual.contiguous())
+        return reference.linear_add_reference(x, weight, residual, norm, eps)
+    return _product(x, weight.native, residual=residual.contiguous()), None
 
 
-def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     if weight.native is None or not weight.native.gated:
-        return reference.norm_gated_reference(x, norm, eps, weight)
+        return reference.norm_gated_reference(x, norm, eps, weight, normed)
     return _product(x, weight.native, norm=norm, eps=eps)
 
 
