@@ -1,4 +1,4 @@
-"""The command line: pull, generate, apply, bench. Engine settings are options, generated from EngineConfig."""
+"""The command line: pull, generate, apply, serve, bench. Engine settings are options, generated from EngineConfig."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from paceline.config import EngineConfig
-from paceline.errors import EmptyEdit, FlaggedResult, InputError, PacelineError
+from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
 
 app = typer.Typer(
     help="Fast serving of open models to coding agents.",
@@ -148,6 +148,36 @@ def apply(
         raise FlaggedResult(result.reasons)
     if write:
         write_text(Path(file), result.text)
+
+
+@app.command()
+@engine_options
+def serve(
+    model: Annotated[str, typer.Argument(help="a model's name or path")] = DEFAULT_MODEL,
+    *,
+    host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
+    port: int = 8000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="a key that clients must send (or PACELINE_API_KEY); may be repeated")
+    ] = None,
+    allow_open: Annotated[bool, typer.Option(help="serve other machines without a key")] = False,
+    alias: Annotated[list[str] | None, typer.Option(help="another name for the model; may be repeated")] = None,
+    config: EngineConfig,
+) -> None:
+    """Serves a model over HTTP: OpenAI's and Anthropic's APIs, and Morph's apply."""
+    try:
+        from paceline.serve.run import check_address, keys_of
+        from paceline.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "paceline":
+            raise
+        raise ConfigError(f"serving needs {error.name}: pip install 'paceline[serve]'") from error
+    from paceline.engine.engine import Engine
+
+    keys = keys_of(api_key or [])
+    check_address(host, keys, allow_open)
+    engine = Engine.load(pull_with_progress(model), config)
+    run(engine, model, host=host, port=port, keys=keys, aliases=alias or [])
 
 
 @app.command()

@@ -13,3 +13,8 @@ def cache_dir() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "paceline"
+
+
+def api_key() -> str | None:
+    """A key that clients of `paceline serve` must send: `PACELINE_API_KEY`. Empty is none."""
+    return os.environ.get("PACELINE_API_KEY") or None
