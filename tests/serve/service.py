@@ -14,6 +14,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from paceline.config import EngineConfig, Hardware, resolve
+from paceline.engine.detokenize import Detokenizer
 from paceline.engine.engine import Engine
 from paceline.models.decoder import Decoder
 from paceline.models.tokenizer import Tokenizer, _byte_of_character
@@ -83,6 +84,7 @@ class Script:
         self.requests: list[Request] = []
         self._left: dict[str, list[int]] = {}
         self._counts: dict[str, Usage] = {}
+        self._words: dict[str, Detokenizer] = {}
 
     @property
     def busy(self) -> bool:
@@ -95,6 +97,7 @@ class Script:
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         self._left[request.id] = [*text.encode(), self.tokenizer.eos_tokens[0]]
         self._counts[request.id] = Usage(prompt_tokens=len(request.prompt))
+        self._words[request.id] = Detokenizer(self.tokenizer.token_bytes, ())
         return request.id
 
     def cancel(self, name: str) -> None:
@@ -103,14 +106,16 @@ class Script:
     def step(self) -> list[StepOutput]:
         if self.fails:
             raise RuntimeError("the device is gone")
+        time.sleep(0.0003)  # a device computes, and the other threads run
         outputs = []
         for name, left in list(self._left.items()):
             tokens, rest = left[: self.size], left[self.size :]
             self._left[name] = rest
             usage = self._counts[name]
             usage.output_tokens += len(tokens)
-            text = bytes(token for token in tokens if token < 256).decode()
             finish = None if rest else FinishReason.STOP
+            words = self._words[name]
+            text = words.feed(tokens[:-1] if finish else tokens) + (words.finish() if finish else "")
             if finish:
                 del self._left[name]
             outputs.append(StepOutput(name, tokens, text, [False] * len(tokens), (), finish, usage if finish else None))

@@ -112,7 +112,9 @@ def test_completions_continue_text_and_tokens(client: openai.OpenAI) -> None:
 
 def test_a_suffix_is_put_behind_the_models_own_tokens(client: openai.OpenAI) -> None:
     engine = tiny()
-    before, between, after = (engine.tokenizer.special_tokens[f"<|fim_{each}|>"] for each in ("prefix", "suffix", "middle"))
+    before, between, after = (
+        engine.tokenizer.special_tokens[f"<|fim_{each}|>"] for each in ("prefix", "suffix", "middle")
+    )
     prompt = [before, *b"def f(", between, *b"return x", after]
     reply = client.completions.create(model="tiny", prompt="def f(", suffix="return x", max_tokens=20)
     ends = tuple(engine.tokenizer.special_tokens[f"<|fim_{each}|>"] for each in ("prefix", "suffix", "middle"))
@@ -165,7 +167,10 @@ def test_tool_calls_come_whole_and_in_order() -> None:
         (b'{"model": "tiny", "messages": []}', "messages"),
         (b'{"model": "tiny", "messages": [{"role": "user", "content": 3}]}', "messages[0].content"),
         (b'{"model": "tiny", "messages": [{"role": "robot", "content": "x"}]}', "messages[0].role"),
-        (b'{"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "messages[0].content[0]"),
+        (
+            b'{"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "messages[0].content[0]",
+        ),
         (b'{"model": "tiny", "n": 2, "messages": [{"role": "user", "content": "x"}]}', "n"),
         (b'{"model": "tiny", "max_tokens": 0, "messages": [{"role": "user", "content": "x"}]}', "max_tokens"),
         (b'{"model": "tiny", "temperature": "hot", "messages": [{"role": "user", "content": "x"}]}', "temperature"),
