@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from paceline.config import EngineConfig
@@ -143,7 +144,7 @@ def apply(
     elif not write:
         typer.echo(result.text, nl=False)
     for reason in result.reasons:
-        _errors.print(f"[yellow]flagged:[/] {reason}", highlight=False)
+        _errors.print(f"[yellow]flagged:[/] {escape(reason)}", highlight=False)
     if result.reasons and not force:
         raise FlaggedResult(result.reasons)
     if write:
@@ -169,9 +170,10 @@ def serve(
         from paceline.serve.run import check_address, keys_of
         from paceline.serve.run import serve as run
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "paceline":
+        missing = (error.name or "paceline").split(".")[0]
+        if missing == "paceline":
             raise
-        raise ConfigError(f"serving needs {error.name}: pip install 'paceline[serve]'") from error
+        raise ConfigError(f"serving needs {missing}: pip install 'paceline[serve]'") from error
     from paceline.engine.engine import Engine
 
     keys = keys_of(api_key or [])
@@ -204,7 +206,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except PacelineError as error:
-        _errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(141)
