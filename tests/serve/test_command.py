@@ -16,7 +16,9 @@ WITHOUT_STARLETTE = "import sys; sys.modules['starlette'] = None; from paceline.
 
 def paceline(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, **environment}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60, env=variables, check=False)
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=60, env=variables, check=False
+    )
 
 
 def test_an_open_address_without_a_key_is_refused() -> None:
