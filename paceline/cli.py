@@ -1,4 +1,4 @@
-"""The command line: pull, generate, apply, bench. Engine settings are options, generated from EngineConfig."""
+"""The command line: pull, generate, apply, serve, bench. Engine settings are options, generated from EngineConfig."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from paceline.config import EngineConfig
-from paceline.errors import EmptyEdit, FlaggedResult, InputError, PacelineError
+from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
 
 app = typer.Typer(
     help="Fast serving of open models to coding agents.",
@@ -143,11 +144,42 @@ def apply(
     elif not write:
         typer.echo(result.text, nl=False)
     for reason in result.reasons:
-        _errors.print(f"[yellow]flagged:[/] {reason}", highlight=False)
+        _errors.print(f"[yellow]flagged:[/] {escape(reason)}", highlight=False)
     if result.reasons and not force:
         raise FlaggedResult(result.reasons)
     if write:
         write_text(Path(file), result.text)
+
+
+@app.command()
+@engine_options
+def serve(
+    model: Annotated[str, typer.Argument(help="a model's name or path")] = DEFAULT_MODEL,
+    *,
+    host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
+    port: int = 8000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="a key that clients must send (or PACELINE_API_KEY); may be repeated")
+    ] = None,
+    allow_open: Annotated[bool, typer.Option(help="serve other machines without a key")] = False,
+    alias: Annotated[list[str] | None, typer.Option(help="another name for the model; may be repeated")] = None,
+    config: EngineConfig,
+) -> None:
+    """Serves a model over HTTP: OpenAI's and Anthropic's APIs, and Morph's apply."""
+    try:
+        from paceline.serve.run import check_address, keys_of
+        from paceline.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        missing = (error.name or "paceline").split(".")[0]
+        if missing == "paceline":
+            raise
+        raise ConfigError(f"serving needs {missing}: pip install 'paceline[serve]'") from error
+    from paceline.engine.engine import Engine
+
+    keys = keys_of(api_key or [])
+    check_address(host, keys, allow_open)
+    engine = Engine.load(pull_with_progress(model), config)
+    run(engine, model, host=host, port=port, keys=keys, aliases=alias or [])
 
 
 @app.command()
@@ -174,7 +206,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except PacelineError as error:
-        _errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(141)

@@ -22,3 +22,8 @@ def settle_threads() -> None:
     a model that decodes 160 tokens a second then decodes two, with this 30. `GOMP_SPINCOUNT` in the environment wins.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def api_key() -> str | None:
+    """A key that clients of `paceline serve` must send: `PACELINE_API_KEY`. Empty is none."""
+    return os.environ.get("PACELINE_API_KEY") or None

@@ -4,6 +4,7 @@ PacelineError
 ├── ConfigError            an unknown key, a value out of range, settings that contradict each other
 ├── DeviceError            a device was asked for that this machine does not have
 ├── RequestError           a request that cannot be served as it stands
+│   ├── BadField           a field of a request body that is missing, of the wrong type, or not supported
 │   ├── ContextExceeded    the prompt (and the wanted output) does not fit the context
 │   └── EmptyPrompt        nothing to continue
 ├── InputError             a file or an edit that cannot be used
@@ -18,6 +19,12 @@ PacelineError
 │   ├── Offline
 │   ├── DigestMismatch
 │   └── DiskFull
+├── ServeError             what a server answers without asking the engine
+│   ├── Unauthorized       no API key, or a wrong one
+│   ├── NotFound           a path that is served by nothing
+│   ├── BodyTooLarge       a request body over the limit
+│   ├── Overloaded         the queue is full, or the server is shutting down; try again later
+│   └── EngineStopped      the engine's thread has ended; the log says why
 ├── FlaggedResult          a merge whose checks failed; it was not written
 └── Cancelled              the caller cancelled the request
 """
@@ -25,7 +32,9 @@ PacelineError
 from __future__ import annotations
 
 __all__ = [
+    "BadField",
     "BadWeights",
+    "BodyTooLarge",
     "Cancelled",
     "ConfigError",
     "ContextExceeded",
@@ -35,14 +44,19 @@ __all__ = [
     "EditNotFound",
     "EmptyEdit",
     "EmptyPrompt",
+    "EngineStopped",
     "FlaggedResult",
     "InputError",
     "ModelError",
+    "NotFound",
     "NotText",
     "Offline",
+    "Overloaded",
     "PacelineError",
     "PullError",
     "RequestError",
+    "ServeError",
+    "Unauthorized",
     "UnknownArchitecture",
     "UnknownModel",
 ]
@@ -62,6 +76,14 @@ class DeviceError(PacelineError):
 
 class RequestError(PacelineError, ValueError):
     """A request that cannot be served as it stands."""
+
+
+class BadField(RequestError):
+    """A field of a request body that is missing, of the wrong type, or not supported. `field` is its path, or empty."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ContextExceeded(RequestError):
@@ -118,6 +140,34 @@ class DigestMismatch(PullError):
 
 class DiskFull(PullError):
     """No room left; the partial file is kept."""
+
+
+class ServeError(PacelineError):
+    """What a server answers without asking the engine."""
+
+
+class Unauthorized(ServeError):
+    """No API key, or a wrong one."""
+
+
+class NotFound(ServeError):
+    """A path that is served by nothing."""
+
+
+class BodyTooLarge(ServeError):
+    """A request body over the limit."""
+
+
+class Overloaded(ServeError):
+    """The queue is full, or the server is shutting down; `retry_after` seconds from now it may not be."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineStopped(ServeError):
+    """The engine's thread has ended; the log says why."""
 
 
 class FlaggedResult(PacelineError):

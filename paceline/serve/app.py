@@ -1,0 +1,135 @@
+"""The routes, the keys in front of them, and the engine's life around them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from paceline.errors import NotFound, PacelineError, Unauthorized
+from paceline.serve.chat import chat, tokenize
+from paceline.serve.completions import completions
+from paceline.serve.messages import count_tokens, messages
+from paceline.serve.service import Service
+from paceline.serve.wire import form_for, reply
+
+_log = logging.getLogger(__name__)
+_OPEN_PATHS = ("/", "/health", "/api/hello")
+Handler = Callable[[Service, Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The whole server as an ASGI application, which starts and stops the service's host with its lifespan."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.host.start()
+        try:
+            yield
+        finally:
+            await service.host.stop()
+
+    table: tuple[tuple[str, str, Handler], ...] = (
+        ("POST", "/v1/chat/completions", chat),
+        ("POST", "/v1/completions", completions),
+        ("POST", "/v1/messages", messages),
+        ("POST", "/v1/messages/count_tokens", count_tokens),
+        ("GET", "/v1/models", models),
+        ("POST", "/tokenize", tokenize),
+        ("GET", "/health", health),
+        ("GET", "/metrics", metrics),
+        ("GET", "/", hello),
+        ("GET", "/api/hello", hello),
+    )
+    routes = [Route(path, _endpoint(service, handler), methods=[method]) for method, path, handler in table]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    return _Keys(app, service.keys)
+
+
+def _endpoint(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """The handler with its errors as replies in the form of its API."""
+
+    async def run(request: Request) -> Response:
+        form = form_for(request.url.path)
+        try:
+            return await handler(service, request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except PacelineError as error:
+            return form.response(error)
+        except Exception:
+            _log.exception("a request to %s failed", request.url.path)
+            return form.response(PacelineError("the server failed; its log says why"))
+
+    return run
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    form = form_for(request.url.path)
+    body = form.body(NotFound(f"{request.method} {request.url.path} is not served"))
+    return reply(body, error.status_code, dict(error.headers or {}))
+
+
+class _Keys:
+    """Refuses requests without one of the keys, where there are any. Keys are kept and compared as hashes."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[bytes]) -> None:
+        self._app = app
+        self._keys = tuple(keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized("no API key, or a wrong one: send it as a bearer token or as x-api-key")
+        await form_for(scope["path"]).response(error)(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        headers = Request(scope).headers
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        hashes = [hash_key(each) for each in given if each]
+        matches = [hmac.compare_digest(each, key) for each in hashes for key in self._keys]
+        return any(matches)
+
+
+def hash_key(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+async def models(service: Service, request: Request) -> Response:
+    data = [
+        {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "paceline",
+            "max_model_len": service.host.capacity,
+        }
+        for name in service.names
+    ]
+    return reply({"object": "list", "data": data})
+
+
+async def health(service: Service, request: Request) -> Response:
+    """200 while requests are taken, 503 otherwise."""
+    state = service.host.state
+    return reply({"status": state}, 200 if state == "ready" else 503)
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def hello(service: Service, request: Request) -> Response:
+    return reply({"name": "paceline", "model": service.names[0]})

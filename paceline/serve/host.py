@@ -1,0 +1,268 @@
+"""The engine in a thread of its own, and its outputs on an event loop.
+
+handlers (event loop)                        engine thread
+submit  -- _Submit --------> inbox --------> engine.submit
+        <------------------- accepted or an error
+__anext__ <----------------- all outputs of a step in one call
+close   -- _Cancel --------> inbox --------> engine.cancel
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.config import EngineConfig
+from paceline.errors import EngineStopped, Overloaded, PacelineError
+from paceline.models.tokenizer import Tokenizer
+from paceline.types import Request, StepOutput
+
+_log = logging.getLogger(__name__)
+
+
+class Steps(Protocol):
+    """What the host needs of an engine."""
+
+    tokenizer: Tokenizer
+    config: EngineConfig
+
+    @property
+    def busy(self) -> bool: ...
+
+    def submit(self, request: Request) -> str: ...
+
+    def cancel(self, name: str) -> None: ...
+
+    def step(self) -> list[StepOutput]: ...
+
+
+class Observer(Protocol):
+    """Sees what passes, on the event loop's thread."""
+
+    def opened(self, stream: Stream) -> None: ...
+
+    def output(self, stream: Stream, output: StepOutput) -> None: ...
+
+    def closed(self, stream: Stream, finished: bool) -> None: ...
+
+
+class Stream(AsyncIterator[StepOutput]):
+    """One request's outputs as they come. `close` cancels what has not finished; it may be called at any time, twice too.
+
+    started and latest are when it was submitted and when the last output came, by `time.perf_counter`.
+    """
+
+    def __init__(self, host: Host, request: Request, name: str) -> None:
+        self.request = request
+        self.name = name
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.started = self.latest = time.perf_counter()
+        self.num_outputs = 0
+        self._host = host
+        self._outputs: asyncio.Queue[StepOutput | PacelineError] = asyncio.Queue()
+        self._ended = False
+
+    def put(self, item: StepOutput | PacelineError) -> None:
+        self._outputs.put_nowait(item)
+
+    async def __anext__(self) -> StepOutput:
+        if self._ended:
+            raise StopAsyncIteration
+        item = await self._outputs.get()
+        if isinstance(item, PacelineError):
+            self._ended = True
+            raise item
+        self._ended = item.finish is not None
+        return item
+
+    def close(self) -> None:
+        self._ended = True
+        self._host.forget(self)
+
+
+@dataclass(frozen=True)
+class _Submit:
+    name: str
+    request: Request
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    name: str
+
+
+class _Stop:
+    pass
+
+
+class Host:
+    """Runs an engine for an event loop. Everything but the engine's own calls happens on the loop's thread.
+
+    At most `max_open` requests are under way, waiting ones included; one more raises Overloaded. `capacity` is the most
+    tokens a prompt and its output may have together.
+    """
+
+    def __init__(
+        self,
+        engine: Steps,
+        *,
+        capacity: int | None = None,
+        max_open: int | None = None,
+        observer: Observer | None = None,
+        warm_up: Callable[[], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = engine.tokenizer
+        self.capacity = capacity or engine.config.max_context or 0
+        self.max_open = max_open or 4 * engine.config.max_batch
+        self.state = "starting"  # then ready, draining, stopped or crashed
+        self._observer = observer
+        self._warm_up = warm_up
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
+        self._open: dict[str, Stream] = {}
+        self._numbers = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def start(self) -> None:
+        """Starts the engine's thread for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def submit(self, request: Request) -> Stream:
+        """Hands a request to the engine and waits until it is accepted. The caller closes the stream.
+
+        Raises the engine's RequestError for one that cannot be served, Overloaded, or EngineStopped.
+        """
+        if self.state in ("crashed", "stopped"):
+            raise EngineStopped("the engine has stopped; see the server's log")
+        if self.state == "draining":
+            raise Overloaded("the server is shutting down", retry_after=10)
+        if len(self._open) >= self.max_open:
+            raise Overloaded(f"{len(self._open)} requests are under way or waiting; try again shortly")
+        name = f"request-{next(self._numbers)}"
+        stream = Stream(self, request, name)
+        self._open[name] = stream
+        if self._observer is not None:
+            self._observer.opened(stream)
+        self._inbox.put(_Submit(name, request))
+        try:
+            await stream.accepted
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def forget(self, stream: Stream) -> None:
+        """Ends a stream: the engine drops the request before its next step. Called by `Stream.close`."""
+        if self._open.pop(stream.name, None) is None:
+            return
+        self._inbox.put(_Cancel(stream.name))
+        if self._observer is not None:
+            self._observer.closed(stream, False)
+
+    def drain(self) -> None:
+        """Takes no more requests; those under way go on."""
+        if self.state in ("starting", "ready"):
+            self.state = "draining"
+
+    async def stop(self) -> None:
+        """Ends the thread; requests still under way raise EngineStopped. Returns when the thread has ended."""
+        self._inbox.put(_Stop())
+        await asyncio.to_thread(self._thread.join)
+        if self.state != "crashed":
+            self._end("stopped")
+
+    def _run(self) -> None:
+        try:
+            if self._warm_up is not None:
+                self._warm_up()
+            self._call(self._ready)
+            while self._read_inbox():
+                if self.engine.busy:
+                    outputs = self.engine.step()
+                    if outputs:
+                        self._call(self._deliver, outputs)
+        except BaseException:
+            _log.critical("the engine's thread ended by an error; every request will fail", exc_info=True)
+            self._call(self._end, "crashed")
+
+    def _read_inbox(self) -> bool:
+        """Does what the handlers ask for, waiting for it while there is nothing to compute; False to stop."""
+        while not self.engine.busy or not self._inbox.empty():
+            order = self._inbox.get()
+            if isinstance(order, _Stop):
+                return False
+            if isinstance(order, _Cancel):
+                self.engine.cancel(order.name)
+            else:
+                self._submit(order)
+        return True
+
+    def _submit(self, order: _Submit) -> None:
+        request = order.request
+        try:
+            self.engine.submit(
+                Request(request.prompt, request.sampling, request.sources, request.margin, id=order.name)
+            )
+        except PacelineError as error:
+            self._call(self._accept, order.name, error)
+        except Exception:  # a bug that one request met; the engine has not taken it, the others go on
+            _log.exception("request %s could not be submitted", order.name)
+            self._call(self._accept, order.name, EngineStopped("the engine failed on this request"))
+        else:
+            self._call(self._accept, order.name, None)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Runs `function` on the loop's thread; nothing where the loop is gone already."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _ready(self) -> None:
+        if self.state == "starting":
+            self.state = "ready"
+
+    def _accept(self, name: str, error: PacelineError | None) -> None:
+        stream = self._open.get(name)
+        if stream is None or stream.accepted.done():
+            return
+        if error is None:
+            stream.accepted.set_result(None)
+        else:
+            stream.accepted.set_exception(error)
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            stream = self._open.get(output.request_id)
+            if stream is None:
+                continue
+            if self._observer is not None:
+                self._observer.output(stream, output)
+            stream.latest = time.perf_counter()
+            stream.num_outputs += 1
+            stream.put(output)
+            if output.finish is not None:
+                del self._open[stream.name]
+                if self._observer is not None:
+                    self._observer.closed(stream, True)
+
+    def _end(self, state: str) -> None:
+        self.state = state
+        error = EngineStopped("the engine has stopped; see the server's log")
+        for stream in list(self._open.values()):
+            if not stream.accepted.done():
+                stream.accepted.set_exception(error)
+            stream.put(error)
+            self.forget(stream)

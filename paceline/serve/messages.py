@@ -1,0 +1,265 @@
+"""POST /v1/messages and /v1/messages/count_tokens, in Anthropic's form."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from msgspec import Struct
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from paceline.errors import BadField
+from paceline.models.tokenizer import Tokenizer
+from paceline.serve.conversation import Message, call, fold_systems, tool
+from paceline.serve.sampling import checked_limit
+from paceline.serve.service import Answer, Service, aside, joined
+from paceline.serve.tools import Event, Text
+from paceline.serve.wire import ANTHROPIC, EventStream, event, read_body, reply, unless_gone
+from paceline.types import FinishReason, Request, Sampling
+
+_BILLING = "x-anthropic-billing-header"  # differs from session to session, which would spoil a shared prefix
+_DROPPED = ("thinking", "redacted_thinking")
+
+
+class Block(Struct):
+    """A content block of any type: the fields of all those that are read."""
+
+    type: str
+    text: str | None = None
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] | None = None
+    tool_use_id: str = ""
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+
+
+class InputMessage(Struct):
+    role: str
+    content: str | list[Block]
+
+
+class InputTool(Struct):
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+
+class ToolChoice(Struct):
+    type: str
+
+
+class CountBody(Struct, kw_only=True):
+    model: str
+    messages: list[InputMessage]
+    system: str | list[Block] | None = None
+    tools: list[InputTool] | None = None
+    tool_choice: ToolChoice | None = None
+
+    @property
+    def active_tools(self) -> list[InputTool]:
+        """The tools that may be called, server tools left out. Raises BadField for a choice that must be enforced."""
+        choice = "auto" if self.tool_choice is None else self.tool_choice.type
+        if choice not in ("auto", "none"):
+            raise BadField("tool_choice can be auto or none: a call cannot be forced yet", "tool_choice")
+        return [] if choice == "none" else [each for each in self.tools or () if each.input_schema is not None]
+
+
+class MessagesBody(CountBody, kw_only=True):
+    max_tokens: int
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+
+
+def encode(tokenizer: Tokenizer, body: CountBody) -> list[int]:
+    """The prompt's tokens. Those of a conversation's next turn begin with them."""
+    tools = [tool(each.name, each.description or "", each.input_schema or {}) for each in body.active_tools]
+    return tokenizer.encode_chat(template_messages(body), tools or None)
+
+
+def template_messages(body: CountBody) -> list[Message]:
+    """As chat templates take them; a string is one text block, and `cache_control` is nothing."""
+    if not body.messages:
+        raise BadField("messages: at least one message is required", "messages")
+    system = body.system if body.system is not None else []
+    plain: list[Message] = [
+        {"role": "system", "content": text}
+        for text in _texts(system, "system")
+        if text and not text.startswith(_BILLING)
+    ]
+    for index, message in enumerate(body.messages):
+        field = f"messages.{index}.content"
+        if message.role == "assistant":
+            plain.append(_assistant(message.content, field))
+        elif message.role == "user":
+            plain += _user(message.content, field)
+        elif message.role == "system":
+            plain.append({"role": "system", "content": "\n\n".join(_texts(message.content, field))})
+        else:
+            raise BadField(f"messages.{index}.role: there is no role {message.role!r}", f"messages.{index}.role")
+    return fold_systems(plain)
+
+
+def _texts(content: str | list[Block], field: str) -> list[str]:
+    """The text of each block. Raises BadField for a block that is no text."""
+    if isinstance(content, str):
+        return [content]
+    for index, block in enumerate(content):
+        if block.type not in ("text", *_DROPPED):
+            raise BadField(f"{field}.{index}: blocks of type {block.type!r} are not supported here", field)
+    return [block.text or "" for block in content if block.type == "text"]
+
+
+def _assistant(content: str | list[Block], field: str) -> Message:
+    blocks = [] if isinstance(content, str) else [each for each in content if each.type == "tool_use"]
+    rest: str | list[Block] = content
+    if not isinstance(content, str):
+        rest = [each for each in content if each.type != "tool_use"]
+    message: Message = {"role": "assistant", "content": "\n\n".join(_texts(rest, field))}
+    if blocks:
+        message["tool_calls"] = [call(each.name, each.input or {}, each.id) for each in blocks]
+    return message
+
+
+def _user(content: str | list[Block], field: str) -> list[Message]:
+    """Tool results as messages of their own, then the text."""
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    results: list[Message] = []
+    for block in content:
+        if block.type == "tool_result":
+            text = "\n\n".join(_texts(block.content or "", f"{field}.tool_result"))
+            text = f"Error: {text}" if block.is_error else text
+            results.append({"role": "tool", "content": text, "tool_call_id": block.tool_use_id})
+    texts = _texts([each for each in content if each.type != "tool_result"], field)
+    return results + ([{"role": "user", "content": "\n\n".join(texts)}] if texts or not results else [])
+
+
+async def messages(service: Service, http: HttpRequest) -> Response:
+    body = await read_body(http, MessagesBody, service.body_limit)
+    service.check_model(body.model, "claude")
+    checked_limit(body.max_tokens, "max_tokens")
+    parser = service.parser(body.active_tools)
+    sampling = Sampling(
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),
+        stop=tuple(body.stop_sequences or ()),
+    )
+    prompt = await aside(encode, service.host.tokenizer, body)
+    answer = await service.start(Request(prompt, service.fit(prompt, sampling, body.max_tokens)), parser)
+    writer = _Writer(body, answer, service.host.tokenizer)
+    if body.stream:
+        return EventStream(writer.stream(), ANTHROPIC, answer.close)
+    try:
+        return reply(await unless_gone(http.receive, writer.whole()))
+    finally:
+        answer.close()
+
+
+async def count_tokens(service: Service, http: HttpRequest) -> Response:
+    body = await read_body(http, CountBody, service.body_limit)
+    service.check_model(body.model, "claude")
+    return reply({"input_tokens": len(await aside(encode, service.host.tokenizer, body))})
+
+
+class _Writer:
+    """Writes an answer as a message or as its events: blocks in turn, each opened, filled and closed."""
+
+    def __init__(self, body: MessagesBody, answer: Answer, tokenizer: Tokenizer) -> None:
+        self._body = body
+        self._answer = answer
+        self._tokenizer = tokenizer
+        self._id = f"msg_{secrets.token_hex(12)}"
+        self._called = False
+
+    async def whole(self) -> dict[str, Any]:
+        events: list[Event] = []
+        async for more, _ in self._answer.pieces():
+            events += more
+        content = [self._block(each, whole=True) for each in joined(events)]
+        reason, stop = self._end()
+        return self._message(content, self._usage()) | {"stop_reason": reason, "stop_sequence": stop}
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        start = {"input_tokens": len(self._answer.stream.request.prompt), "output_tokens": 0}
+        cache = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}  # known at the end: message_delta
+        yield _event("message_start", message=self._message([], start | cache))
+        yield _event("ping")
+        index, text_open = 0, False
+        async for events, _ in self._answer.pieces():
+            for each in joined(events):
+                if text_open and not isinstance(each, Text):
+                    yield _event("content_block_stop", index=index)
+                    index, text_open = index + 1, False
+                if not text_open:
+                    yield _event("content_block_start", index=index, content_block=self._block(each, whole=False))
+                if isinstance(each, Text):
+                    text_open = True
+                    yield _event("content_block_delta", index=index, delta={"type": "text_delta", "text": each.text})
+                else:
+                    delta = {"type": "input_json_delta", "partial_json": each.arguments}
+                    yield _event("content_block_delta", index=index, delta=delta)
+                    yield _event("content_block_stop", index=index)
+                    index += 1
+        if text_open:
+            yield _event("content_block_stop", index=index)
+        reason, stop = self._end()
+        yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=self._usage())
+        yield _event("message_stop")
+
+    def _message(self, content: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._body.model,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage,
+        }
+
+    def _block(self, each: Event, whole: bool) -> dict[str, Any]:
+        if isinstance(each, Text):
+            return {"type": "text", "text": each.text if whole else ""}
+        self._called = True
+        arguments = json.loads(each.arguments) if whole else {}
+        return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": each.name, "input": arguments}
+
+    def _usage(self) -> dict[str, int]:
+        usage = self._answer.usage
+        return {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "output_tokens": usage.output_tokens,
+        }
+
+    def _end(self) -> tuple[str, str | None]:
+        """(stop_reason, stop_sequence)."""
+        answer = self._answer
+        if answer.finish is FinishReason.LENGTH:
+            whole = answer.stream.request.sampling.max_tokens == self._body.max_tokens
+            return ("max_tokens" if whole else "model_context_window_exceeded"), None
+        if not answer.ended_by_token:
+            return "stop_sequence", self._stop_sequence()
+        return ("tool_use" if self._called else "end_turn"), None
+
+    def _stop_sequence(self) -> str | None:
+        """The stop sequence that ended the output: the one that is whole first."""
+        stops = self._body.stop_sequences or []
+        text = b"".join(self._tokenizer.token_bytes(each) for each in self._answer.tokens).decode("utf-8", "replace")
+        found = [(place + len(stop), place, stop) for stop in stops if (place := text.find(stop)) >= 0]
+        return min(found)[2] if found else None
+
+
+def _event(name: str, **fields: Any) -> bytes:
+    return event({"type": name, **fields}, name)

@@ -1,0 +1,191 @@
+"""Bodies in, replies and errors out: what is the same for every endpoint, and the two APIs' forms of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from paceline.errors import (
+    BadField,
+    BodyTooLarge,
+    ContextExceeded,
+    InputError,
+    NotFound,
+    Overloaded,
+    PacelineError,
+    RequestError,
+    Unauthorized,
+    UnknownModel,
+)
+
+_log = logging.getLogger(__name__)
+Body = TypeVar("Body")
+Result = TypeVar("Result")
+
+
+async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
+    """The request's JSON body. Raises BodyTooLarge, or BadField for what is no JSON or does not fit `kind`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes; the limit is {limit}")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(f"the body has more than the limit of {limit} bytes")
+        parts.append(part)
+    try:
+        return msgspec.json.decode(b"".join(parts), type=kind)
+    except msgspec.ValidationError as error:
+        found = re.search(r" - at `\$\.?(.*)`$", str(error))
+        raise BadField(str(error), found[1] if found else "") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadField(f"the body is no JSON: {error}") from error
+
+
+def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def event(content: Any, name: str = "") -> bytes:
+    """One server-sent event."""
+    head = b"event: " + name.encode() + b"\n" if name else b""
+    return head + b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    status: int
+    openai: str
+    anthropic: str
+    code: str | None = None
+
+
+_INTERNAL = _Kind(500, "server_error", "api_error")
+_KINDS: tuple[tuple[type[PacelineError], _Kind], ...] = (
+    (ContextExceeded, _Kind(400, "invalid_request_error", "invalid_request_error", "context_length_exceeded")),
+    (RequestError, _Kind(400, "invalid_request_error", "invalid_request_error")),
+    (InputError, _Kind(400, "invalid_request_error", "invalid_request_error")),
+    (Unauthorized, _Kind(401, "authentication_error", "authentication_error", "invalid_api_key")),
+    (NotFound, _Kind(404, "not_found_error", "not_found_error")),
+    (UnknownModel, _Kind(404, "not_found_error", "not_found_error", "model_not_found")),
+    (BodyTooLarge, _Kind(413, "invalid_request_error", "request_too_large")),
+    (Overloaded, _Kind(429, "rate_limit_error", "overloaded_error", "overloaded")),
+)
+
+
+def _kind(error: PacelineError) -> _Kind:
+    return next((kind for each, kind in _KINDS if isinstance(error, each)), _INTERNAL)
+
+
+class OpenAIForm:
+    """Errors as OpenAI's API words them."""
+
+    def status(self, error: PacelineError) -> int:
+        return _kind(error).status
+
+    def body(self, error: PacelineError) -> dict[str, Any]:
+        kind = _kind(error)
+        field = error.field or None if isinstance(error, BadField) else None
+        return {"error": {"message": str(error), "type": kind.openai, "param": field, "code": kind.code}}
+
+    def event(self, error: PacelineError) -> bytes:
+        return event(self.body(error))
+
+    def response(self, error: PacelineError) -> Response:
+        headers = {"retry-after": str(error.retry_after)} if isinstance(error, Overloaded) else {}
+        if isinstance(error, Unauthorized):
+            headers["www-authenticate"] = "Bearer"
+        return reply(self.body(error), self.status(error), headers)
+
+
+class AnthropicForm(OpenAIForm):
+    """Errors as Anthropic's API words them; an overload is its own 529."""
+
+    def status(self, error: PacelineError) -> int:
+        return 529 if isinstance(error, Overloaded) else _kind(error).status
+
+    def body(self, error: PacelineError) -> dict[str, Any]:
+        return {"type": "error", "error": {"type": _kind(error).anthropic, "message": str(error)}}
+
+    def event(self, error: PacelineError) -> bytes:
+        return event(self.body(error), "error")
+
+
+OPENAI, ANTHROPIC = OpenAIForm(), AnthropicForm()
+
+
+def form_for(path: str) -> OpenAIForm:
+    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
+    """What `work` gives; where the client goes first, `work` is cancelled and ClientDisconnect raised.
+
+    The request's body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class EventStream(Response):
+    """Server-sent events. However it ends, `close` is called; a client that goes ends it at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIForm, close: Callable[[], None]) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._form = form
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                await unless_gone(receive, self._send(send))
+        finally:
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with contextlib.aclosing(self._events) as events:
+            try:
+                async for each in events:
+                    await send({"type": "http.response.body", "body": each, "more_body": True})
+            except PacelineError as error:
+                last = self._form.event(error)
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+            except OSError:
+                return
+            except Exception:
+                _log.exception("a stream failed")
+                last = self._form.event(PacelineError("the server failed; its log says why"))
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
