@@ -27,10 +27,13 @@ class KVCache:
         self.num_pages = num_pages
         shape = (num_layers, 2, num_pages * page_size, num_kv_heads, head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self._layers = [
+            (layer[0], layer[1]) for layer in self.data
+        ]  # a view costs more than the work of a small step's op
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, [slots, kv_heads, dim] each."""
-        return self.data[index, 0], self.data[index, 1]
+        return self._layers[index]
 
 
 def page_bytes(num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

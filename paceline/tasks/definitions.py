@@ -82,7 +82,7 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
         reached = stop
         place = _twin(lines, snippet[header], text, taken)
         if place is None:
-            if may_be_renamed(lines, snippet, header):
+            if _may_be_renamed(lines, snippet, header):
                 doubts.append(f"{snippet[header].strip()!r} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
@@ -93,14 +93,9 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
         waiting = []
         first = block_start(lines, place) if start < header else place
         taken = block_end(lines, place)
-        shown = _shown_to(lines[place:taken], snippet[header:stop])
-        if shown < taken - place and not _begins(lines[place:taken], snippet[header:stop]):
-            doubts.append(f"{snippet[header].strip()!r} is not shown to its end: what follows may stay or go")
-        names = {defined(line) for line in text}
-        if any(defined(line) not in names for line in lines[place : place + shown] if defined(line)):
-            doubts.append(
-                f"{snippet[header].strip()!r} is shown without definitions that are in it: they may stay or go"
-            )
+        block = lines[place:taken]
+        shown = _shown_to(block, snippet[header:stop])
+        doubts += _doubts(lines, block, snippet[header:stop], shown)
         edits.append((first, place + shown, _moved(text, snippet[header], lines[place])))
     if not edits:
         return None
@@ -113,11 +108,27 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
     return result + lines[reached:], tuple(doubts)
 
 
-def may_be_renamed(lines: list[str], snippet: list[str], row: int) -> bool:
-    """Whether the file has no definition of this name, and one that the snippet does not name holds most of its lines."""
+def _doubts(lines: list[str], block: list[str], text: list[str], shown: int) -> list[str]:
+    """What speaks against replacing the first `shown` lines of a definition in the file by the same one in a snippet."""
+    header = text[0].strip()
+    body = {line.strip() for line in text if len(line.strip()) > 2}
+    gone = {line.strip() for line in block[:shown] if len(line.strip()) > 2}
+    named = {defined(line) for line in text}
+    doubts = []
+    if shown < len(block) and not _begins(block, text):
+        doubts.append(f"{header!r} is not shown to its end: what follows may stay or go")
+    if sum(defined(line) == defined(text[0]) for line in lines) > 1 and len(body & gone) * 2 <= len(body):
+        doubts.append(f"the file has {header!r} in several places, and this one is much like none")
+    if len(gone - body) > len(body):
+        doubts.append(f"more of {header!r} would go than the edit shows")
+    if any(defined(line) not in named for line in block[:shown] if defined(line)):
+        doubts.append(f"{header!r} is shown without definitions that are in it: they may stay or go")
+    return doubts
+
+
+def _may_be_renamed(lines: list[str], snippet: list[str], row: int) -> bool:
+    """Whether a definition of the file that the snippet does not name holds most of the lines of this new one."""
     shown = {defined(line) for line in snippet}
-    if defined(snippet[row]) in {defined(line) for line in lines}:
-        return False
     body = {line.strip() for line in snippet[row + 1 : block_end(snippet, row)]} - {""}
     others = [place for place, line in enumerate(lines) if defined(line) and defined(line) not in shown]
     blocks = ({line.strip() for line in lines[place : block_end(lines, place)]} for place in others)
@@ -148,7 +159,7 @@ def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[
     Not where the snippet is the whole file, from its first line to its last.
     """
     ends = [[line.strip() for line in each if line.strip()] for each in (lines, snippet)]
-    if ends[0][0] == ends[1][0] and ends[0][-1] == ends[1][-1]:
+    if ends[0][:1] == ends[1][:1] and ends[0][-1:] == ends[1][-1:]:
         return snippet, [False] * len(snippet)
     names = {defined(line) for line in lines} - {None}
     cuts = {0, len(snippet)}
@@ -159,19 +170,18 @@ def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[
             cuts |= {block_start(snippet, row), reached}
     result: list[str] = []
     markers: list[bool] = []
+    bare = True  # whether nothing but blank lines has come since the last marker
     for row in range(len(snippet) + 1):
-        if row in cuts and not (markers and not any(line.strip() for line in result[_last(markers) + 1 :])):
-            header = next((line for line in snippet[row:] if line.strip()), "")
-            result.append(" " * indent(header) + "...")
+        if row in cuts and (not markers or not bare):
+            following = next((line for line in snippet[row:] if line.strip()), "")
+            result.append(" " * indent(following) + "...")
             markers.append(True)
+            bare = True
         if row < len(snippet):
             result.append(snippet[row])
             markers.append(False)
+            bare = bare and not snippet[row].strip()
     return result, markers
-
-
-def _last(markers: list[bool]) -> int:
-    return max((row for row, marker in enumerate(markers) if marker), default=-1)
 
 
 def shown_whole(snippet: list[str], markers: list[bool], row: int) -> int | None:

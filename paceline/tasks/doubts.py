@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +12,7 @@ from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
 
 _MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
 _FEW = 3  # file lines that may go without being shown
+_IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
 _CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
 
 
@@ -22,11 +24,14 @@ def doubts_of(
     other: list[str],
     marked: bool,
 ) -> tuple[str, ...]:
-    """Reasons, a sentence each. `other` is the result of an alignment at other costs; `marked` says whether the edit has markers."""
+    """Reasons, a sentence each. `kept` says of each file line whether it is in the `result`.
+
+    `other` is the result of an alignment at other costs; `marked` says whether the edit has markers of its own.
+    """
     doubts = _difference(result, other)
     doubts += _open_edges(lines, placed)
     doubts += repeated(lines, result)
-    doubts += _removed(placed, kept)
+    doubts += _removed(kept)
     doubts += _ends(lines, placed, kept)
     doubts += _replaced(lines, placed, kept, marked)
     doubts += _unchanged_parts(lines, placed)
@@ -46,7 +51,7 @@ def _difference(result: list[str], other: list[str]) -> list[str]:
 
 
 def _open_edges(lines: list[str], placed: Placed) -> list[str]:
-    """A changed line beside a marker: the edit does not show which file lines it replaces."""
+    """A changed line beside a marker, or at an end that is not the file's: what it replaces is not shown."""
     snippet, markers, matches = placed.snippet, placed.markers, placed.matches
     same = [match >= 0 and line == lines[match] for line, match in zip(snippet, matches, strict=True)]
     found = [(row, match) for row, match in enumerate(matches) if match >= 0]
@@ -57,29 +62,23 @@ def _open_edges(lines: list[str], placed: Placed) -> list[str]:
         edges.append(len(snippet))
     for edge in edges:
         for step, determined in ((-1, _ends_definition), (1, _begins_definition)):
-            row = edge + step
-            while _inside(placed, row) and (same[row] or not snippet[row].strip()):
+            row, told = edge + step, 0.0
+            while 0 <= row < len(snippet) and not markers[row] and (same[row] or not snippet[row].strip()):
+                told += weight(snippet[row]) if snippet[row].strip() else 0.0
                 row += step
-            told = sum(weight(line) for line in snippet[min(row, edge) + 1 : max(row, edge)] if line.strip())
-            passed = _inside(placed, row) and told < _CONTEXT and _passed_over(lines, placed, row)
-            if _inside(placed, row) and (passed or not told) and not determined(lines, placed, row):
+            if not 0 <= row < len(snippet) or markers[row] or determined(lines, placed, row):
+                continue
+            if told == 0.0 or (told < _CONTEXT and _passed_over(placed, row)):
                 return [f"{snippet[row].strip()!r} is new where the edit breaks off: what it replaces is not shown"]
     return []
 
 
-def _inside(placed: Placed, row: int) -> bool:
-    return 0 <= row < len(placed.snippet) and not placed.markers[row]
-
-
-def _passed_over(lines: list[str], placed: Placed, row: int) -> bool:
-    """Whether more of the file goes around the new line `row` than comes."""
-    above = next((each for each in range(row, -1, -1) if placed.matches[each] >= 0 or placed.markers[each]), -1)
-    below = next(
-        (each for each in range(row + 1, len(placed.snippet)) if placed.matches[each] >= 0 or placed.markers[each]), -1
-    )
-    if min(above, below) < 0 or placed.markers[above] or placed.markers[below]:
-        return False
-    return placed.matches[below] - placed.matches[above] > below - above
+def _passed_over(placed: Placed, row: int) -> bool:
+    """Whether file lines go where the new line `row` comes."""
+    known = [each for each, match in enumerate(placed.matches) if match >= 0 or placed.markers[each]]
+    above = max((each for each in known if each <= row), default=0)
+    below = min((each for each in known if each > row), default=0)
+    return 0 <= placed.matches[above] < placed.matches[below] - 1
 
 
 def _ends_definition(lines: list[str], placed: Placed, row: int) -> bool:
@@ -99,13 +98,13 @@ def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
     for each in range(row, len(placed.snippet)):
         if defined(placed.snippet[each]):
             return True
-        if placed.markers[each] or not placed.snippet[each].strip().startswith(("@", "#", "//", "/*", "*")):
+        if placed.markers[each] or not placed.snippet[each].strip().startswith(LEADS):
             return False
     return False
 
 
 def repeated(lines: list[str], result: list[str]) -> list[str]:
-    """A definition, or an outermost line, that stands twice in the result in one place, and did not in the file."""
+    """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
     known = Counter(_named(lines))
     for name, count in Counter(_named(result)).items():
         if count > 1 and count > known[name]:
@@ -114,14 +113,14 @@ def repeated(lines: list[str], result: list[str]) -> list[str]:
 
 
 def _named(lines: list[str]) -> list[tuple[str, ...]]:
-    """Each definition by kind and name, after those of the definitions around it; each other outermost line as it is."""
+    """Each definition by kind and name, after those of the definitions around it; each outermost import as it is."""
     around: list[tuple[int, str]] = []
     found = []
     for line in lines:
         if name := defined(line):
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
             found.append(tuple(name for _, name in around))
-        elif not indent(line) and weight(line) >= 1 and not line.startswith(LEADS):
+        elif _IMPORT.match(line):
             found.append((line,))
     return found
 
@@ -140,15 +139,16 @@ def _unchanged_parts(lines: list[str], placed: Placed) -> list[str]:
 
 
 def _replaced(lines: list[str], placed: Placed, kept: Sequence[bool], marked: bool) -> list[str]:
-    """A definition that the edit does not name and that goes, where one of another name comes or no marker is used."""
-    named = {defined(line) for line in placed.snippet}
-    found = [-1, *(match for match in placed.matches if match >= 0), len(lines)]
-    rows = [-1, *(row for row, match in enumerate(placed.matches) if match >= 0), len(placed.snippet)]
-    for (above, below), (first, last) in zip(pairwise(rows), pairwise(found), strict=True):
-        comes = any(defined(line) for line in placed.snippet[above + 1 : below])
-        for row in range(first + 1, last):
-            if not kept[row] and defined(lines[row]) and defined(lines[row]) not in named and (comes or not marked):
-                return [f"{lines[row].strip()!r} would go, which the edit does not name"]
+    """A definition that the edit does not name and that goes, without markers or for a new one under one known line."""
+    snippet, markers = placed.snippet, placed.markers
+    named = {defined(line) for line in snippet}
+    found = [(-1, -1), *((row, match) for row, match in enumerate(placed.matches) if match >= 0)]
+    for (above, first), (below, last) in pairwise([*found, (len(snippet), len(lines))]):
+        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if defined(line) and not kept[row]]
+        comes = any(defined(line) for line in snippet[above + 1 : below])
+        alone = above < 1 or markers[above - 1] or not snippet[above - 1].strip()
+        if (not marked or (comes and alone)) and (unnamed := [line for line in gone if defined(line) not in named]):
+            return [f"{unnamed[0].strip()!r} would go, which the edit does not name"]
     return []
 
 
@@ -165,20 +165,16 @@ def _ends(lines: list[str], placed: Placed, kept: Sequence[bool]) -> list[str]:
 
 
 def _skipped(lines: list[str], placed: Placed) -> list[str]:
-    """File lines between two found ones that go, in a snippet without markers: they may be left out only."""
-    row, reached = -1, -1
-    for each, match in enumerate(placed.matches):
-        if match >= 0:
-            gone = sum(bool(line.strip()) for line in lines[reached + 1 : match])
-            if reached >= 0 and gone > each - row - 1:
-                return [
-                    f"line {reached + 2} of the file and on would go, and the edit has no marker for what it leaves out"
-                ]
-            row, reached = each, match
+    """More file lines than come that go between two found ones, in an edit without markers: it may leave them out."""
+    found = [(row, match) for row, match in enumerate(placed.matches) if match >= 0]
+    for (above, first), (below, last) in pairwise(found):
+        if sum(bool(line.strip()) for line in lines[first + 1 : last]) > below - above - 1:
+            return [f"line {first + 2} of the file and on would go, and the edit has no marker for what it leaves out"]
     return []
 
 
-def _removed(placed: Placed, kept: Sequence[bool]) -> list[str]:
+def _removed(kept: Sequence[bool]) -> list[str]:
+    """Many lines in one place that go."""
     gone = 0
     for number, stays in enumerate([*kept, True]):
         if stays and gone > _MUCH:

@@ -92,9 +92,7 @@ def candidate_merge(code: str, update: str) -> Merge:
     return replace(merge, doubts=doubts)
 
 
-def _place(
-    lines: list[str], snippet: list[str], markers: list[bool], passing: float = 1.0
-) -> Placed:
+def _place(lines: list[str], snippet: list[str], markers: list[bool], passing: float = 1.0) -> Placed:
     """The best alignment. Raises EditNotFound where that finds no line."""
     matches = align(lines, snippet, markers, markers, passing)
     if not any(match >= 0 and weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
