@@ -3,21 +3,23 @@
     python benchmarks/merge.py [--edits FILE] [--limit N]
 
 The snippets of git_edits are made by rule from each commit's difference, in the styles of `STYLES`; rules were tuned
-on train, dev only reports. "exact" is equal to the commit's text, "tree" is exact or equal in syntax tree. For the
-checks, each true result is changed in one way (`MUTATIONS`); "seen" is the share of changed results that are flagged,
-"false_flags" the share of true results that are.
+on train, dev only reports. "exact" is equal to the commit's text, "tree" is exact or equal in syntax tree, "flagged" is
+doubtful or refused, "wrong" neither equal in tree nor flagged. For the checks, each true result is changed in one way
+(`MUTATIONS`); "seen" is the share of changed results that are flagged, "false_flags" the share of true results that are.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import common
 import edits
 from common import finish, quantiles
 from edits import Case
@@ -25,14 +27,85 @@ from edits import Case
 from paceline.errors import InputError
 from paceline.tasks.checks import check, same_syntax_tree
 from paceline.tasks.merge import candidate_merge
-from paceline.tasks.snippet import is_marker, snippet_of
+from paceline.tasks.snippet import comment_leader, is_marker, snippet_of
 
-STYLES: dict[str, Callable[[Case], str]] = {
+_PARAPHRASES = (
+    "# ...", "# rest unchanged", "// ...", "# (rest of the code stays the same)", "# ... unchanged ...", "# existing code",
+    "# [rest of the file]", "# same as before", "# ... (other methods)", "# keep the rest as is", "...",
+)  # fmt: skip
+_MARKER = re.compile(r"^# \.\.\. existing code \.\.\.\n", re.MULTILINE)
+
+
+def paraphrased(case: Case) -> str:
+    """The case's snippet with markers in other words."""
+    words = random.Random(case.update).choice(_PARAPHRASES)
+    lines = case.update.splitlines(keepends=True)
+    return "".join(re.sub(r"\S.*", words, line, count=1) if is_marker(line) else line for line in lines)
+
+
+def unmarked(case: Case) -> str:
+    """The parts of the case's snippet, one after the other."""
+    return "".join(line for line in case.update.splitlines(keepends=True) if not is_marker(line))
+
+
+def marked_inside(case: Case) -> str:
+    """The case's snippet with markers between its parts only."""
+    return "# ... existing code ...\n".join(_parts(case.update))
+
+
+def functions_unmarked(case: Case) -> str | None:
+    """Changed functions whole, other changes with two lines around; None where a part begins inside a function."""
+    parts = [part.strip("\n") for part in _MARKER.split(edits.functions_snippet(case)) if part.strip()]
+    whole = all(not part[0].isspace() or re.match(r"\s*(@|async def|def|class)\b", part) for part in parts)
+    return "\n\n".join(parts) + "\n" if whole else None
+
+
+def led_up_to(case: Case) -> str:
+    """Each change with three lines before it and none after it."""
+    new = case.after.splitlines()
+    rows: set[int] = set()
+    for _, _, _, first, last in edits.opcodes(case.before.splitlines(), new):
+        rows |= set(range(max(0, first - 3), last))
+    pieces: list[str] = []
+    reached = 0
+    for row in [*sorted(rows), len(new)]:
+        if row > reached:
+            pieces.append("# ... existing code ...")
+        pieces += new[row : row + 1]
+        reached = row + 1
+    return "\n".join(pieces) + "\n"
+
+
+def _parts(update: str) -> list[str]:
+    parts = [""]
+    for line in update.splitlines(keepends=True):
+        parts = [*parts, ""] if is_marker(line) else [*parts[:-1], parts[-1] + line]
+    return [part for part in parts if part.strip()]
+
+
+def replies(markers: bool) -> list[Case]:
+    """What models wrote to replace code (aider's REPLACE parts), without what they wanted replaced."""
+    cases = []
+    for record in common.read_records(common.data_path("edits/aider_llm_edits.jsonl.gz")):
+        opening, closing = comment_leader(record["path"])
+        marker = f"{opening}... existing code ...{closing}\n" if markers else "\n"
+        parts = "".join(block["replace"].rstrip("\n") + "\n" + marker for block in record["blocks"])
+        cases.append(Case(record["path"], record["before"], (marker if markers else "") + parts, record["after"]))
+    return cases
+
+
+STYLES: dict[str, Callable[[Case], str | None]] = {
     "3 lines around": lambda case: case.update,
     "2 lines around": lambda case: snippet_of(case.before, case.after, case.path, 2),
     "1 line around": lambda case: snippet_of(case.before, case.after, case.path, 1),
     "whole functions": edits.functions_snippet,
+    "whole functions, no marker": functions_unmarked,
+    "one function, no marker": edits.lone_function,
     "at the left margin": edits.dedented_snippet,
+    "markers in other words": paraphrased,
+    "markers inside only": marked_inside,
+    "no marker": unmarked,
+    "lines before only": led_up_to,
 }
 Mutation = Callable[[Case, random.Random], str | None]
 
@@ -48,14 +121,12 @@ def main() -> None:
     train = edits.git_cases(arguments.edits, "train", arguments.limit)
     dev = edits.git_cases(arguments.edits, "dev", arguments.limit)
     sets = {
-        f"{split}, {style}": [replace(case, update=make(case)) for case in cases]
+        f"{split}, {style}": [replace(case, update=update) for case in cases if (update := make(case))]
         for split, cases in (("train", train), ("dev", dev))
         for style, make in STYLES.items()
     }
-    for split, cases in (("train", train), ("dev", dev)):
-        alone = [(case, edits.lone_function(case)) for case in cases]
-        sets[f"{split}, one function, no marker"] = [replace(case, update=text) for case, text in alone if text]
     sets["aider blocks"] = edits.block_cases()
+    sets["aider replies"], sets["aider replies, no marker"] = replies(True), replies(False)
     sets["continue lazy (white space aside)"] = edits.lazy_cases()
     merges = {name: measure(name, cases, arguments.show) for name, cases in sets.items()}
     long_file = one_long_file(train)
@@ -67,8 +138,8 @@ def main() -> None:
 
 
 def measure(name: str, cases: list[Case], show: bool) -> dict[str, Any]:
-    """How many candidate merges are the true result."""
-    exact = tree = refused = 0
+    """How many candidate merges are the true result, how many are flagged, and how many wrong: neither."""
+    exact = tree = refused = flagged = wrong = 0
     seconds = []
     for case in cases:
         began = time.perf_counter()
@@ -79,13 +150,19 @@ def measure(name: str, cases: list[Case], show: bool) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         right = text == case.after if "lazy" not in name else text.split() == case.after.split()
         exact += right
-        tree += right or same_syntax_tree(text, case.after, case.path)
+        equal = right or same_syntax_tree(text, case.after, case.path)
+        tree += equal
+        doubtful = bool(check(case.before, case.update, text, case.path))
+        flagged += doubtful
+        wrong += not equal and not doubtful
         if show and not right:
             print(f"  not exact: {case.path}")
-    counts = {"cases": len(cases), "exact": exact, "tree": tree, "refused": refused}
+    counts = {"cases": len(cases), "exact": exact, "tree": tree, "refused": refused, "flagged": flagged, "wrong": wrong}
     rate = exact / max(1, len(cases))
     times = {part: round(1000 * value, 2) for part, value in quantiles(seconds).items()}
-    print(f"{name:36} exact {exact:4} of {len(cases):4} ({rate:.1%}), tree {tree:4}, refused {refused}")
+    print(
+        f"{name:36} exact {exact:4} of {len(cases):4} ({rate:.1%}), tree {tree:4}, flagged {flagged:4}, wrong {wrong:3}"
+    )
     return {**counts, "exact_rate": round(rate, 4), "milliseconds": times}
 
 

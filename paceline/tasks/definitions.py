@@ -161,6 +161,8 @@ def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[
     ends = [[line.strip() for line in each if line.strip()] for each in (lines, snippet)]
     if ends[0][:1] == ends[1][:1] and ends[0][-1:] == ends[1][-1:]:
         return snippet, [False] * len(snippet)
+    full = [row for row, line in enumerate(snippet) if line.strip()]
+    snippet = snippet[full[0] : full[-1] + 1]
     names = {defined(line) for line in lines} - {None}
     cuts = {0, len(snippet)}
     reached = 0

@@ -219,6 +219,80 @@ def test_a_place_that_is_not_sure_is_in_doubt() -> None:
     assert not sure.doubts
 
 
+def doubts(update: str, code: str = FILE) -> str:
+    return "; ".join(candidate_merge(code, update).doubts)
+
+
+@pytest.mark.parametrize(
+    "marker", ["# rest unchanged", "// ...", "# (the rest stays the same)", "# [rest of the file]"]
+)
+def test_a_comment_of_nothing_but_words_for_left_out_code_is_a_marker(marker: str) -> None:
+    update = f"import os\nimport sys\nimport time\n\n\n{marker}\n"
+    assert merged(update) == FILE.replace("import sys\n", "import sys\nimport time\n")
+
+
+def test_decorators_shown_with_a_definition_replace_the_old_ones() -> None:
+    code = FILE.replace("def main", "@cached(\n    size=3,\n)\ndef main")
+    update = "# ... existing code ...\n@cached(size=4)\ndef main():\n    store = Store(sys.argv[1])\n"
+    assert merged(update + "# ... existing code ...\n", code) == FILE.replace("def main", "@cached(size=4)\ndef main")
+
+
+def test_imports_and_a_method_without_markers_leave_what_is_between() -> None:
+    update = "import os\nimport sys\nimport time\n\n    def get(self, name):\n        return load(name)\n"
+    expected = FILE.replace("import sys\n", "import sys\nimport time\n").replace(
+        "        path = os.path.join(self.root, name)\n        return load(path)\n", "        return load(name)\n"
+    )
+    assert merged(update) == expected
+
+
+def test_a_definition_that_breaks_off_keeps_its_rest() -> None:
+    update = "    def put(self, name, data):\n        path = os.path.join(self.root, name)\n"
+    assert merged(update) == FILE.replace("put(self, name, text)", "put(self, name, data)")
+    assert "not shown to its end" in doubts(update)
+
+
+def test_a_definition_shown_as_it_is_stays_whole_without_doubt() -> None:
+    update = "def load(path):\n    return open(path).read()\n\n\nclass Store:\n"
+    assert merged(update).endswith(FILE[FILE.index("class Store") :])
+    assert not doubts(update)
+
+
+def test_blank_lines_around_a_snippet_without_markers_do_not_matter() -> None:
+    update = "import os\nimport sys\nimport time\n"
+    assert merged(f"\n\n{update}\n\n") == merged(update) == FILE.replace("import sys\n", "import sys\nimport time\n")
+
+
+def test_the_file_goes_on_where_a_snippet_marks_neither_end() -> None:
+    update = "def load(path):\n    with open(path, 'rb') as file:\n# ... existing code ...\n    def get(self, name):\n        "
+    update += "path = os.path.join(self.root, 'x', name)\n        return load(path)\n"
+    assert merged(update).endswith(FILE[FILE.index("    def put") :])
+    assert merged(update).startswith("import os\nimport sys\n")
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ("# ... existing code ...\n        self.root = root\n        self.cache = {}\n# ... existing code ...\n", "breaks off"),
+        ("# ... existing code ...\nimport os\nimport sys\n# ... existing code ...\ndef main():\n    pass\n", "changes nothing"),
+        ("# ... existing code ...\nclass Store:\n# ... existing code ...\n", "the edit changes nothing"),
+        ("class Store:\n    def __init__(self, root, size):\n        self.root = str(root)\n", "without definitions"),
+        ("def put(self):\n    return 1\n", "more of"),
+        ("def read(path):\n    with open(path) as file:\n        return file.read()\n\n\ndef main():\n    1\n", "another name"),
+        ("import sys\n\n\nclass Store:\n    def __init__(self, root):\n        self.root = root\n\n    value = 1\n"
+         "    def put(self, name, text):\n", "no marker for what it leaves out"),
+        ("import sys\nimport os\n# ... existing code ...\n", "would stand twice"),
+    ],
+)  # fmt: skip
+def test_what_the_snippet_does_not_determine_is_in_doubt(update: str, words: str) -> None:
+    assert words in doubts(update)
+
+
+def test_a_method_that_several_classes_have_is_in_doubt() -> None:
+    code = "class A:\n    def get(self):\n        return one\n\n\nclass B:\n    def get(self):\n        return two\n"
+    assert "several places" in doubts("    def get(self):\n        return three\n", code)
+    assert not doubts("    def get(self):\n        return two  # 2\n        return two\n", code)
+
+
 def test_kept_says_which_lines_of_the_file_are_in_the_result() -> None:
     merge = candidate_merge(FILE, "import os\n\n\ndef load(path):\n# ... existing code ...\n")
     lines = FILE.splitlines()
