@@ -18,8 +18,8 @@ def cache_dir() -> Path:
 def settle_threads() -> None:
     """Lets OpenMP's threads wait for each other a few microseconds only before they sleep; before torch is imported.
 
-    Left alone they spin for milliseconds, and where another process wants a core, every wait of a step lasts as long:
-    a model that decodes 160 tokens a second then decodes two, with this 30. `GOMP_SPINCOUNT` in the environment wins.
+    Left alone they spin for milliseconds, and where another process wants a core, every one of a step's hundreds of waits
+    lasts as long. `GOMP_SPINCOUNT` in the environment wins.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -19,7 +19,7 @@ from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
 from paceline.serve.service import MORPH_MODELS, Answer, Service, aside, joined, usage_of
 from paceline.serve.tools import Call, Event, Text
-from paceline.serve.wire import OPENAI, EventStream, event, read_body, reply, unless_gone
+from paceline.serve.wire import OPENAI, event, read_body, reply, written
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob
 
 
@@ -139,13 +139,7 @@ async def chat(service: Service, http: HttpRequest) -> Response:
     sampling = body.sampling(body.num_logprobs, tokenizer.vocab_size)
     request = await aside(_request, service, body, sampling)
     answer = await service.start(request, parser)
-    writer = Writer(body, answer, tokenizer)
-    if body.stream:
-        return EventStream(writer.stream(), OPENAI, answer.close)
-    try:
-        return reply(await unless_gone(http.receive, writer.whole()))
-    finally:
-        answer.close()
+    return await written(http, Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 
 def _request(service: Service, body: ChatBody, sampling: Sampling) -> Request:

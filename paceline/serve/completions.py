@@ -15,7 +15,7 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.serve.sampling import SamplingBody, checked_limit
 from paceline.serve.service import Answer, Service, aside, usage_of
 from paceline.serve.tools import PlainParser, Text
-from paceline.serve.wire import OPENAI, EventStream, event, read_body, reply, unless_gone
+from paceline.serve.wire import OPENAI, event, read_body, written
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob
 
 _FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -42,13 +42,7 @@ async def completions(service: Service, http: HttpRequest) -> Response:
     ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
     sampling = body.sampling(body.logprobs, tokenizer.vocab_size, ends)
     answer = await service.start(await aside(_request, service, body, sampling), PlainParser())
-    writer = _Writer(body, answer, tokenizer)
-    if body.stream:
-        return EventStream(writer.stream(), OPENAI, answer.close)
-    try:
-        return reply(await unless_gone(http.receive, writer.whole()))
-    finally:
-        answer.close()
+    return await written(http, _Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 
 def _request(service: Service, body: CompletionBody, sampling: Sampling) -> Request:

@@ -17,7 +17,7 @@ from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import checked_limit
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Event, Text
-from paceline.serve.wire import ANTHROPIC, EventStream, event, read_body, reply, unless_gone
+from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
 from paceline.types import FinishReason, Request, Sampling
 
 _BILLING = "x-anthropic-billing-header"  # differs from session to session, which would spoil a shared prefix
@@ -155,13 +155,9 @@ async def messages(service: Service, http: HttpRequest) -> Response:
     )
     prompt = await aside(encode, service.host.tokenizer, body)
     answer = await service.start(Request(prompt, service.fit(prompt, sampling, body.max_tokens)), parser)
-    writer = _Writer(body, answer, service.host.tokenizer)
-    if body.stream:
-        return EventStream(writer.stream(), ANTHROPIC, answer.close)
-    try:
-        return reply(await unless_gone(http.receive, writer.whole()))
-    finally:
-        answer.close()
+    return await written(
+        http, _Writer(body, answer, service.host.tokenizer), bool(body.stream), ANTHROPIC, answer.close
+    )
 
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from paceline.engine.engine import Engine
 from paceline.serve.service import Answer, Service, aside, usage_of
 from paceline.serve.tools import PlainParser, Text
-from paceline.serve.wire import OPENAI, EventStream, event, reply, unless_gone
+from paceline.serve.wire import OPENAI, event, written
 from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.prompts import parse_morph
 from paceline.types import FinishReason
@@ -25,13 +25,7 @@ async def apply(
     """Raises InputError for a message that is not in Morph's form, and what `tasks.apply.prepare` raises."""
     prepared = await aside(_prepare, service, asked)
     answer = await service.start(prepared.request, PlainParser())
-    writer = _Writer(model, prepared, answer)
-    if stream:
-        return EventStream(writer.stream(wants_usage), OPENAI, answer.close)
-    try:
-        return reply(await unless_gone(http.receive, writer.whole()))
-    finally:
-        answer.close()
+    return await written(http, _Writer(model, prepared, answer, wants_usage), stream, OPENAI, answer.close)
 
 
 def _prepare(service: Service, asked: str) -> Prepared:
@@ -41,8 +35,9 @@ def _prepare(service: Service, asked: str) -> Prepared:
 
 
 class _Writer:
-    def __init__(self, model: str, prepared: Prepared, answer: Answer) -> None:
+    def __init__(self, model: str, prepared: Prepared, answer: Answer, wants_usage: bool) -> None:
         self._prepared = prepared
+        self._wants_usage = wants_usage
         self._answer = answer
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._usage: dict[str, Any] = {}
@@ -55,7 +50,7 @@ class _Writer:
         head = {"object": "chat.completion", **self._head, "choices": [choice], "usage": self._usage}
         return head | _flags(applied)
 
-    async def stream(self, wants_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """What is certain of the file goes out as it is written; what the conclusion may change is held back."""
         yield self._chunk({"role": "assistant", "content": ""})
         release = _Release(self._prepared)
@@ -70,7 +65,7 @@ class _Writer:
         if rest:
             yield self._chunk({"content": rest})
         yield self._chunk({}, self._reason(), _flags(applied))
-        if wants_usage:
+        if self._wants_usage:
             yield event({"object": "chat.completion.chunk", **self._head, "choices": [], "usage": self._usage})
         yield b"data: [DONE]\n\n"
 

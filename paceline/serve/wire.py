@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -189,3 +189,23 @@ class EventStream(Response):
                 last = self._form.event(PacelineError("the server failed; its log says why"))
                 await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Writes(Protocol):
+    """Writes one answer, whole or as its events."""
+
+    async def whole(self) -> Any: ...
+
+    def stream(self) -> AsyncGenerator[bytes, None]: ...
+
+
+async def written(
+    http: Request, writer: Writes, streamed: bool, form: OpenAIForm, close: Callable[[], None]
+) -> Response:
+    """The reply that `writer` writes. However it ends, `close` is called; a client that goes ends it at once."""
+    if streamed:
+        return EventStream(writer.stream(), form, close)
+    try:
+        return reply(await unless_gone(http.receive, writer.whole()))
+    finally:
+        close()

@@ -18,61 +18,15 @@ _STRONG = re.compile(
     re.IGNORECASE,
 )
 _BARE = re.compile(r"^\s*(\.\.\.|…)\s*$")
-_LEFT_OUT = set(
-    ["rest", "existing", "unchanged", "unmodified", "same", "omitted", "remaining", "remains", "remain", "untouched"]
-)
-_ABOUT = _LEFT_OUT | set(
-    [
-        "a",
-        "above",
-        "all",
-        "and",
-        "are",
-        "as",
-        "before",
-        "below",
-        "body",
-        "brevity",
-        "class",
-        "code",
-        "content",
-        "contents",
-        "else",
-        "everything",
-        "file",
-        "for",
-        "from",
-        "function",
-        "functions",
-        "goes",
-        "here",
-        "implementation",
-        "imports",
-        "in",
-        "is",
-        "it",
-        "keep",
-        "lines",
-        "logic",
-        "method",
-        "methods",
-        "no",
-        "not",
-        "of",
-        "original",
-        "other",
-        "part",
-        "previous",
-        "previously",
-        "stay",
-        "stays",
-        "the",
-        "this",
-        "to",
-        "unchanged",
-        "was",
-    ]
-)
+_LEFT_OUT = {
+    "rest", "existing", "unchanged", "unmodified", "same", "omitted", "remaining", "remains", "remain", "untouched",
+}  # fmt: skip
+_ABOUT = _LEFT_OUT | {
+    "a", "above", "all", "and", "are", "as", "before", "below", "body", "brevity", "class", "code", "content", "contents",
+    "else", "everything", "file", "for", "from", "function", "functions", "goes", "here", "implementation", "imports", "in",
+    "is", "it", "keep", "lines", "logic", "method", "methods", "no", "not", "of", "original", "other", "part", "previous",
+    "previously", "stay", "stays", "the", "this", "to", "was",
+}  # fmt: skip
 
 
 def is_marker(line: str) -> bool:
