@@ -288,11 +288,11 @@ def measure_prefill(model: Model, queries: int = 8192) -> dict[str, Any]:
     parts = ops_of(model, batch)
     row["op_ms"] = {name: eager_time(op, 3) for name, op in parts.items() if name not in ("head", "argmax")}
     hidden = random(queries, HIDDEN)
-    wide = random(queries, 2 * FFN)
+    wide, narrow = random(queries, 2 * FFN), random(queries, FFN)
     row["op_ms"]["of gate_up: norm"] = eager_time(
         lambda: [norm.rms_norm(hidden, layer.norm_2, EPS) for layer in model.layers]
     )
-    row["op_ms"]["of gate_up: silu"] = eager_time(lambda: [norm.silu_multiply(wide) for _ in model.layers])
+    row["op_ms"]["of gate_up: silu"] = eager_time(lambda: [norm.silu_multiply(wide, narrow) for _ in model.layers])
     later, query = uniform_batch(1, 2048, 6144), random(2048, HEADS, DIM)
     row["op_ms"]["attention, 2,048 after 6,144"] = eager_time(
         lambda: [attention.paged_attention(query, a.keys, a.values, later, PAGE, SCALE) for a in model.layers]

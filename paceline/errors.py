@@ -4,6 +4,7 @@ PacelineError
 ├── ConfigError            an unknown key, a value out of range, settings that contradict each other
 ├── DeviceError            a device was asked for that this machine does not have
 ├── RequestError           a request that cannot be served as it stands
+│   ├── BadGrammar         a grammar or schema that does not compile
 │   ├── BadField           a field of a request body that is missing, of the wrong type, or not supported
 │   ├── ContextExceeded    the prompt (and the wanted output) does not fit the context
 │   └── EmptyPrompt        nothing to continue
@@ -24,6 +25,8 @@ PacelineError
 │   ├── NotFound           a path that is served by nothing
 │   ├── BodyTooLarge       a request body over the limit
 │   ├── Overloaded         the queue is full, or the server is shutting down; try again later
+│   ├── SlowBody           the body did not come whole within its time
+│   ├── TimedOut           the request's time is over
 │   └── EngineStopped      the engine's thread has ended; the log says why
 ├── FlaggedResult          a merge whose checks failed; it was not written
 └── Cancelled              the caller cancelled the request
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadField",
+    "BadGrammar",
     "BadWeights",
     "BodyTooLarge",
     "Cancelled",
@@ -56,6 +60,8 @@ __all__ = [
     "PullError",
     "RequestError",
     "ServeError",
+    "SlowBody",
+    "TimedOut",
     "Unauthorized",
     "UnknownArchitecture",
     "UnknownModel",
@@ -84,6 +90,10 @@ class BadField(RequestError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class BadGrammar(RequestError):
+    """A grammar, or a JSON schema to hold output to, that does not compile."""
 
 
 class ContextExceeded(RequestError):
@@ -164,6 +174,14 @@ class Overloaded(ServeError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class SlowBody(ServeError):
+    """The request's body did not come whole within its time."""
+
+
+class TimedOut(ServeError):
+    """The request's time is over before its answer is written."""
 
 
 class EngineStopped(ServeError):

@@ -19,6 +19,7 @@ class Sampling:
     (`repetition`: divides positive, multiplies negative logits of tokens in prompt or output). `logit_bias` maps a token
     to what is added to its logit. With `seed` the same request gives the same tokens whatever shares its batch and
     whatever is drafted; without one a seed is drawn. `logprobs` is the number of alternatives to report (None: none).
+    `grammar` holds the output to a grammar (see engine/grammar.py); log-probabilities are then those of allowed tokens.
     """
 
     temperature: float = 0.0
@@ -36,6 +37,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -48,6 +50,7 @@ class Sampling:
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens must be between 0 and max_tokens"),
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must be between 0 and 20"),
             (all(self.stop), "a stop string must not be empty"),
+            (not (self.grammar and self.min_tokens), "min_tokens is not to be had together with a grammar"),
         )
         for holds, message in checks:
             if not holds:
@@ -56,7 +59,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """True when the choice is the argmax of the raw logits, so nothing but the argmax is computed."""
-        return self.temperature == 0 and not self.adjusts_logits
+        return self.temperature == 0 and not self.adjusts_logits and self.grammar is None
 
     @property
     def adjusts_logits(self) -> bool:
@@ -98,7 +101,11 @@ class FinishReason(enum.Enum):
 
 @dataclass
 class Usage:
-    """True counts of one request. `accepted` and `rejected` are drafted tokens; `steps` are target passes after prefill."""
+    """True counts of one request. `accepted` and `rejected` are drafted tokens; `steps` are target passes after prefill.
+
+    `source_…` are those of the drafted tokens that were copied from the request's explicit sources.
+    `queue_seconds` of the `prefill_seconds` to the first token it waited for pages and a place in the batch.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -107,12 +114,19 @@ class Usage:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     margin_tokens: int = 0
+    source_drafted_tokens: int = 0
+    source_accepted_tokens: int = 0
+    queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
     @property
     def rejected_tokens(self) -> int:
         return self.drafted_tokens - self.accepted_tokens
+
+    @property
+    def source_rejected_tokens(self) -> int:
+        return self.source_drafted_tokens - self.source_accepted_tokens
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,8 @@ class TokenLogprob:
 class StepOutput:
     """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
 
-    `finish` and `usage` come with the last one.
+    `drafted` is how many tokens the step had drafted. `usage` comes with the first output, for what the prompt took, and
+    with the last one, whole; `finish` with the last one.
     """
 
     request_id: str
@@ -136,6 +151,7 @@ class StepOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     usage: Usage | None = None
+    drafted: int = 0
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ import torch
 from paceline.config import EngineConfig, Hardware, resolve
 from paceline.drafters.chooser import Habits, choose_each, choose_uniform
 from paceline.engine.detokenize import Detokenizer
+from paceline.engine.grammar import Grammars
 from paceline.engine.runner import Flight, Landed, Runner
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
@@ -95,9 +98,13 @@ class Engine:
         if not request.prompt:
             raise EmptyPrompt("the prompt has no tokens")
         vocabulary = self.model.config.vocab_size
-        prompt = np.array(request.prompt)  # its bounds are found ten times as fast as a list's
+        outside = RequestError(f"the prompt holds a token outside the vocabulary of {vocabulary}")
+        try:
+            prompt = np.array(request.prompt, dtype=np.int64)  # its bounds are found ten times as fast as a list's
+        except OverflowError:
+            raise outside from None
         if not 0 <= prompt.min() <= prompt.max() < vocabulary:
-            raise RequestError(f"the prompt holds a token outside the vocabulary of {vocabulary}")
+            raise outside
         if request.sampling.max_tokens > room:
             raise ContextExceeded(
                 f"{len(request.prompt)} prompt and {request.sampling.max_tokens} output tokens are more than the context "
@@ -108,7 +115,7 @@ class Engine:
         name = request.id or f"request-{next(self._numbers)}"
         if name in self._sequences:
             raise RequestError(f"a request {name!r} is running already")
-        sequence = self._sequence(request, name)
+        sequence = self._sequence(request, name, prompt)
         self.scheduler.add(sequence)
         self._sequences[name] = sequence
         return name
@@ -130,8 +137,10 @@ class Engine:
         with deterministic(self.config.deterministic):
             if work is not None:
                 self._flights.append(self.runner.launch(work))
+                self.scheduler.launched(work)
         outputs: list[StepOutput] = []
-        while self._flights and (work is None or len(self._flights) > self.runner.lag):
+        lag = 0 if work is not None and work.held else self.runner.lag
+        while self._flights and (work is None or len(self._flights) > lag):
             outputs += self._land(self._flights.popleft())
         if not self.scheduler.busy:
             self._flights.clear()  # what is left was launched for requests that have ended
@@ -164,7 +173,7 @@ class Engine:
             sequence.name, sequence.output, text, sequence.finish, sequence.usage, tuple(sequence.logprobs)
         )
 
-    def _sequence(self, request: Request, name: str) -> Sequence:
+    def _sequence(self, request: Request, name: str, prompt: Any) -> Sequence:
         sampling = request.sampling
         stops = frozenset(sampling.stop_tokens) | (
             frozenset() if sampling.ignore_eos else set(self.tokenizer.eos_tokens)
@@ -177,9 +186,16 @@ class Engine:
             stops=stops,
             acceptance=self._habits[bool(request.sources)].newcomer(),
             tokens=list(request.prompt),
+            prompt=prompt,
+            follower=None if sampling.grammar is None else self.grammars.follow(sampling.grammar),
         )
         sequence.usage.prompt_tokens = len(request.prompt)
         return sequence
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Made for the first request with a grammar, or when asked for: it takes a second for a large vocabulary."""
+        return Grammars(self.tokenizer, self.model.config.vocab_size)
 
     def _draft_lengths(self, sequences: list[Sequence]) -> list[int]:
         """Draft lengths for a decode step, within what each request may still write."""
@@ -211,11 +227,13 @@ class Engine:
             usage.steps += 1
             usage.drafted_tokens += landed.drafted
             usage.margin_tokens += landed.near
+            usage.source_drafted_tokens += landed.told
+            usage.source_accepted_tokens += landed.taken
         state = sequence.decided.popleft() if landed.decode else sequence.acceptance.state
         observed = (state, landed.drafted, landed.accepted, landed.hit)
         self._habits[bool(sequence.request.sources)].observe(*observed)
         sequence.acceptance.observe(*observed, landed.streak)
-        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs)
+        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs, landed.drafted if landed.decode else 0)
         if sequence.finish is not None:
             self.scheduler.finish(sequence)
             self._sequences.pop(sequence.name, None)

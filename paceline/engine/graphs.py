@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters.chooser import LENGTHS
-from paceline.engine.runner import Flight, Runner, _entries, prompt_data
+from paceline.engine.runner import Flight, Runner, _entries
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.kv.cache import KVCache
@@ -50,15 +49,32 @@ class StepGraph:
 class PromptGraph:
     """A captured pass over one chunk of at most T prompt tokens; above 1,024 over a prompt's first ones.
 
-    data [3, T] int64: tokens, positions, slots; head [W + 2] int32: the page table's row, then committed and query counts.
-    `constants` are what else the graph reads; they must live as long as it does.
+    inputs [2 + W + T] int64: committed and query counts, the page table's row, the tokens; `staged` is the pinned copy the
+    host writes to, once `sent` says that the last one has left. `constants` are what else the graph reads; they must live
+    as long as it does.
     """
 
     graph: torch.cuda.CUDAGraph
-    data: Tensor
-    head: Tensor
+    inputs: Tensor
+    staged: Tensor
+    sent: torch.cuda.Event
     constants: tuple[Tensor, ...]
     logits: Tensor
+
+    def replay(self, chunk: Chunk, width: int) -> Tensor:
+        """Runs the pass for `chunk` with `width` places in its page table; logits [1, V] after its last token."""
+        self.sent.synchronize()
+        host = self.staged.numpy()
+        pages, begin = chunk.sequence.pages[:width], 2 + width
+        end = begin + chunk.end - chunk.start
+        host[:2] = chunk.start, chunk.end - chunk.start
+        host[2 : 2 + len(pages)] = pages
+        host[2 + len(pages) : begin] = 0
+        host[begin:end] = chunk.sequence.array(chunk.start, chunk.end)
+        self.inputs[:end].copy_(self.staged[:end], non_blocking=True)
+        self.sent.record()
+        self.graph.replay()
+        return self.logits
 
 
 class GraphRunner(Runner):
@@ -113,16 +129,8 @@ class GraphRunner(Runner):
         fits = [size for size in self._prompts if size >= count and (size <= _PROMPT_SIZES[-1] or chunk.start == 0)]
         if len(chunks) > 1 or not fits:
             return super().prompt_logits(chunks)
-        captured = self._prompts[min(fits)]
-        pages = chunk.sequence.pages
-        data = np.zeros((3, captured.data.shape[1]), dtype=np.int64)
-        data[:, :count] = prompt_data(chunk, self.cache.page_size)
-        captured.data.copy_(self._to_device(data, torch.int64))
-        width = len(captured.head) - 2
-        head = [*(pages + [0] * width)[:width], chunk.start, count]
-        captured.head.copy_(self._to_device(head, torch.int32))
-        captured.graph.replay()
-        return captured.logits if chunk.last else captured.logits[:0]
+        logits = self._prompts[min(fits)].replay(chunk, self.page_table.shape[1])
+        return logits if chunk.last else logits[:0]
 
     def decode(self, work: Decode) -> Flight:
         started = time.perf_counter()
@@ -172,32 +180,38 @@ class GraphRunner(Runner):
 
     @torch.inference_mode()
     def _capture_prompt(self, size: int) -> PromptGraph:
-        width = self.page_table.shape[1]
-        data = torch.zeros(3, size, dtype=torch.int64, device=self.device)
-        head = torch.zeros(width + 2, dtype=torch.int32, device=self.device)
-        head[-1] = size
+        width, page = self.page_table.shape[1], self.cache.page_size
+        staged = torch.zeros(2 + width + size, dtype=torch.int64, pin_memory=True)
+        staged[1] = size
+        inputs = staged.to(self.device)
+        places = torch.arange(size, device=self.device)
         bounds = torch.tensor([0, size], dtype=torch.int32, device=self.device)
         branch_starts = torch.zeros(size, dtype=torch.int32, device=self.device)
         fresh = size > _PROMPT_SIZES[-1]
         host = HostLengths([0, size], [0], [None])
 
         def run() -> Tensor:
+            # what is past the prompt's end goes to the waste page
+            start, count, table, tokens = inputs.split([1, 1, width, size])
+            inside = places < count
+            positions = torch.where(inside, places + start, 0)
+            pages = table[positions // page]
             batch = AttentionBatch(
-                positions=data[1],
-                slots=data[2],
-                page_table=head[:width].view(1, -1),
-                context_lens=head[width : width + 1],
-                query_starts=bounds if fresh else torch.cat([bounds[:1], head[width + 1 :]]),
+                positions=positions,
+                slots=torch.where(inside, pages * page + positions % page, 0),
+                page_table=table.int().view(1, -1),
+                context_lens=start.int(),
+                query_starts=bounds if fresh else torch.cat([bounds[:1], count.int()]),
                 branch_starts=branch_starts,
                 max_query=size,
-                max_context=0 if fresh else width * self.cache.page_size,
+                max_context=0 if fresh else width * page,
                 branching=not fresh,  # the kernel for branches reads lengths on the device, as a graph must
                 host=host if fresh else None,
             )
-            return self.model.forward(data[0], self.cache, batch, head[width + 1 :] - 1)
+            return self.model.forward(tokens, self.cache, batch, count - 1)
 
         graph, logits = self._captured(run)
-        return PromptGraph(graph, data, head, (bounds, branch_starts), logits)
+        return PromptGraph(graph, inputs, staged, torch.cuda.Event(), (places, bounds, branch_starts), logits)
 
     @torch.inference_mode()
     def _run_prompt(self, tokens: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.engine.cost import StepCost
+from paceline.engine.grammar import forbid
 from paceline.engine.sampler import Row, choose, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
@@ -28,7 +29,10 @@ _NUMPY = {torch.int32: np.int32, torch.int64: np.int64}
 
 @dataclass
 class Landed:
-    """What one step gave one sequence. The first `accepted` of `tokens` were drafted, the last never is."""
+    """What one step gave one sequence. The first `accepted` of `tokens` were drafted, the last never is.
+
+    Of its `drafted` tokens `told` came from explicit sources, and of those `taken` were accepted.
+    """
 
     sequence: Sequence
     tokens: list[int]
@@ -38,6 +42,8 @@ class Landed:
     hit: bool
     streak: int
     near: int
+    told: int
+    taken: int
     logprobs: list[TokenLogprob]
     decode: bool
 
@@ -64,11 +70,13 @@ class Flight:
         for index, (sequence, epoch, length) in enumerate(self.entries):
             if sequence.finish is not None or sequence.epoch != epoch:
                 continue
-            new, drafted, first, streak, hit, near = rows[index][:HEADER]
+            new, drafted, first, streak, hit, near, told, taken = rows[index][:HEADER]
             tokens = rows[index][HEADER : HEADER + new]
             found = self._logprobs(index, sequence, tokens, first)
             landed.append(
-                Landed(sequence, tokens, new - 1, drafted, length, bool(hit), streak, near, found, self.decode)
+                Landed(
+                    sequence, tokens, new - 1, drafted, length, bool(hit), streak, near, told, taken, found, self.decode
+                )
             )
         return landed
 
@@ -137,6 +145,7 @@ class Runner:
         history = len(text)
         text += sequence.tokens
         slot, state = sequence.slot, self.state
+        self._written[slot] = 0
         state.text[slot, : len(text)] = self._to_device(text, torch.int32)
         sequence.acceptance.streak = 32 if begins else 0
         for field, value in (
@@ -151,11 +160,11 @@ class Runner:
                 value
             )  # `field[slot] = value` would copy from the host and wait for the device
 
-    def update_pages(self, sequences: list[Sequence], whole: bool = False) -> None:
-        """Brings the sequences' rows of the page table up to date: what was added, or from the first page on."""
+    def update_pages(self, sequences: list[Sequence]) -> None:
+        """Writes to the sequences' rows of the page table what was added since they last ran, for new ones all."""
         entries: list[tuple[int, int, int]] = []
         for sequence in sequences:
-            begin = 0 if whole else self._written[sequence.slot]
+            begin = self._written[sequence.slot]
             pages = sequence.pages[begin : self.page_table.shape[1]]
             entries += [(sequence.slot, begin + index, page) for index, page in enumerate(pages)]
             self._written[sequence.slot] = len(sequence.pages)
@@ -176,7 +185,6 @@ class Runner:
         logits = self.prompt_logits(work.chunks)
         for sequence in ready:
             self.start(sequence)
-        self.update_pages(ready, whole=True)
         queries = sum(chunk.end - chunk.start for chunk in work.chunks)
         if not ready:
             return Flight([], torch.empty(0, HEADER), False, queries, started)
@@ -249,6 +257,7 @@ class Runner:
             Row(each.request.sampling, each.slot, first, last, each.prompt_length, each.seed, tuple(each.stops))
             for each, first, last in zip(sequences, bounds, bounds[1:], strict=False)
         ]
+        self._hold(sequences, bounds, logits, step)
         choices = choose(logits, rows, step, self.state)
         margin = any(each.request.margin for each in sequences)
         if margin and batch is None:
@@ -260,6 +269,14 @@ class Runner:
             found = logprobs(logits, choices, max(count or 0 for count in wanted))
         return Flight(_entries(sequences, lengths), result, True, bounds[-1], 0.0, found, bounds)
 
+    def _hold(self, sequences: list[Sequence], bounds: list[int], logits: Tensor, step: StepTokens) -> None:
+        """Masks the logits of sequences with a grammar, in place. Waits for the step's drafts."""
+        for sequence, first, last in zip(sequences, bounds, bounds[1:], strict=False):
+            if sequence.follower is not None:
+                last = first + 1 + int((step.origins[first:last] >= 0).sum())  # padding comes last
+                tokens, starts = (each[first:last].tolist() for each in (step.tokens, step.branch_starts))
+                forbid(logits[first:last], sequence.follower.masks(tokens, starts))
+
     def _prefill_batch(self, chunks: list[Chunk]) -> tuple[AttentionBatch, Tensor, Tensor]:
         size = self.cache.page_size
         bounds = [0]
@@ -269,7 +286,7 @@ class Runner:
         rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
         count, width = len(chunks), max(-(-chunk.end // size) for chunk in chunks)
         table = [page for chunk in chunks for page in (chunk.sequence.pages + [0] * width)[:width]]
-        data = self._to_device(np.concatenate([prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64)
+        data = self._to_device(np.concatenate([_prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64)
         numbers = self._to_device([*table, *starts, *bounds, *rows], torch.int32)
         table_, starts_, bounds_, rows_ = numbers.split([count * width, count, count + 1, len(rows)])
         batch = AttentionBatch(
@@ -293,12 +310,12 @@ class Runner:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def prompt_data(chunk: Chunk, page_size: int) -> Any:
+def _prompt_data(chunk: Chunk, page_size: int) -> Any:
     """[3, T] int64 on the host: the chunk's tokens, their positions and their cache slots."""
     places = np.arange(chunk.start, chunk.end)
     pages = np.array(chunk.sequence.pages)
-    tokens = np.array(chunk.sequence.tokens[chunk.start : chunk.end])
-    return np.stack([tokens, places, pages[places // page_size] * page_size + places % page_size])
+    slots = pages[places // page_size] * page_size + places % page_size
+    return np.stack([chunk.sequence.array(chunk.start, chunk.end), places, slots])
 
 
 def _run(pages: list[int], count: int) -> int | None:

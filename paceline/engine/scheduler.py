@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Chunk:
 class Prefill:
     chunks: list[Chunk]
 
+    @property
+    def held(self) -> bool:
+        """Whether the host must see this step's tokens before the next: a grammar's masks depend on them."""
+        return any(chunk.last and chunk.sequence.follower is not None for chunk in self.chunks)
+
 
 @dataclass(frozen=True)
 class Decode:
@@ -34,6 +40,11 @@ class Decode:
 
     sequences: list[Sequence]
     lengths: list[int]
+
+    @property
+    def held(self) -> bool:
+        """As Prefill's."""
+        return any(sequence.follower is not None for sequence in self.sequences)
 
 
 class Scheduler:
@@ -88,6 +99,13 @@ class Scheduler:
         self._prefilled_last = False
         return self._decode() if self.running else None
 
+    def launched(self, work: Prefill | Decode) -> None:
+        """Shares the prompts a launched step computes: later steps find them in the prefix cache."""
+        if isinstance(work, Prefill):
+            for chunk in work.chunks:
+                if chunk.last:
+                    self._share(chunk.sequence, chunk.end)
+
     def finish(self, sequence: Sequence) -> None:
         """Retires a sequence (its `finish` is set): whole computed pages go to the prefix cache, the rest are freed."""
         self._release(sequence)
@@ -109,6 +127,8 @@ class Scheduler:
             self.waiting.popleft()
             sequence.slot = self._free_slots.pop()
             self.prefilling.append(sequence)
+            if not sequence.first_token:
+                sequence.usage.queue_seconds = time.perf_counter() - sequence.started
 
     def _take_prompt_pages(self, sequence: Sequence) -> bool:
         """Locks the cached prefix and allocates the rest of the sequence's pages; False where they are not to be had."""
@@ -146,7 +166,6 @@ class Scheduler:
             if last:
                 self.prefilling.remove(sequence)
                 self.running.append(sequence)
-                self._share(sequence, end)
                 sequence.in_flight = 1
         return Prefill(chunks)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from paceline.drafters.chooser import Acceptance
 from paceline.engine.detokenize import Detokenizer
+from paceline.engine.grammar import Follower
 from paceline.kv.radix import Node
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
 
@@ -17,11 +21,13 @@ class Sequence:
     """Everything the host knows of one request.
 
     tokens      prompt, then the output the host has seen
+    prompt      the prompt's tokens as an array, [T] int64
     pages       its pages in order, the first `num_shared` of them the radix tree's, locked through `node`
     slot        its row in the device state while it runs, -1 before
     computed    tokens whose keys and values are in the cache, as far as the host knows
     in_flight   the most tokens that launched steps may still add
     epoch       counts preemptions: what was launched in an earlier epoch is dropped when it lands
+    follower    where its output stands in its grammar, if it has one
     decided     the acceptance states in which the launched steps' drafts were decided, oldest first
     """
 
@@ -32,6 +38,8 @@ class Sequence:
     stops: frozenset[int]
     acceptance: Acceptance
     tokens: list[int]
+    prompt: Any
+    follower: Follower | None = None
     pages: list[int] = field(default_factory=list)
     num_shared: int = 0
     node: Node | None = None
@@ -51,6 +59,10 @@ class Sequence:
     def prompt_length(self) -> int:
         return len(self.request.prompt)
 
+    def array(self, start: int, end: int) -> Any:
+        """Tokens `start:end`, [T] int64."""
+        return self.prompt[start:end] if end <= self.prompt_length else np.array(self.tokens[start:end])
+
     @property
     def room(self) -> int:
         """Output tokens it may still write."""
@@ -60,9 +72,10 @@ class Sequence:
     def output(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
-    def take(self, new: list[int], accepted: int, logprobs: list[TokenLogprob]) -> StepOutput:
-        """Adds a step's tokens (the first `accepted` were drafted) up to the one that ends the output."""
-        if not self.first_token:
+    def take(self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0) -> StepOutput:
+        """Adds a step's tokens (the first `accepted` of `drafted` ones) up to the one that ends the output."""
+        begins = not self.first_token
+        if begins:
             self.first_token = time.perf_counter()
             self.usage.prefill_seconds = self.first_token - self.started
         sampling = self.request.sampling
@@ -83,12 +96,13 @@ class Sequence:
                 text += self.detokenizer.finish()
                 break
         self.tokens += kept
+        if self.follower is not None:
+            self.follower.advance(kept)
         self.logprobs += logprobs[: len(kept)]
         self.text.append(text)
         self.usage.output_tokens += len(kept)
         self.usage.accepted_tokens += min(accepted, len(kept))
         self.usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [index < accepted for index in range(len(kept))]
-        return StepOutput(
-            self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, self.usage if self.finish else None
-        )
+        usage = replace(self.usage) if begins or self.finish else None
+        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, usage, drafted)

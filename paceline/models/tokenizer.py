@@ -27,6 +27,7 @@ _QWEN2_SPLIT = (
 )
 _LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _CONTROL, _USER_DEFINED = 3, 4
+_TOGETHER = 4096  # texts encoded at once, so that what is kept of them meanwhile stays small
 
 Message = Mapping[str, Any]
 
@@ -60,6 +61,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
+    def to_json(self) -> str:
+        """As a tokenizer.json."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Text to tokens, nothing added. Without `allow_special`, "<|im_end|>" in the text is just those characters.
 
@@ -70,6 +75,17 @@ class Tokenizer:
             return list(backend.encode(text, add_special_tokens=False).ids)
         except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
             raise RequestError("the text cannot be encoded: it holds half of a surrogate pair") from error
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens `encode` makes of each of many texts. Raises what `encode` raises."""
+        found: list[int] = []
+        for start in range(0, len(texts), _TOGETHER):
+            try:
+                encodings = self._text_only.encode_batch_fast(list(texts[start : start + _TOGETHER]), False, False)
+            except (TypeError, UnicodeEncodeError) as error:
+                raise RequestError("the text cannot be encoded: it holds half of a surrogate pair") from error
+            found += map(len, encodings)
+        return found
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Tokens to text; bytes that are no UTF-8 become U+FFFD."""
@@ -107,8 +123,16 @@ class Tokenizer:
 
         Where the template itself looks for markup in the messages (as for an earlier answer's `</think>`), added tokens
         that are not marked special are made of it too, as transformers does; those marked special never are. Raises
-        RequestError where a template rewrites text so that the two cannot be told apart.
+        RequestError where a template rewrites text so that the two cannot be told apart, or what is given nests too deep.
         """
+        try:
+            return self._encode_chat(messages, tools, add_generation_prompt)
+        except RecursionError as error:
+            raise RequestError("these messages or tools are nested too deep") from error
+
+    def _encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool
+    ) -> list[int]:
         given: tuple[Sequence[Message], Sequence[Any] | None] = (messages, tools)
         plain = self.render(messages, tools, add_generation_prompt)
         template = self.chat_template or ""

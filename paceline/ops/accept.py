@@ -8,7 +8,7 @@ from torch import Tensor
 from paceline.ops.copy_draft import MATCH_LIMIT, CopyState, StepTokens
 from paceline.ops.dispatch import implementation
 
-HEADER = 6  # columns of the result before the tokens: new, drafted, first, in_step, hit, near
+HEADER = 8  # columns of the result before the tokens: new, drafted, first, in_step, hit, near, told, taken
 
 
 def accept(
@@ -26,7 +26,8 @@ def accept(
     are not the choice (a declared margin); heeded only on the branch in step with an explicit source.
     Appends the new tokens to the text, moves end, pointer, anchor and streak, and returns [B, HEADER + width] int32:
     new tokens (accepted + 1), drafted tokens, query index of the first accepted (0: none), the streak after the step
-    (0: out of step), 1 where the best guess was the choice (drafted or not), tokens taken by `near`; then the tokens.
+    (0: out of step), 1 where the best guess was the choice (drafted or not), tokens taken by `near`, tokens drafted from
+    explicit sources and how many of them were accepted; then the tokens.
     `width` is the most queries a request has. The last slot is spare: it pads a step's shape and never moves.
     """
     return implementation("accept", state.text)(state, slots, query_starts, step, choices, near, width)
@@ -83,7 +84,9 @@ def accept_reference(
         before = int(state.streak[slot]) if pointer >= 0 else _agreement(state.text[slot], end, expected - best_length)
         streak = before + len(new) if in_step else 0
         drafted = sum(origin >= 0 for origin in origins[first:last])
-        header = [len(new), drafted, best_start, streak, int(hit), best_near]
+        told = [0 <= origin < int(state.history_start[slot]) for origin in origins[first:last]]
+        taken = sum(told[best_start : best_start + best_length]) if best_length else 0
+        header = [len(new), drafted, best_start, streak, int(hit), best_near, sum(told), taken]
         result[index, : HEADER + len(new)] = torch.tensor(header + new, dtype=torch.int32)
         if slot == len(state.end) - 1:
             continue

@@ -60,3 +60,37 @@ def test_penalties_and_logprobs() -> None:
     left, right = one.generate([request])[0], other.generate([request])[0]
     assert left.tokens == right.tokens
     assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(left.logprobs, right.logprobs, strict=True))
+
+
+def test_prompts_in_graphs() -> None:
+    """Prompts of graph sizes and beside them, fresh, cached in part, in chunks and several at once."""
+    draw = random.Random(7)
+    settings: dict[str, Any] = {"max_context": 3200, "cache_tokens": 12800, "prefill_chunk": 2048}
+    long = [draw.randrange(256) for _ in range(3100)]
+    prompts = [long[:63], long[:64], long[:900], long[:1281], long[:2048], long, [*long[:1300], 5, 6], long[1500:3050]]
+    requests = [Request(prompt, Sampling(max_tokens=12, ignore_eos=True)) for prompt in prompts]
+    expected = plain(engine("qwen2", drafter="none", prefix_cache=False, **settings), requests)
+    served = engine("qwen2", device="cuda", max_batch=4, **settings)
+    served.warm_up(4)
+    for _ in range(2):
+        assert [served.generate([each])[0].tokens for each in requests] == expected
+        assert [each.tokens for each in served.generate(requests)] == expected
+    everything_is_back(served)
+
+
+def test_grammars_hold_drafted_or_not() -> None:
+    pytest.importorskip("llguidance")
+    pytest.importorskip("starlette")
+    from tests.engine.test_grammar import TOKENIZER, requests
+
+    def made(**settings: Any) -> Any:
+        vocabulary = {**SHAPE, "vocab_size": TOKENIZER.vocab_size, "eos_tokens": TOKENIZER.eos_tokens}
+        served = tiny_engine("qwen2", shape=vocabulary, **settings)
+        served.tokenizer = TOKENIZER
+        return served
+
+    expected = [made(drafter="none").generate([each])[0].tokens for each in requests(False)]
+    for settings in ({}, {"fixed_draft": 16}):
+        served = made(device="cuda", **settings)
+        assert [each.tokens for each in served.generate(requests(True))] == expected, settings
+        everything_is_back(served)

@@ -76,9 +76,10 @@ def test_accept_takes_the_longest_branch_and_the_choice_after_it() -> None:
     )
     choices = torch.tensor([100, 9, 9, 101, 102, 103])
     result = accept_reference(state, torch.tensor([0]), torch.tensor([0, 6], dtype=torch.int32), step, choices, None, 6)
-    new, drafted, first, streak, hit, near = result[0, :HEADER].tolist()
+    new, drafted, first, streak, hit, near, told, taken = result[0, :HEADER].tolist()
     assert result[0, HEADER : HEADER + new].tolist() == [100, 101, 102, 103]
     assert (drafted, first, hit, near) == (5, 3, 0, 0) and streak == 4
+    assert (told, taken) == (3, 3)
     assert state.pointer[0] == 4 and state.end[0] == 61 + 3 + 4
 
 
@@ -99,7 +100,7 @@ def test_compact_puts_the_branch_where_plain_decoding_would() -> None:
     data = torch.arange(2 * 2 * 32 * 1 * 2, dtype=torch.float32).view(2, 2, 32, 1, 2)
     before = data.clone()
     table = torch.tensor([[3, 1]], dtype=torch.int32)
-    accepted = torch.tensor([[4, 6, 3, 0, 0, 0]], dtype=torch.int32)
+    accepted = torch.tensor([[4, 6, 3, 0, 0, 0, 0, 0]], dtype=torch.int32)
     compact_reference(data, table, torch.tensor([5], dtype=torch.int32), accepted, 8)
     slot = lambda place: int(table[0, place // 8]) * 8 + place % 8  # noqa: E731
     for offset in range(3):

@@ -104,7 +104,7 @@ def test_a_split_product_gives_the_norm_of_its_sum(dtype: torch.dtype, rows: int
     product = linear_kernel.Product(x, weight, eps=1e-6, residual=residual, next_norm=norm)
     total, normed = linear_kernel.run(product, Tiles(64, 16, 32, 4, 3, split=2))
     assert normed is not None
-    assert torch.equal(normed, norm_kernel.rms_norm(total, norm, 1e-6))
+    assert error(normed, norm_kernel.rms_norm(total, norm, 1e-6)) < LIMIT[dtype]
     assert linear_kernel.run(product, Tiles(64, 16, 32, 4, 3))[1] is None
 
 
@@ -246,23 +246,23 @@ def test_prefill(queries: list[int], contexts: list[int]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads, kv_heads, dim", [(12, 2, 128), (9, 3, 64), (4, 4, 96)])
-@pytest.mark.parametrize("tokens", [1, 7, 65])
+@pytest.mark.parametrize("tokens", [1, 7, 65, 301])
 @pytest.mark.parametrize("normed", [False, True])
 def test_rope(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, tokens: int, normed: bool) -> None:
     qkv = random(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
     angles = torch.rand(300, dim // 2) * 100
     table = torch.cat([angles.cos(), angles.sin()], dim=-1).to(DEVICE)
     positions = torch.randint(0, 300, (tokens,)).to(DEVICE)
-    slots = torch.randperm(200)[:tokens].to(DEVICE)
+    slots = torch.randperm(400)[:tokens].to(DEVICE)
     norms = (random(dim, dtype=dtype), random(dim, dtype=dtype), 1e-6) if normed else None
-    keys, values = random(200, kv_heads, dim, dtype=dtype), random(200, kv_heads, dim, dtype=dtype)
+    keys, values = random(400, kv_heads, dim, dtype=dtype), random(400, kv_heads, dim, dtype=dtype)
     key_copy, value_copy = keys.clone(), values.clone()
     expected = rope.reference(qkv, table, positions, slots, key_copy, value_copy, heads, norms)
     result = rope_kernel.rope_and_cache(qkv, table, positions, slots, keys, values, heads, norms)
     assert error(result, expected) < LIMIT[dtype] / 2
     for cache, copy in ((keys, key_copy), (values, value_copy)):
         assert error(cache, copy) < LIMIT[dtype] / 2
-        untouched = torch.ones(200, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
+        untouched = torch.ones(400, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
         assert torch.equal(cache[untouched], copy[untouched])
 
 

@@ -133,7 +133,7 @@ def prefill(
             slots = slice(run * page_size, run * page_size + length)
             keys, values = key_cache[slots], value_cache[slots]
         elif context == 0:
-            keys, values = key_cache[batch.slots[first:last]], value_cache[batch.slots[first:last]]
+            keys, values = _gathered(key_cache, value_cache, batch.slots[first:last])
         else:
             pages = batch.page_table[index, : (length + page_size - 1) // page_size]
             keys = key_cache.view(-1, page_size, *key_cache.shape[1:])[pages].flatten(0, 1)[:length]
@@ -155,11 +155,51 @@ def prefill(
     return out
 
 
+def _gathered(key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of `slots` [T], each [T, kv_heads, dim] and contiguous."""
+    count, row = len(slots), key_cache[0].numel()
+    keys, values = (cache.new_empty(count, *cache.shape[1:]) for cache in (key_cache, value_cache))
+    block = triton.next_power_of_2(row)
+    each = max(1, 4096 // block)
+    _gather[(triton.cdiv(count, each), 2)](
+        key_cache,
+        value_cache,
+        slots,
+        keys,
+        values,
+        count,
+        ROW=row,
+        BLOCK=block,
+        EACH=each,
+        **launch_options(slots.device),
+    )
+    return keys, values
+
+
 def _host(batch: AttentionBatch) -> HostLengths:
     """The batch's lengths on the host: as it brings them, else read from the device once a step."""
     if batch.host is None:
         batch.host = HostLengths(batch.query_starts.tolist(), batch.context_lens.tolist(), [None] * batch.num_requests)
     return batch.host
+
+
+@triton.jit(do_not_specialize=["count"])
+def _gather(
+    key_cache, value_cache, slots, keys, values, count,
+    ROW: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """EACH slots' keys, or values."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    place = (tl.program_id(0) * EACH + tl.arange(0, EACH))[:, None].to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (place < count) & (column < ROW)
+    slot = tl.load(slots + place, place < count, other=0)
+    if tl.program_id(1) == 0:
+        tl.store(keys + place * ROW + column, tl.load(key_cache + slot * ROW + column, inside), inside)
+    else:
+        tl.store(values + place * ROW + column, tl.load(value_cache + slot * ROW + column, inside), inside)
 
 
 @triton.jit

@@ -292,6 +292,9 @@ def _accept_kernel(
     tl.store(row + 4, hit.to(tl.int32))
     tl.store(row + 5, nears)
     taken = (lane >= first) & (lane <= final) & (length > 0)
+    told = (origin >= 0) & (origin < history)
+    tl.store(row + 6, tl.sum(told.to(tl.int32), axis=0))
+    tl.store(row + 7, tl.sum((told & taken).to(tl.int32), axis=0))
     tl.store(row + HEAD + lane - first, token, mask=taken)
     tl.store(row + HEAD + length, bonus)
     if slot < spare:

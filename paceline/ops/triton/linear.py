@@ -24,6 +24,10 @@ from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import gated, normalise, rms_norm, silu_multiply
 from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
 
+# Tokens of a gated product at a time: of the 1.5B's, cuBLAS computes twice 4,096 in 591 us and 8,192 in 600, and silu
+# finds more of what was just written in the L2 cache.
+_PART = 4096
+
 
 @dataclass(frozen=True)
 class Product:
@@ -131,8 +135,13 @@ def _run_blas(product: Product) -> Tensor:
         if weight.bias is not None:
             residual = residual + weight.bias
         return residual.addmm_(x, weight.matrix.t())
-    result = F.linear(x, weight.matrix, weight.bias)
-    return silu_multiply(result) if product.gate else result
+    if not product.gate:
+        return F.linear(x, weight.matrix, weight.bias)
+    out = x.new_empty(len(x), product.columns)
+    parts = max(1, len(x) // _PART)
+    for part, into in zip(x.chunk(parts), out.chunk(parts), strict=True):
+        silu_multiply(F.linear(part, weight.matrix, weight.bias), into)
+    return out
 
 
 def _run_rows(product: Product, choice: Rows) -> Tensor:

@@ -32,14 +32,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, alone: bool = False) -> T
     return out
 
 
-def silu_multiply(gate_up: Tensor) -> Tensor:
-    """[T, 2 * N], contiguous -> silu(first half) * second half, [T, N]; rounded as the torch reference rounds."""
-    rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
-    out = gate_up.new_empty(rows, columns)
+def silu_multiply(gate_up: Tensor, out: Tensor) -> None:
+    """out [T, N] = silu(first half) * second half of [T, 2 * N], both contiguous; rounded as the torch reference rounds."""
+    rows, columns = out.shape
     block = 1024
-    grid = (rows, triton.cdiv(columns, block))
-    _silu_multiply[grid](gate_up, out, columns, BLOCK=block, num_warps=4, **launch_options(gate_up.device))
-    return out
+    grid = (triton.cdiv(columns, block) * rows,)
+    _silu_multiply[grid](gate_up, out, columns, rows, BLOCK=block, num_warps=4, **launch_options(gate_up.device))
 
 
 @triton.jit
@@ -75,13 +73,15 @@ def _rms_norm(
     tl.store(out + place, normalise(wide, scale, factors).to(out.dtype.element_ty), inside)
 
 
-@triton.jit
-def _silu_multiply(gate_up, out, columns, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+@triton.jit(do_not_specialize=["rows"])
+def _silu_multiply(gate_up, out, columns, rows, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # last row first: the product's last rows are still in the L2 cache, and the next product begins with the first ones
+    blocks = tl.cdiv(columns, BLOCK)
+    row = (rows - 1 - tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns
     gate = tl.load(gate_up + row * 2 * columns + column, inside, other=0.0)
     up = tl.load(gate_up + row * 2 * columns + columns + column, inside, other=0.0)

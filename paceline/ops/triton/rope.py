@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
-_MANY = 256  # tokens from which a program takes four tokens and up to 16 heads instead of one and 4
+_MANY = 256  # tokens from which a program takes two tokens and up to 16 heads instead of one and 4
 
 
 def rope_and_cache(
@@ -32,7 +32,7 @@ def rope_and_cache(
     query_norm, key_norm, eps = norms if norms is not None else (qkv, qkv, 0.0)
     all_heads = num_heads + 2 * num_kv_heads
     heads = min(16 if tokens >= _MANY else 4, triton.next_power_of_2(all_heads))
-    each = 4 if tokens >= _MANY else 1
+    each = 2 if tokens >= _MANY else 1
     _rope_and_cache[(triton.cdiv(tokens, each), triton.cdiv(all_heads, heads))](
         qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),

@@ -1,0 +1,103 @@
+"""Output held to a grammar, drafts included: masks of the tokens that may follow, by llguidance.
+
+A grammar is Lark as llguidance reads it, with a rule `start`; `json_schema` and `regex` make one. A draft is checked in
+the step that verifies it: each of its positions has the mask of the tokens before it, so that a drafted step chooses what
+plain steps would.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.errors import BadGrammar
+from paceline.models.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with white space between the parts free, but bounded, unless it says otherwise itself.
+
+    A model that is held where it does not want to be likes to write spaces for ever.
+    """
+    return {"x-guidance": {"whitespace_pattern": r"[ \t\r\n]{0,64}"}, **schema}
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one."""
+    return f"start: %json {json.dumps(bounded(schema))}\n"
+
+
+def regex(pattern: str) -> str:
+    """The grammar of texts that match as a whole."""
+    escaped = llguidance.regex_to_lark(pattern).replace("\n", "\\n")
+    return f"start: /{escaped}/\n"
+
+
+class Grammars:
+    """Makes a tokenizer's followers. `vocab_size` is the model's, which may be more than the tokenizer's."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer.to_json(), n_vocab=vocab_size, eos_token=list(tokenizer.eos_tokens)
+        )
+
+    def follow(self, grammar: str) -> Follower:
+        """Raises BadGrammar, with what is wrong, for a grammar that does not compile."""
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise BadGrammar(f"the grammar does not compile: {matcher.get_error()}")
+        return Follower(matcher, self.vocab_size)
+
+
+class Follower:
+    """Where one request's output stands in its grammar. Beyond llguidance's limits the output can only end."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self.num_words = -(-vocab_size // 32)
+        self._given_up = False
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Takes tokens of the output. What comes after the grammar's end is ignored."""
+        if not self._matcher.is_stopped():
+            self._matcher.try_consume_tokens(list(tokens))
+
+    def masks(self, tokens: list[int], branch_starts: list[int]) -> Any:
+        """[Q, W] int32, a bit a token: what may follow query i, for a step's Q queries as AttentionBatch draws them.
+
+        `tokens[0]` is the root, taken already. Rows after a drafted token that the grammar forbids are full of ones: no
+        draft is accepted there.
+        """
+        bits = np.full((len(tokens), self.num_words), -1, dtype=np.int32)
+        rows = np.empty_like(bits)
+        starts = sorted({max(1, start) for start in branch_starts[1:]}) or [1]
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            branch = tokens[start:end]
+            rows[: len(branch) + 1] = -1
+            # missing in llguidance's type stubs: fills a row after the root and after each token until a forbidden one
+            fill: Any = self._matcher.unsafe_compute_mask_ptr_with_draft_token  # type: ignore[attr-defined]
+            fill(rows.ctypes.data, 4 * self.num_words, branch)
+            bits[0] = rows[0]
+            bits[start:end] = rows[1 : len(branch) + 1]
+        if self._matcher.is_error() and not self._given_up:
+            self._given_up = True
+            _log.warning("a grammar is too much to follow, so its output ends: %s", self._matcher.stop_reason())
+        return bits
+
+
+def forbid(logits: Tensor, bits: Any) -> None:
+    """Sets the logits [Q, V] whose bit in `bits` [Q, W] is 0 to minus infinity, in place."""
+    eights = torch.from_numpy(bits.view(np.uint8)).to(logits.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    allowed = (eights[:, :, None] >> shifts & 1).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed == 0, float("-inf"))
