@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paceline.env import settle_threads
 
 if TYPE_CHECKING:
     from paceline.tasks.apply import Applied
+    from paceline.tasks.compact import Compacted
+    from paceline.tasks.scoring import Message
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply"]
+__all__ = ["__version__", "apply", "compact"]
 
 settle_threads()
 
@@ -29,3 +32,12 @@ def apply(
     from paceline.tasks.apply import shared_engine
 
     return merge(shared_engine(model), code, edit, instruction, path=path, policy=policy)
+
+
+def compact(
+    messages: str | Sequence[Message], query: str | None = None, *, ratio: float = 0.5, preserve_recent: int = 2
+) -> Compacted:
+    """Drops the lines that matter least, by rule and without a model; see `paceline.tasks.compact.compact`."""
+    from paceline.tasks.compact import compact as shorten
+
+    return shorten(messages, query, ratio=ratio, preserve_recent=preserve_recent)

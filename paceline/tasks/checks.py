@@ -146,8 +146,15 @@ def _suffix(path: str | None) -> str:
 
 @cache
 def _parser(suffix: str) -> tree_sitter.Parser | None:
+    grammar = grammar_for(suffix)
+    return None if grammar is None else tree_sitter.Parser(grammar)
+
+
+@cache
+def grammar_for(suffix: str) -> tree_sitter.Language | None:
+    """The grammar of the files whose names end so, as in ".py"; None where none is known."""
     if suffix not in _GRAMMARS:
         return None
     module, _, function = _GRAMMARS[suffix].partition(":")
     language = getattr(importlib.import_module(f"tree_sitter_{module}"), function or "language")
-    return tree_sitter.Parser(tree_sitter.Language(language()))
+    return tree_sitter.Language(language())

@@ -1,0 +1,128 @@
+"""Where code defines what: the blocks of definitions and the imports in a text that is code, or has code in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePath
+
+import tree_sitter
+
+from paceline.tasks.checks import grammar_for
+
+_NUMBERED = re.compile(r"\s*\d+(?:[\t→|:]| {1,2}(?! ))")
+_FENCE = re.compile(r"\s*(?:```|~~~)\s*([\w+#.-]*)\s*$")
+_FENCES = {
+    "python": ".py", "py": ".py", "javascript": ".js", "js": ".js", "jsx": ".jsx", "typescript": ".ts", "ts": ".ts",
+    "tsx": ".tsx", "go": ".go", "golang": ".go", "rust": ".rs", "rs": ".rs", "java": ".java", "c": ".c", "cpp": ".cpp",
+    "c++": ".cpp", "ruby": ".rb", "rb": ".rb", "diff": "", "text": "",
+}  # fmt: skip
+# what tells a language by its lines; the first with the most wins
+_SIGNS = {
+    ".py": re.compile(r"^\s*(?:(?:async )?def \w+\(|class \w+.*:$|from [\w.]+ import |import \w|elif .*:$|except\b.*:$)", re.M),
+    ".tsx": re.compile(r"^\s*(?:export |const \w+ = |(?:async )?function \w|import .* from |interface \w+ \{)", re.M),
+    ".go": re.compile(r"^(?:func |package \w|type \w+ (?:struct|interface))", re.M),
+    ".rs": re.compile(r"^\s*(?:pub (?:fn|struct|enum|mod) |fn \w|use \w+::|impl\b)", re.M),
+    ".java": re.compile(r"^\s*(?:(?:public|private|protected) .*[{;]$|import [\w.]+;$|package [\w.]+;$)", re.M),
+    ".cpp": re.compile(r"^(?:#include |namespace \w|template ?<|(?:static )?[\w:]+ \*?\w+\(.*\) ?\{$)", re.M),
+}  # fmt: skip
+_LEAST_SIGNS = 3
+_DEFINING = re.compile(
+    r"(?:function|generator_function|method|class|abstract_class|struct|interface|trait|impl|enum|mod|type|type_alias"
+    r"|constructor|namespace)_(?:definition|declaration|item|specifier)|arrow_function|class|method|module|singleton_method"
+)
+_IMPORTING = re.compile(
+    r"import_(?:from_)?(?:statement|declaration)|use_declaration|preproc_include|future_import_statement"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A definition: its first row, the last row of its head (both from 0), and its last row."""
+
+    start: int
+    head: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Blocks in the order they begin, outer ones first, and the rows of imports."""
+
+    blocks: tuple[Block, ...] = ()
+    imports: tuple[int, ...] = ()
+
+
+def outline(lines: Sequence[str], name: str | None = None) -> Outline:
+    """The outline of lines (with their ends). The language is the name's, a fence's, or what most lines look like.
+
+    Line numbers before the lines, as agents' tools print them, are looked past. Empty for what looks like no code.
+    """
+    plain = _without_numbers(lines)
+    blocks: list[Block] = []
+    imports: list[int] = []
+    for start, end, suffix in _regions(plain, PurePath(name or "").suffix.lower()):
+        grammar = grammar_for(suffix)
+        if grammar is not None:
+            _walk(grammar, "".join(plain[start:end]), start, blocks, imports)
+    return Outline(tuple(sorted(blocks, key=lambda block: (block.start, -block.end))), tuple(imports))
+
+
+def _without_numbers(lines: Sequence[str]) -> list[str]:
+    found = [_NUMBERED.match(line) for line in lines]
+    if sum(match is not None for match in found) * 2 < len(lines):
+        return list(lines)
+    return [line[match.end() :] if match else line for line, match in zip(lines, found, strict=True)]
+
+
+def _regions(lines: list[str], suffix: str) -> list[tuple[int, int, str]]:
+    """Ranges of rows that are code of one language, with the suffix of its files."""
+    if grammar_for(suffix) is not None:
+        return [(0, len(lines), suffix)]
+    regions = []
+    opened: tuple[int, str] | None = None
+    for row, line in enumerate(lines):
+        found = _FENCE.match(line) if "```" in line or "~~~" in line else None
+        if found and opened is None:
+            opened = (row + 1, found[1].lower())
+        elif found and opened is not None:
+            regions.append((opened[0], row, opened[1]))
+            opened = None
+    regions = regions or [(0, len(lines), "")]
+    known = [(start, end, _FENCES.get(word) or _guess("".join(lines[start:end]))) for start, end, word in regions]
+    return [(start, end, suffix) for start, end, suffix in known if suffix]
+
+
+def _guess(text: str) -> str:
+    counts = {suffix: len(signs.findall(text)) for suffix, signs in _SIGNS.items()}
+    best = max(counts, key=lambda suffix: counts[suffix])
+    return best if counts[best] >= _LEAST_SIGNS else ""
+
+
+def _walk(language: tree_sitter.Language, text: str, offset: int, blocks: list[Block], imports: list[int]) -> None:
+    tree = tree_sitter.Parser(language).parse(text.encode("utf-8", "surrogatepass"))
+    captures = tree_sitter.QueryCursor(_query(language)).captures(tree.root_node)
+    for node in captures.get("definition", ()):
+        body = node.child_by_field_name("body")
+        start, end = node.start_point.row, node.end_point.row
+        if end == start or node.parent is None:
+            continue
+        head = start
+        if body is not None:
+            braces = body.child_count > 0 and body.children[0].type == "{"
+            head = max(start, body.start_point.row - (not braces))
+        blocks.append(Block(offset + start, offset + head, offset + end))
+    for node in captures.get("import", ()):
+        imports += range(offset + node.start_point.row, offset + node.end_point.row + 1)
+
+
+@cache
+def _query(language: tree_sitter.Language) -> tree_sitter.Query:
+    """Captures the kinds of node that this grammar has of those that define and import."""
+    numbers = [number for number in range(language.node_kind_count) if language.node_kind_is_named(number)]
+    kinds = {language.node_kind_for_id(number) or "" for number in numbers if language.node_kind_is_visible(number)}
+    wanted = [f"({kind}) @definition" for kind in sorted(kinds) if _DEFINING.fullmatch(kind)]
+    wanted += [f"({kind}) @import" for kind in sorted(kinds) if _IMPORTING.fullmatch(kind)]
+    return tree_sitter.Query(language, "\n".join(wanted))
