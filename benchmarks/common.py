@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import platform
+import socket
 import statistics
+import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +81,32 @@ def quantiles(values: list[float]) -> dict[str, float]:
     """Least, median and most."""
     ordered = sorted(values) or [0.0]
     return {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
+
+
+@contextlib.contextmanager
+def serving(model: str, *options: str) -> Iterator[str]:
+    """The address of `paceline serve` on a free port, in a process of its own, ready, while the block runs."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", "paceline", "serve", model, "--port", str(port), *options]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command) as process:
+        try:
+            while not _ready(url):
+                if process.poll() is not None:
+                    sys.exit("the server did not start; what it said is above")
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
 
 
 def finish(result: dict[str, Any]) -> None:

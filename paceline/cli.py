@@ -1,4 +1,4 @@
-"""The command line: pull, generate, apply, serve, bench. Engine settings are options, generated from EngineConfig."""
+"""The command line: pull, generate, apply, compact, serve, bench. Engine settings are options, generated from EngineConfig."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from paceline.config import EngineConfig
+from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
 
 app = typer.Typer(
@@ -152,6 +154,28 @@ def apply(
 
 
 @app.command()
+def compact(
+    files: Annotated[list[str], typer.Argument(help="the files, or - for standard input")],
+    *,
+    query: Annotated[str | None, typer.Option(help="what the lines are wanted for")] = None,
+    ratio: Annotated[float, typer.Option(help="the share of characters to keep, 0.05 to 1")] = 0.5,
+    markers: Annotated[bool, typer.Option(help="say where lines went, and how many")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print texts, line ranges and sizes as JSON")] = False,
+) -> None:
+    """Prints of files the lines worth most to a query, as they are. No model is needed (docs/compact.md)."""
+    from paceline.tasks.compact import compact as shorten
+    from paceline.tasks.files import read_text
+    from paceline.tasks.scoring import FILES, LineScorer, Message
+
+    if files.count("-") > 1:
+        raise InputError("only one of the files can come from standard input")
+    messages = [Message("user", read_text(name), None if name == "-" else name) for name in files]
+    scorer = LineScorer(FILES)
+    result = shorten(messages, query or "", ratio=ratio, preserve_recent=0, markers=markers, scorer=scorer)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.text, nl=as_json)
+
+
+@app.command()
 @engine_options
 def serve(
     model: Annotated[str, typer.Argument(help="a model's name or path")] = DEFAULT_MODEL,
@@ -161,14 +185,28 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(help="a key that clients must send (or PACELINE_API_KEY); may be repeated")
     ] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line, plain or sha256:HEX")] = None,
     allow_open: Annotated[bool, typer.Option(help="serve other machines without a key")] = False,
     alias: Annotated[list[str] | None, typer.Option(help="another name for the model; may be repeated")] = None,
+    apply_alias: Annotated[
+        list[str] | None, typer.Option(help="another name for Morph's apply; may be repeated")
+    ] = None,
+    queue: Annotated[
+        int | None, typer.Option(help="requests that may wait for a place (default: three times max-batch)")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="seconds a request may take (default: no limit)")
+    ] = None,
+    body_limit: Annotated[int, typer.Option(help="bytes that a request's body may have")] = 32 << 20,
+    warmup: Annotated[
+        bool | None, typer.Option(help="make kernels and graphs before requests are taken (default: on CUDA)")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="text or json; one line a request, without its text")] = "text",
     config: EngineConfig,
 ) -> None:
     """Serves a model over HTTP: OpenAI's and Anthropic's APIs, and Morph's apply."""
     try:
-        from paceline.serve.run import check_address, keys_of
-        from paceline.serve.run import serve as run
+        from paceline.serve import run
     except ModuleNotFoundError as error:
         missing = (error.name or "paceline").split(".")[0]
         if missing == "paceline":
@@ -176,10 +214,66 @@ def serve(
         raise ConfigError(f"serving needs {missing}: pip install 'paceline[serve]'") from error
     from paceline.engine.engine import Engine
 
-    keys = keys_of(api_key or [])
-    check_address(host, keys, allow_open)
+    keys = run.keys_of(api_key or [], api_keys_file)
+    run.check_address(host, keys, allow_open)
+    limits = run.Limits(queue, request_timeout, body_limit)
+    run.set_up_log(log_format)
     engine = Engine.load(pull_with_progress(model), config)
-    run(engine, model, host=host, port=port, keys=keys, aliases=alias or [])
+    name = Path(model).name if Path(model).exists() else model
+    service = run.make_service(engine, [name, *(alias or [])], keys, limits, warmup, apply_alias or [])
+    run.serve(service, host, port)
+
+
+Url = Annotated[str, typer.Option(help="the server's address")]
+ModelName = Annotated[str | None, typer.Option(help="a model of the server's; by default its first")]
+ApiKey = Annotated[str | None, typer.Option(help="one of the server's keys (or PACELINE_API_KEY)")]
+LOCAL_URL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def connect(
+    client: Annotated[str, typer.Argument(help="claude, codex, opencode, aider, mini-swe-agent or morph")],
+    *,
+    url: Url = LOCAL_URL,
+    model: ModelName = None,
+    api_key: ApiKey = None,
+    write: Annotated[bool, typer.Option(help="write the client's settings file, keeping a copy of the old")] = False,
+) -> None:
+    """Prints, or writes, what a client must be told to use a server."""
+    from paceline.serve.connect import exports, find_client, find_server
+
+    kind = find_client(client)
+    server = find_server(url, model, api_key or environment_key() or "")
+    settings = kind.settings(server, os.environ)
+    if server.context is None:
+        _errors.print("[yellow]note:[/] no context size is known, so none is set", highlight=False)
+    if not write:
+        typer.echo(settings.shown())
+        return
+    if not settings.files:
+        raise InputError(f"{client} reads no settings file: without --write this prints what to set")
+    for file in settings.files:
+        changed, copy = file.write()
+        kept = f", the old one is {copy}" if copy else ""
+        typer.echo(f"wrote {file.path}{kept}" if changed else f"{file.path} says so already")
+    if settings.exported:
+        typer.echo("\n".join(["still to be set, since the file cannot hold it:", *exports(settings.exported)]))
+
+
+@app.command("run")
+def run_client(
+    client: Annotated[str, typer.Argument(help="claude, codex, opencode, aider or mini")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="the client's own, after --")] = None,
+    *,
+    url: Url = LOCAL_URL,
+    model: ModelName = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Starts an installed client on a server: paceline run claude -- -p "fix it". Its settings files stay as they are."""
+    from paceline.serve.connect import find_client, find_server, start
+
+    kind = find_client(client)
+    start(kind, find_server(url, model, api_key or environment_key() or ""), arguments or [], os.environ)
 
 
 @app.command()

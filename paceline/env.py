@@ -27,3 +27,8 @@ def settle_threads() -> None:
 def api_key() -> str | None:
     """A key that clients of `paceline serve` must send: `PACELINE_API_KEY`. Empty is none."""
     return os.environ.get("PACELINE_API_KEY") or None
+
+
+def trace_endpoint() -> str | None:
+    """Where OpenTelemetry's exporter sends traces: `OTEL_EXPORTER_OTLP_ENDPOINT`. Without it there are none."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -15,10 +16,11 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import morph
+from paceline.serve.constrain import Calls, ResponseFormat, of_format, openai_calls
 from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
-from paceline.serve.service import MORPH_MODELS, Answer, Service, aside, joined, usage_of
-from paceline.serve.tools import Call, Event, Text
+from paceline.serve.service import Answer, Service, aside, joined, usage_of
+from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, reply, written
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob
 
@@ -43,12 +45,14 @@ class ChatMessage(Struct):
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str = ""
+    reasoning_content: str | None = None
 
 
 class Function(Struct):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Struct):
@@ -61,10 +65,6 @@ class Prediction(Struct):
     type: str = "content"
 
 
-class ResponseFormat(Struct):
-    type: str
-
-
 class ChatBody(SamplingBody, kw_only=True):
     messages: list[ChatMessage]
     max_tokens: int | None = None
@@ -73,6 +73,7 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
 
@@ -89,11 +90,10 @@ class ChatBody(SamplingBody, kw_only=True):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def active_tools(self) -> list[Tool]:
-        """The tools that may be called. Raises BadField for a choice that would have to be enforced."""
-        if self.tool_choice not in (None, "auto", "none"):
-            raise BadField("tool_choice can be auto or none: a call cannot be forced yet", "tool_choice")
-        return [] if self.tool_choice == "none" else self.tools or []
+    def calls(self) -> Calls:
+        schemas = {each.function.name: each.function.parameters for each in self.tools or ()}
+        strict = any(each.function.strict for each in self.tools or ())
+        return openai_calls(self.tool_choice, self.parallel_tool_calls, schemas, strict)
 
 
 def text_of(content: str | list[Part] | None, field: str, separator: str = "\n") -> str:
@@ -118,6 +118,8 @@ def template_messages(messages: list[ChatMessage]) -> list[Message]:
             one["tool_calls"] = [
                 call(each.function.name, each.function.arguments, each.id) for each in message.tool_calls
             ]
+        if role == "assistant" and message.reasoning_content:
+            one["reasoning_content"] = message.reasoning_content  # templates that know none ignore it
         if role == "tool":
             one["tool_call_id"] = message.tool_call_id
         plain.append(one)
@@ -128,27 +130,28 @@ async def chat(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ChatBody, service.body_limit)
     if not body.messages:
         raise BadField("messages must not be empty", "messages")
-    if body.model in MORPH_MODELS and body.model not in service.names:
+    if body.model in service.apply_names and body.model not in service.names:
         asked = text_of(body.messages[-1].content, "messages")
         return await morph.apply(service, http, body.model, asked, bool(body.stream), body.wants_usage)
     service.check_model(body.model)
-    if body.response_format is not None and body.response_format.type != "text":
-        raise BadField("response_format can only be text: output cannot be constrained yet", "response_format")
-    parser = service.parser(body.active_tools)
     tokenizer = service.host.tokenizer
     sampling = body.sampling(body.num_logprobs, tokenizer.vocab_size)
+    sampling = dataclasses.replace(sampling, grammar=of_format(body.response_format) or sampling.grammar)
     request = await aside(_request, service, body, sampling)
-    answer = await service.start(request, parser)
+    answer = await service.start(request, service.parser(body.calls.schemas, request.prompt))
     return await written(http, Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 
 def _request(service: Service, body: ChatBody, sampling: Sampling) -> Request:
     tokenizer = service.host.tokenizer
+    calls = body.calls
     tools = [
         tool(each.function.name, each.function.description or "", each.function.parameters or {})
-        for each in body.active_tools
+        for each in body.tools or ()
+        if calls.schemas
     ]
     prompt = tokenizer.encode_chat(template_messages(body.messages), tools or None)
+    sampling = service.held(sampling, calls, prompt)
     sources: tuple[list[int], ...] = ()
     if body.prediction is not None:
         predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
@@ -173,13 +176,16 @@ class Writer:
             events += more
             logprobs += values
         text = "".join(each.text for each in events if isinstance(each, Text))
+        thought = "".join(each.text for each in events if isinstance(each, Thought))
         calls = [self._call(each) for each in events if isinstance(each, Call)]
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+        if thought:
+            message["reasoning_content"] = thought
         if calls:
             message["tool_calls"] = calls
         choice = {"index": 0, "message": message, "logprobs": self._logprobs(logprobs), "finish_reason": self._reason()}
         head = {"object": "chat.completion", **self._head}
-        return {**head, "choices": [choice], "usage": usage_of(self._answer.usage, self._body.prediction is not None)}
+        return {**head, "choices": [choice], "usage": self._usage()}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         yield self._chunk({"role": "assistant", "content": ""})
@@ -187,14 +193,15 @@ class Writer:
             for each in joined(events) or [Text("")]:
                 if isinstance(each, Text):
                     yield self._chunk({"content": each.text}, logprobs)
+                elif isinstance(each, Thought):
+                    yield self._chunk({"reasoning_content": each.text}, logprobs)
                 else:
                     index = self._num_calls
                     yield self._chunk({"tool_calls": [{"index": index, **self._call(each)}]}, logprobs)
                 logprobs = ()
         yield self._chunk({}, reason=self._reason())
         if self._body.wants_usage:
-            usage = usage_of(self._answer.usage, self._body.prediction is not None)
-            yield event({"object": "chat.completion.chunk", **self._head, "choices": [], "usage": usage})
+            yield event({"object": "chat.completion.chunk", **self._head, "choices": [], "usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
     def _chunk(
@@ -209,6 +216,9 @@ class Writer:
         self._num_calls += 1
         function = {"name": each.name, "arguments": each.arguments}
         return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage_of(self._answer.usage, self._body.prediction is not None, self._answer.reasoning_tokens)
 
     def _reason(self) -> str:
         if self._answer.finish is FinishReason.LENGTH:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from paceline.config import EngineConfig
-from paceline.errors import EngineStopped, Overloaded, PacelineError
+from paceline.errors import EngineStopped, Overloaded, PacelineError, TimedOut
 from paceline.models.tokenizer import Tokenizer
-from paceline.types import Request, StepOutput
+from paceline.types import Request, StepOutput, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +53,29 @@ class Observer(Protocol):
     def closed(self, stream: Stream, finished: bool) -> None: ...
 
 
-class Stream(AsyncIterator[StepOutput]):
-    """One request's outputs as they come. `close` cancels what has not finished; it may be called at any time, twice too.
+@dataclass(frozen=True)
+class _Both:
+    first: Observer
+    second: Observer
 
-    started and latest are when it was submitted and when the last output came, by `time.perf_counter`.
+    def opened(self, stream: Stream) -> None:
+        self.first.opened(stream)
+        self.second.opened(stream)
+
+    def output(self, stream: Stream, output: StepOutput) -> None:
+        self.first.output(stream, output)
+        self.second.output(stream, output)
+
+    def closed(self, stream: Stream, finished: bool) -> None:
+        self.first.closed(stream, finished)
+        self.second.closed(stream, finished)
+
+
+class Stream(AsyncIterator[StepOutput]):
+    """One request's outputs; those that wait come as one. `close` cancels what has not finished; at any time, twice too.
+
+    started, first and latest are when it was submitted and when the first and last output came, by `time.perf_counter`;
+    first is 0 before there is one, usage None before the end.
     """
 
     def __init__(self, host: Host, request: Request, name: str) -> None:
@@ -64,27 +83,71 @@ class Stream(AsyncIterator[StepOutput]):
         self.name = name
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started = self.latest = time.perf_counter()
-        self.num_outputs = 0
+        self.first = 0.0
+        self.num_outputs = self.num_tokens = 0
+        self.usage: Usage | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self._host = host
-        self._outputs: asyncio.Queue[StepOutput | PacelineError] = asyncio.Queue()
+        self._waiting: list[StepOutput] = []
+        self._error: PacelineError | None = None
+        self._news: asyncio.Future[None] | None = None
         self._ended = False
 
-    def put(self, item: StepOutput | PacelineError) -> None:
-        self._outputs.put_nowait(item)
+    def put(self, output: StepOutput) -> None:
+        self.latest = time.perf_counter()
+        self.first = self.first or self.latest
+        self.num_outputs += 1
+        self.num_tokens += len(output.tokens)
+        self.usage = output.usage
+        self._waiting.append(output)
+        self._wake()
+
+    def fail(self, error: PacelineError) -> None:
+        """Raises `error` in who waits for the stream, after the outputs that have come."""
+        if not self.accepted.done():
+            self.accepted.set_exception(error)
+        self._error = error
+        self._wake()
 
     async def __anext__(self) -> StepOutput:
         if self._ended:
             raise StopAsyncIteration
-        item = await self._outputs.get()
-        if isinstance(item, PacelineError):
+        if not self._waiting and self._error is None:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        if not self._waiting:
+            assert self._error is not None
             self._ended = True
-            raise item
-        self._ended = item.finish is not None
-        return item
+            raise self._error
+        output = _joined(self._waiting)
+        self._waiting = []
+        self._ended = output.finish is not None
+        return output
 
     def close(self) -> None:
         self._ended = True
         self._host.forget(self)
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+
+def _joined(outputs: list[StepOutput]) -> StepOutput:
+    """Outputs of one request in a row, as one: what has queued up is parsed, encoded and sent once."""
+    last = outputs[-1]
+    if len(outputs) == 1:
+        return last
+    return StepOutput(
+        last.request_id,
+        [token for each in outputs for token in each.tokens],
+        "".join(each.text for each in outputs),
+        [flag for each in outputs for flag in each.accepted],
+        tuple(one for each in outputs for one in each.logprobs),
+        last.finish,
+        last.usage or outputs[0].usage,
+        sum(each.drafted for each in outputs),
+    )
 
 
 @dataclass(frozen=True)
@@ -105,8 +168,9 @@ class _Stop:
 class Host:
     """Runs an engine for an event loop. Everything but the engine's own calls happens on the loop's thread.
 
-    At most `max_open` requests are under way, waiting ones included; one more raises Overloaded. `capacity` is the most
-    tokens a prompt and its output may have together.
+    At most `max_open` requests are under way, waiting ones included; one more raises Overloaded. One that takes longer
+    than `time_limit` seconds from submission raises TimedOut. `capacity` is the most tokens a prompt and its output may
+    have together.
     """
 
     def __init__(
@@ -115,6 +179,7 @@ class Host:
         *,
         capacity: int | None = None,
         max_open: int | None = None,
+        time_limit: float | None = None,
         observer: Observer | None = None,
         warm_up: Callable[[], None] | None = None,
     ) -> None:
@@ -123,6 +188,7 @@ class Host:
         self.capacity = capacity or engine.config.max_context or 0
         self.max_open = max_open or 4 * engine.config.max_batch
         self.state = "starting"  # then ready, draining, stopped or crashed
+        self._time_limit = time_limit
         self._observer = observer
         self._warm_up = warm_up
         self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
@@ -135,6 +201,10 @@ class Host:
     def num_open(self) -> int:
         return len(self._open)
 
+    def watch(self, observer: Observer) -> None:
+        """Lets one more observer see what passes, after those there are. To be called before `start`."""
+        self._observer = observer if self._observer is None else _Both(self._observer, observer)
+
     def start(self) -> None:
         """Starts the engine's thread for the running event loop."""
         self._loop = asyncio.get_running_loop()
@@ -143,7 +213,7 @@ class Host:
     async def submit(self, request: Request) -> Stream:
         """Hands a request to the engine and waits until it is accepted. The caller closes the stream.
 
-        Raises the engine's RequestError for one that cannot be served, Overloaded, or EngineStopped.
+        Raises the engine's RequestError for one that cannot be served, Overloaded, EngineStopped or TimedOut.
         """
         if self.state in ("crashed", "stopped"):
             raise EngineStopped("the engine has stopped; see the server's log")
@@ -154,6 +224,8 @@ class Host:
         name = f"request-{next(self._numbers)}"
         stream = Stream(self, request, name)
         self._open[name] = stream
+        if self._time_limit is not None:
+            stream.timer = asyncio.get_running_loop().call_later(self._time_limit, self._expire, stream)
         if self._observer is not None:
             self._observer.opened(stream)
         self._inbox.put(_Submit(name, request))
@@ -166,11 +238,9 @@ class Host:
 
     def forget(self, stream: Stream) -> None:
         """Ends a stream: the engine drops the request before its next step. Called by `Stream.close`."""
-        if self._open.pop(stream.name, None) is None:
-            return
-        self._inbox.put(_Cancel(stream.name))
-        if self._observer is not None:
-            self._observer.closed(stream, False)
+        if stream.name in self._open:
+            self._inbox.put(_Cancel(stream.name))
+            self._close(stream, False)
 
     def drain(self) -> None:
         """Takes no more requests; those under way go on."""
@@ -250,19 +320,24 @@ class Host:
                 continue
             if self._observer is not None:
                 self._observer.output(stream, output)
-            stream.latest = time.perf_counter()
-            stream.num_outputs += 1
             stream.put(output)
             if output.finish is not None:
-                del self._open[stream.name]
-                if self._observer is not None:
-                    self._observer.closed(stream, True)
+                self._close(stream, True)
+
+    def _close(self, stream: Stream, finished: bool) -> None:
+        del self._open[stream.name]
+        if stream.timer is not None:
+            stream.timer.cancel()
+        if self._observer is not None:
+            self._observer.closed(stream, finished)
+
+    def _expire(self, stream: Stream) -> None:
+        stream.fail(TimedOut(f"the request took longer than the {self._time_limit:g} seconds that this server allows"))
+        self.forget(stream)
 
     def _end(self, state: str) -> None:
         self.state = state
         error = EngineStopped("the engine has stopped; see the server's log")
         for stream in list(self._open.values()):
-            if not stream.accepted.done():
-                stream.accepted.set_exception(error)
-            stream.put(error)
+            stream.fail(error)
             self.forget(stream)

@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
+from paceline.serve.constrain import Calls, forced
 from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import checked_limit
 from paceline.serve.service import Answer, Service, aside, joined
-from paceline.serve.tools import Event, Text
+from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
 from paceline.types import FinishReason, Request, Sampling
 
@@ -46,11 +47,14 @@ class InputTool(Struct):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
     type: str | None = None
 
 
 class ToolChoice(Struct):
     type: str
+    name: str = ""
+    disable_parallel_tool_use: bool | None = None
 
 
 class CountBody(Struct, kw_only=True):
@@ -62,11 +66,23 @@ class CountBody(Struct, kw_only=True):
 
     @property
     def active_tools(self) -> list[InputTool]:
-        """The tools that may be called, server tools left out. Raises BadField for a choice that must be enforced."""
-        choice = "auto" if self.tool_choice is None else self.tool_choice.type
-        if choice not in ("auto", "none"):
-            raise BadField("tool_choice can be auto or none: a call cannot be forced yet", "tool_choice")
-        return [] if choice == "none" else [each for each in self.tools or () if each.input_schema is not None]
+        """The tools that may be called, server tools left out."""
+        none = self.tool_choice is not None and self.tool_choice.type == "none"
+        return [] if none else [each for each in self.tools or () if each.input_schema is not None]
+
+    @property
+    def calls(self) -> Calls:
+        """Raises BadField for a choice there is not, or of a tool there is not."""
+        schemas = {each.name: each.input_schema for each in self.active_tools}
+        choice = self.tool_choice or ToolChoice("auto")
+        several = not choice.disable_parallel_tool_use
+        if choice.type in ("auto", "none"):
+            return Calls(schemas, several=several, strict=any(each.strict for each in self.active_tools))
+        if choice.type not in ("any", "tool"):
+            raise BadField("tool_choice can be auto, any, tool or none", "tool_choice")
+        if choice.type == "tool":
+            return forced([choice.name], schemas, several=False)
+        return forced(schemas, schemas, several)
 
 
 class MessagesBody(CountBody, kw_only=True):
@@ -146,7 +162,6 @@ async def messages(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, MessagesBody, service.body_limit)
     service.check_model(body.model, "claude")
     checked_limit(body.max_tokens, "max_tokens")
-    parser = service.parser(body.active_tools)
     sampling = Sampling(
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -154,7 +169,9 @@ async def messages(service: Service, http: HttpRequest) -> Response:
         stop=tuple(body.stop_sequences or ()),
     )
     prompt = await aside(encode, service.host.tokenizer, body)
-    answer = await service.start(Request(prompt, service.fit(prompt, sampling, body.max_tokens)), parser)
+    calls = body.calls
+    sampling = service.fit(prompt, service.held(sampling, calls, prompt), body.max_tokens)
+    answer = await service.start(Request(prompt, sampling), service.parser(calls.schemas, prompt))
     return await written(
         http, _Writer(body, answer, service.host.tokenizer), bool(body.stream), ANTHROPIC, answer.close
     )
@@ -185,33 +202,34 @@ class _Writer:
         return self._message(content, self._usage()) | {"stop_reason": reason, "stop_sequence": stop}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        start = {"input_tokens": len(self._answer.stream.request.prompt), "output_tokens": 0}
-        cache = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}  # known at the end: message_delta
-        yield _event("message_start", message=self._message([], start | cache))
-        yield _event("ping")
-        index, text_open = 0, False
+        index, opened, begun = 0, None, False
         async for events, _ in self._answer.pieces():
+            if not begun:  # not before: what the cache had is known with the first output
+                yield self._start()
+                begun = True
             for each in joined(events):
-                if text_open and not isinstance(each, Text):
-                    yield _event("content_block_stop", index=index)
-                    index, text_open = index + 1, False
-                if not text_open:
+                if opened and not isinstance(each, opened):
+                    yield _closing(index, opened)
+                    index, opened = index + 1, None
+                if not opened:
                     yield _event("content_block_start", index=index, content_block=self._block(each, whole=False))
-                if isinstance(each, Text):
-                    text_open = True
-                    yield _event("content_block_delta", index=index, delta={"type": "text_delta", "text": each.text})
-                else:
-                    delta = {"type": "input_json_delta", "partial_json": each.arguments}
-                    yield _event("content_block_delta", index=index, delta=delta)
-                    yield _event("content_block_stop", index=index)
-                    index += 1
-        if text_open:
-            yield _event("content_block_stop", index=index)
+                yield _event("content_block_delta", index=index, delta=_delta(each))
+                opened = type(each)
+                if opened is Call:
+                    yield _closing(index, opened)
+                    index, opened = index + 1, None
+        if not begun:
+            yield self._start()
+        if opened:
+            yield _closing(index, opened)
         reason, stop = self._end()
         yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=self._usage())
         yield _event("message_stop")
 
-    def _message(self, content: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def _start(self) -> bytes:
+        return _event("message_start", message=self._message([], self._usage())) + _event("ping")
+
+    def _message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "message",
@@ -226,17 +244,20 @@ class _Writer:
     def _block(self, each: Event, whole: bool) -> dict[str, Any]:
         if isinstance(each, Text):
             return {"type": "text", "text": each.text if whole else ""}
+        if isinstance(each, Thought):
+            return {"type": "thinking", "thinking": each.text if whole else "", "signature": ""}
         self._called = True
         arguments = json.loads(each.arguments) if whole else {}
         return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": each.name, "input": arguments}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         usage = self._answer.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"thinking_tokens": self._answer.reasoning_tokens},
         }
 
     def _end(self) -> tuple[str, str | None]:
@@ -255,6 +276,22 @@ class _Writer:
         text = b"".join(self._tokenizer.token_bytes(each) for each in self._answer.tokens).decode("utf-8", "replace")
         found = [(place + len(stop), place, stop) for stop in stops if (place := text.find(stop)) >= 0]
         return min(found)[2] if found else None
+
+
+def _delta(each: Event) -> dict[str, Any]:
+    if isinstance(each, Text):
+        return {"type": "text_delta", "text": each.text}
+    if isinstance(each, Thought):
+        return {"type": "thinking_delta", "thinking": each.text}
+    return {"type": "input_json_delta", "partial_json": each.arguments}
+
+
+def _closing(index: int, kind: type[Event]) -> bytes:
+    """The end of a block. That of reasoning brings its signature: none, as its text is sent whole and never read back."""
+    signed = b""
+    if kind is Thought:
+        signed = _event("content_block_delta", index=index, delta={"type": "signature_delta", "signature": ""})
+    return signed + _event("content_block_stop", index=index)
 
 
 def _event(name: str, **fields: Any) -> bytes:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from paceline.engine.engine import Engine
 from paceline.serve.host import Stream
 from paceline.types import StepOutput, Usage
 
@@ -13,7 +17,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """Observes a host's streams. A request waits until its first output and runs from then on."""
+    """Observes a host's streams. A request waits until its first output and runs from then on, or as `watch` says."""
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
@@ -28,19 +32,33 @@ class Metrics:
             full = f"paceline:{name}"
             return Histogram(full, help, ["model_name"], buckets=_SECONDS, registry=self.registry).labels(model)
 
-        self.running = gauge("num_requests_running", "requests that have given output")
-        self.waiting = gauge("num_requests_waiting", "requests without any output yet")
+        self.running = gauge("num_requests_running", "requests in the batch")
+        self.waiting = gauge("num_requests_waiting", "requests that wait for a place in the batch")
+        self.cache_use = gauge("kv_cache_usage_perc", "part of the KV cache that requests hold, 1 is all")
         self.first = histogram("time_to_first_token_seconds", "from arrival to the first output")
         self.between = histogram("inter_token_latency_seconds", "a step's time over its tokens, one value a step")
         self.whole = histogram("e2e_request_latency_seconds", "from arrival to the last output")
+        self.queued = histogram("request_queue_time_seconds", "from arrival to a place in the batch")
         self.prompt = counter("prompt_tokens", "prompt tokens of finished requests")
         self.generated = counter("generation_tokens", "tokens written")
         self.queried = counter("prefix_cache_queries", "prompt tokens looked up in the prefix cache")
         self.hits = counter("prefix_cache_hits", "prompt tokens found in the prefix cache")
-        self.drafted = counter("spec_decode_num_draft_tokens", "tokens drafted")
-        self.accepted = counter("spec_decode_num_accepted_tokens", "drafted tokens accepted")
         self.succeeded = counter("request_success", "requests that came to their end")
         self.cancelled = counter("request_cancelled", "requests that were given up or failed")
+        self.drafts = Drafts(model)
+        self.registry.register(self.drafts)
+
+    def watch(self, engine: Engine) -> None:
+        """From now on `engine` is asked what runs, what waits and what its cache holds, whenever metrics are."""
+        scheduler, pool, tree = engine.scheduler, engine.pool, engine.tree
+
+        def used() -> float:
+            cached = tree.num_evictable if tree is not None else 0
+            return (pool.num_pages - 1 - pool.num_free - cached) / (pool.num_pages - 1)
+
+        self.running.set_function(lambda: len(scheduler.running) + len(scheduler.prefilling))
+        self.waiting.set_function(lambda: len(scheduler.waiting))
+        self.cache_use.set_function(used)
 
     def opened(self, stream: Stream) -> None:
         self.waiting.inc()
@@ -54,7 +72,9 @@ class Metrics:
         elif output.tokens:
             self.between.observe((now - stream.latest) / len(output.tokens))
         self.generated.inc(len(output.tokens))
-        if output.usage is not None:
+        if output.drafted:
+            self.drafts.add(bool(stream.request.sources), output.drafted, sum(output.accepted))
+        if output.finish is not None and output.usage is not None:
             self._finished(output.usage)
             self.whole.observe(now - stream.started)
 
@@ -69,5 +89,52 @@ class Metrics:
         self.prompt.inc(usage.prompt_tokens)
         self.queried.inc(usage.prompt_tokens)
         self.hits.inc(usage.cached_tokens)
-        self.drafted.inc(usage.drafted_tokens)
-        self.accepted.inc(usage.accepted_tokens)
+        self.queued.observe(usage.queue_seconds)
+
+
+class _Drafter:
+    def __init__(self) -> None:
+        self.drafts = self.drafted = self.accepted = 0
+        self.at: list[int] = []
+
+
+class Drafts(Collector):
+    """Counts of drafting by drafter. `copy` follows the prompt alone, `prediction` what the request said would come, too.
+
+    Positions are counted from 0, each draft's first token.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._by_name = {"copy": _Drafter(), "prediction": _Drafter()}
+
+    def add(self, predicted: bool, drafted: int, accepted: int) -> None:
+        """One draft of `drafted` tokens, of which the first `accepted` were right."""
+        drafter = self._by_name["prediction" if predicted else "copy"]
+        drafter.drafts += 1
+        drafter.drafted += drafted
+        drafter.accepted += accepted
+        drafter.at += [0] * (accepted - len(drafter.at))
+        for position in range(accepted):
+            drafter.at[position] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["model_name", "drafter"]
+
+        def family(name: str, help: str, *more: str) -> CounterMetricFamily:
+            return CounterMetricFamily(f"paceline:spec_decode_num_{name}", help, labels=[*labels, *more])
+
+        drafts = family("drafts", "drafts made")
+        drafted = family("draft_tokens", "tokens drafted")
+        accepted = family("accepted_tokens", "drafted tokens accepted")
+        positions = family(
+            "accepted_tokens_per_pos", "drafted tokens accepted, by their place in the draft", "position"
+        )
+        for name, drafter in self._by_name.items():
+            own = [self._model, name]
+            drafts.add_metric(own, drafter.drafts)
+            drafted.add_metric(own, drafter.drafted)
+            accepted.add_metric(own, drafter.accepted)
+            for position, count in enumerate(drafter.at):
+                positions.add_metric([*own, str(position)], count)
+        return [drafts, drafted, accepted, positions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from paceline.errors import BadField
+from paceline.serve.constrain import StructuredOutputs, of_structure
 from paceline.types import Sampling
 
 
@@ -29,6 +30,9 @@ class SamplingBody(Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -53,8 +57,10 @@ class SamplingBody(Struct, kw_only=True):
             logit_bias=_bias(self.logit_bias or {}, vocab_size),
             seed=None if self.seed is None else self.seed & (1 << 63) - 1,
             stop=self.stops,
-            stop_tokens=stop_tokens,
+            stop_tokens=(*stop_tokens, *(self.stop_token_ids or ())),
+            ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
+            grammar=of_structure(self.structured_outputs),
         )
 
 

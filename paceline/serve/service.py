@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from paceline.errors import BadField, ContextExceeded, UnknownModel
+from paceline.models.tokenizer import Tokenizer
+from paceline.serve.constrain import Calls, check_schemas, held
 from paceline.serve.host import Host, Stream
+from paceline.serve.journal import note
+from paceline.serve.live import Live
 from paceline.serve.metrics import Metrics
-from paceline.serve.tools import Event, Parser, PlainParser, Text, parser_for
-from paceline.types import FinishReason, Request, Sampling, StepOutput, TokenLogprob, Usage
+from paceline.serve.tools import (
+    Call,
+    CallParser,
+    Event,
+    Parser,
+    PlainParser,
+    Schemas,
+    Text,
+    Thought,
+    ThoughtParser,
+    parser_for,
+    thinks,
+)
+from paceline.serve.tools.thoughts import BEGIN, END
+from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 
 Result = TypeVar("Result")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
+_LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
 
 
 @dataclass(frozen=True)
 class Service:
-    """`names` are what the model is called, its own name first; `created` is in seconds since 1970."""
+    """`names` are what the model is called, its own name first, `apply_names` what merges are asked of in Morph's form.
+
+    `created` is in seconds since 1970. A request's body has at most `body_limit` bytes and comes within `body_seconds`.
+    """
 
     host: Host
     metrics: Metrics
     names: tuple[str, ...]
+    apply_names: tuple[str, ...] = MORPH_MODELS
     keys: tuple[bytes, ...] = ()
     body_limit: int = 32 << 20
+    body_seconds: float = 60.0
     created: int = 0
+    live: Live = field(default_factory=Live)
 
     def check_model(self, name: str, *prefixes: str) -> None:
         """Raises UnknownModel for a name that is neither the model's, nor begins with one of `prefixes`."""
@@ -41,18 +66,39 @@ class Service:
             raise ContextExceeded(f"prompt is too long: {len(prompt)} tokens > {self.host.capacity - 1} maximum")
         return dataclasses.replace(sampling, max_tokens=room if max_tokens is None else min(max_tokens, room))
 
-    def parser(self, tools: Sequence[object]) -> Parser:
-        """A parser for what the model writes. Raises BadField where tools are given and no format of calls is known."""
-        if not tools:
-            return PlainParser()
+    def parser(self, schemas: Schemas, prompt: Sequence[int]) -> Parser:
+        """A parser for what the model writes after `prompt`, where the tools of `schemas` (by name) may be called."""
+        kind = self._kind(schemas)
+        parser = kind(schemas) if kind else PlainParser()
+        thinking = self._thinking(prompt)
+        return parser if thinking is None else ThoughtParser(parser, thinking)
+
+    def held(self, sampling: Sampling, calls: Calls, prompt: Sequence[int]) -> Sampling:
+        """`sampling`, its grammar that of the answer, for an output that may call tools, or must."""
+        special = self.host.tokenizer.special_tokens
+        grammar = held(sampling.grammar, calls, self._kind(calls.schemas), special, self._thinking(prompt))
+        return dataclasses.replace(sampling, grammar=grammar)
+
+    def _kind(self, schemas: Schemas) -> type[CallParser] | None:
+        """The format of calls; None without tools. Raises BadField where the template teaches none that is known."""
+        check_schemas(schemas)
         kind = parser_for(self.host.tokenizer.chat_template)
-        if kind is None:
+        if schemas and kind is None:
             raise BadField("this model's chat template teaches no form of tool call that Paceline knows", "tools")
-        return kind()
+        return kind if schemas else None
+
+    def _thinking(self, prompt: Sequence[int]) -> bool | None:
+        """Whether the prompt's end opens reasoning; None for a model that knows none."""
+        tokenizer = self.host.tokenizer
+        if not thinks(tokenizer.chat_template):
+            return None
+        return tokenizer.decode(prompt[-_LOOK_BACK:], skip_special=False).rstrip().endswith(BEGIN)
 
     async def start(self, request: Request, parser: Parser) -> Answer:
         """Submits; returns once the engine has accepted. The caller closes the answer."""
-        return Answer(await self.host.submit(request), parser, self.host.tokenizer.eos_tokens)
+        stream = await self.host.submit(request)
+        note(stream)
+        return Answer(stream, parser, self.host.tokenizer)
 
 
 async def aside(function: Callable[..., Result], *arguments: object) -> Result:
@@ -61,27 +107,32 @@ async def aside(function: Callable[..., Result], *arguments: object) -> Result:
 
 
 class Answer:
-    """One request's output. After the last piece `finish`, `usage` and `ended_by_token` are known."""
+    """One request's output. After the first piece `usage` tells what the prompt took; after the last one it is whole, and
+    `finish` and `ended_by_token` are known."""
 
-    def __init__(self, stream: Stream, parser: Parser, eos_tokens: Sequence[int]) -> None:
+    def __init__(self, stream: Stream, parser: Parser, tokenizer: Tokenizer) -> None:
         self.stream = stream
         self.tokens: list[int] = []
         self.finish = FinishReason.STOP
         self.usage = Usage()
         self._parser = parser
-        self._eos_tokens = frozenset(eos_tokens) | frozenset(stream.request.sampling.stop_tokens)
+        self._tokenizer = tokenizer
+        self._thought = False
+        self._eos_tokens = frozenset(tokenizer.eos_tokens) | frozenset(stream.request.sampling.stop_tokens)
 
     async def pieces(self) -> AsyncGenerator[tuple[list[Event], tuple[TokenLogprob, ...]], None]:
         """What each step brought. The logprob of a token that ended the output is left out, as its text is."""
         async for output in self.stream:
             self.tokens += output.tokens
+            self.usage = output.usage or self.usage
             events = self._parser.feed(output.text)
             logprobs = output.logprobs
             if output.finish is not None:
                 events += self._parser.finish()
-                self._take_end(output)
+                self.finish = output.finish
                 if self.ended_by_token:
                     logprobs = logprobs[: len(output.tokens) - 1]
+            self._thought |= any(isinstance(each, Thought) for each in events)
             if events or logprobs:
                 yield events, logprobs
 
@@ -90,35 +141,44 @@ class Answer:
         """True where the model ended the output itself, False where a stop string or the limit did."""
         return self.finish is FinishReason.STOP and bool(self.tokens) and self.tokens[-1] in self._eos_tokens
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many tokens were reasoning, its markers among them; all of them where it did not end."""
+        if not self._thought:
+            return 0
+        end, text = END.encode(), b""
+        for count, token in enumerate(self.tokens, 1):
+            text = text[-len(end) :] + self._tokenizer.token_bytes(token)
+            if end in text:
+                return count
+        return len(self.tokens)
+
     def close(self) -> None:
         self.stream.close()
 
-    def _take_end(self, output: StepOutput) -> None:
-        assert output.finish is not None and output.usage is not None
-        self.finish, self.usage = output.finish, output.usage
-
 
 def joined(events: list[Event]) -> list[Event]:
-    """The events with neighbouring texts made one."""
+    """The events with neighbours made one where both are text or both are reasoning."""
     result: list[Event] = []
-    for each in events:
-        if isinstance(each, Text) and result and isinstance(result[-1], Text):
-            result[-1] = Text(result[-1].text + each.text)
+    for kind, group in itertools.groupby(events, type):
+        if kind is Call:
+            result += group
         else:
-            result.append(each)
+            text = "".join(each.text for each in group if not isinstance(each, Call))
+            result.append(Thought(text) if kind is Thought else Text(text))
     return result
 
 
-def usage_of(usage: Usage, predicted: bool = False) -> dict[str, Any]:
-    """OpenAI's usage. Drafted tokens are told as prediction tokens where the request came with a prediction."""
+def usage_of(usage: Usage, predicted: bool = False, reasoning_tokens: int = 0) -> dict[str, Any]:
+    """OpenAI's usage. Tokens drafted from the request's source are told as prediction tokens where that is a prediction."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {
-            "accepted_prediction_tokens": usage.accepted_tokens if predicted else 0,
-            "rejected_prediction_tokens": usage.rejected_tokens if predicted else 0,
-            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": usage.source_accepted_tokens if predicted else 0,
+            "rejected_prediction_tokens": usage.source_rejected_tokens if predicted else 0,
+            "reasoning_tokens": reasoning_tokens,
         },
     }

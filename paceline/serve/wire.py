@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -24,6 +25,8 @@ from paceline.errors import (
     Overloaded,
     PacelineError,
     RequestError,
+    SlowBody,
+    TimedOut,
     Unauthorized,
     UnknownModel,
 )
@@ -31,6 +34,14 @@ from paceline.errors import (
 _log = logging.getLogger(__name__)
 Body = TypeVar("Body")
 Result = TypeVar("Result")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
@@ -80,8 +91,10 @@ _KINDS: tuple[tuple[type[PacelineError], _Kind], ...] = (
     (Unauthorized, _Kind(401, "authentication_error", "authentication_error", "invalid_api_key")),
     (NotFound, _Kind(404, "not_found_error", "not_found_error")),
     (UnknownModel, _Kind(404, "not_found_error", "not_found_error", "model_not_found")),
+    (SlowBody, _Kind(408, "invalid_request_error", "timeout_error")),
     (BodyTooLarge, _Kind(413, "invalid_request_error", "request_too_large")),
     (Overloaded, _Kind(429, "rate_limit_error", "overloaded_error", "overloaded")),
+    (TimedOut, _Kind(504, "server_error", "timeout_error", "timeout")),
 )
 
 
@@ -103,6 +116,10 @@ class OpenAIForm:
     def event(self, error: PacelineError) -> bytes:
         return event(self.body(error))
 
+    def idle(self) -> bytes:
+        """What a stream with nothing to say sends, so that nobody on the way takes it for dead: a comment."""
+        return b": waiting\n\n"
+
     def response(self, error: PacelineError) -> Response:
         headers = {"retry-after": str(error.retry_after)} if isinstance(error, Overloaded) else {}
         if isinstance(error, Unauthorized):
@@ -121,6 +138,9 @@ class AnthropicForm(OpenAIForm):
 
     def event(self, error: PacelineError) -> bytes:
         return event(self.body(error), "error")
+
+    def idle(self) -> bytes:
+        return event({"type": "ping"}, "ping")
 
 
 OPENAI, ANTHROPIC = OpenAIForm(), AnthropicForm()
@@ -155,9 +175,13 @@ async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
 
 
 class EventStream(Response):
-    """Server-sent events. However it ends, `close` is called; a client that goes ends it at once."""
+    """Server-sent events. However it ends, `close` is called; a client that goes ends it at once.
+
+    One in which nothing is sent for `idle_seconds` says so, in its API's form.
+    """
 
     media_type = "text/event-stream"
+    idle_seconds = 10.0
 
     def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIForm, close: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
@@ -165,30 +189,47 @@ class EventStream(Response):
         self._events = events
         self._form = form
         self._close = close
+        self._sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        beat = asyncio.ensure_future(self._beat(send))
         try:
             with contextlib.suppress(ClientDisconnect):
-                await unless_gone(receive, self._send(send))
+                await unless_gone(receive, self._run(send, beat))
         finally:
+            beat.cancel()
             self._close()
 
-    async def _send(self, send: Send) -> None:
+    async def _run(self, send: Send, beat: asyncio.Future[None]) -> None:
+        self._sent = asyncio.get_running_loop().time()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with contextlib.aclosing(self._events) as events:
             try:
                 async for each in events:
-                    await send({"type": "http.response.body", "body": each, "more_body": True})
+                    await self._send(send, each)
             except PacelineError as error:
-                last = self._form.event(error)
-                await send({"type": "http.response.body", "body": last, "more_body": True})
+                await self._send(send, self._form.event(error))
             except OSError:
                 return
             except Exception:
                 _log.exception("a stream failed")
-                last = self._form.event(PacelineError("the server failed; its log says why"))
-                await send({"type": "http.response.body", "body": last, "more_body": True})
+                await self._send(send, self._form.event(PacelineError("the server failed; its log says why")))
+        beat.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        self._sent = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _beat(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        left = self.idle_seconds
+        while True:
+            await asyncio.sleep(left)
+            left = self._sent + self.idle_seconds - loop.time()
+            if left <= 0:
+                await self._send(send, self._form.idle())
+                left = self.idle_seconds
 
 
 class Writes(Protocol):

@@ -67,20 +67,29 @@ def byte_tokenizer(markers: tuple[str, ...] = MARKERS, template: str | None = TE
 def tiny(tokenizer: Tokenizer | None = None, **settings: Any) -> Engine:
     tokenizer = tokenizer or byte_tokenizer()
     values = {"device": "cpu", "dtype": "float32", "max_context": 2048, "cache_tokens": 8192, "threads": 1, **settings}
-    shape = tiny_config(vocab_size=tokenizer.vocab_size, eos_tokens=tokenizer.eos_tokens)
+    longest = max(4096, values["max_context"])
+    shape = tiny_config(vocab_size=tokenizer.vocab_size, eos_tokens=tokenizer.eos_tokens, max_positions=longest)
     resolved = resolve(EngineConfig(**values), Hardware(False, 1, 1 << 30), shape.max_positions)
     return Engine(Decoder(shape, random_tensors(shape), torch.device("cpu")), tokenizer, resolved)
 
 
 class Script:
-    """An engine that says given texts, one a request in their order (then the last again), `size` tokens a step."""
+    """An engine that says given texts, one a request in their order (then the last again), `size` tokens a step.
 
-    def __init__(self, *texts: str, size: int = 3, fails: bool = False) -> None:
+    With `drafted` all but the last token of each step after a request's first are said to be drafted. A step takes
+    `seconds`.
+    """
+
+    def __init__(
+        self, *texts: str, size: int = 3, fails: bool = False, drafted: bool = False, seconds: float = 0.0003
+    ) -> None:
         self.tokenizer = byte_tokenizer()
         self.config = EngineConfig(max_context=8192)
         self.texts = list(texts)
         self.size = size
         self.fails = fails
+        self.drafted = drafted
+        self.seconds = seconds
         self.requests: list[Request] = []
         self._left: dict[str, list[int]] = {}
         self._counts: dict[str, Usage] = {}
@@ -106,25 +115,29 @@ class Script:
     def step(self) -> list[StepOutput]:
         if self.fails:
             raise RuntimeError("the device is gone")
-        time.sleep(0.0003)  # a device computes, and the other threads run
+        time.sleep(self.seconds)  # a device computes, and the other threads run
         outputs = []
         for name, left in list(self._left.items()):
             tokens, rest = left[: self.size], left[self.size :]
             self._left[name] = rest
             usage = self._counts[name]
+            num_accepted = len(tokens) - 1 if self.drafted and usage.output_tokens else 0
             usage.output_tokens += len(tokens)
+            usage.drafted_tokens += num_accepted
+            usage.accepted_tokens += num_accepted
             finish = None if rest else FinishReason.STOP
             words = self._words[name]
             text = words.feed(tokens[:-1] if finish else tokens) + (words.finish() if finish else "")
             if finish:
                 del self._left[name]
-            outputs.append(StepOutput(name, tokens, text, [False] * len(tokens), (), finish, usage if finish else None))
+            flags = [index < num_accepted for index in range(len(tokens))]
+            outputs.append(StepOutput(name, tokens, text, flags, (), finish, usage if finish else None))
         return outputs
 
 
-def scripted(script: Script, **options: Any) -> Service:
+def scripted(script: Script, *, body_seconds: float = 60.0, **options: Any) -> Service:
     metrics = Metrics("tiny")
-    return Service(Host(script, observer=metrics, **options), metrics, ("tiny",))
+    return Service(Host(script, observer=metrics, **options), metrics, ("tiny",), body_seconds=body_seconds)
 
 
 @contextlib.contextmanager
@@ -153,4 +166,4 @@ def until(holds: Any, seconds: float = 10.0) -> None:
 
 
 def tiny_service(engine: Engine | None = None, keys: tuple[str, ...] = ()) -> Service:
-    return make_service(engine or tiny(), ["tiny", "other-name"], keys)
+    return make_service(engine or tiny(), ["tiny", "other-name"], keys, apply_names=["own-apply"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,18 +17,6 @@ TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "read", "description": "Reads.", "parameters": {"type": "object"}}}
 ]
 CALLS = 'Reading.\n<tool_call>\n{"name": "read", "arguments": {"path": "a é.py"}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running(tiny_service()) as url:
-        yield url
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def expected(text_prompt: str | None = None, **sampling: Any) -> str:
@@ -82,12 +69,14 @@ def test_logprobs_come_with_their_alternatives(client: openai.OpenAI) -> None:
     assert [each.bytes for each in streamed] == [each.bytes for each in values.content]
 
 
-def test_a_prediction_changes_counts_and_no_words(client: openai.OpenAI) -> None:
+def test_a_prediction_changes_counts_and_no_words() -> None:
     words = expected(max_tokens=60)
-    plain = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=60)
-    helped = client.chat.completions.create(
-        model="tiny", messages=HELLO, max_tokens=60, prediction={"type": "content", "content": words}
-    )
+    served = running(tiny_service(tiny(fixed_draft=16)))
+    with served as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        plain = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=60)
+        helped = client.chat.completions.create(
+            model="tiny", messages=HELLO, max_tokens=60, prediction={"type": "content", "content": words}
+        )
     assert helped.choices[0].message.content == plain.choices[0].message.content == words
     assert plain.usage is not None and helped.usage is not None
     before, after = plain.usage.completion_tokens_details, helped.usage.completion_tokens_details

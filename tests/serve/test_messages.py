@@ -13,17 +13,11 @@ import msgspec
 import pytest
 
 from paceline.serve.messages import MessagesBody, encode
-from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny_service
+from tests.serve.service import Script, byte_tokenizer, running, scripted
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 TOOLS: list[Any] = [{"name": "Read", "description": "Reads.", "input_schema": {"type": "object"}}]
 CALL = '<tool_call>\n{"name": "Read", "arguments": {"file_path": "é.py", "limit": 3}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running(tiny_service()) as url:
-        yield url
 
 
 @pytest.fixture
@@ -164,7 +158,7 @@ def test_a_claude_code_body_is_served() -> None:
         ({"max_tokens": "many"}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "image"),
-        ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "none"}}, "tool_choice"),
         ({"temperature": -1.0}, "temperature"),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, "prompt is too long"),
     ],

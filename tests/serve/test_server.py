@@ -53,7 +53,7 @@ def test_morphs_apply_gives_what_the_task_gives(address: str) -> None:
     messages: list[Any] = [{"role": "user", "content": morph_form("Make it 22.", CODE, UPDATE)}]
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
         whole: Any = client.chat.completions.create(model="morph-v3-fast", messages=messages)
-        chunks: list[Any] = list(client.chat.completions.create(model="auto", messages=messages, stream=True))
+        chunks: list[Any] = list(client.chat.completions.create(model="own-apply", messages=messages, stream=True))
         with pytest.raises(openai.BadRequestError, match="<update>"):
             client.chat.completions.create(model="morph-v3-large", messages=HELLO)
     assert whole.choices[0].message.content == wanted.text

@@ -1,4 +1,4 @@
-"""The tool-call parser: streamed in any pieces, it gives what it gives for the whole text, and loses nothing."""
+"""The parser of hermes calls: streamed in any pieces, it gives what it gives for the whole text, and loses nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import random
 import pytest
 
 from paceline.serve.service import joined
-from paceline.serve.tools import Call, Event, HermesParser, Text, parser_for
-from tests.serve.service import TEMPLATE
+from paceline.serve.tools import Call, Event, HermesParser, Text
 
 WORDS = [
     "Reading",
@@ -45,7 +44,7 @@ VALUES = [
 
 
 def parse(*pieces: str) -> list[Event]:
-    parser = HermesParser()
+    parser = HermesParser({})
     events: list[Event] = []
     for piece in pieces:
         events += parser.feed(piece)
@@ -132,8 +131,3 @@ def test_what_is_no_call_is_text_to_the_last_character(text: str) -> None:
 def test_half_a_surrogate_pair_stays_escaped() -> None:
     (call,) = parse('<tool_call>{"name": "x", "arguments": {"a": "\\ud800"}}</tool_call>')
     assert isinstance(call, Call) and call.arguments == '{"a": "\\ud800"}'
-
-
-def test_the_template_chooses_the_parser() -> None:
-    assert parser_for(TEMPLATE) is HermesParser
-    assert parser_for(TEMPLATE + "<function=name>") is None and parser_for(None) is None

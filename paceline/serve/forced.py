@@ -1,0 +1,145 @@
+"""Grammars of tool calls, one a format: what holds a model to calling."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.engine.grammar import bounded
+from paceline.serve.tools import (
+    CallParser,
+    DeepSeekParser,
+    GlmParser,
+    HermesParser,
+    MiniMaxParser,
+    QwenCoderParser,
+    Schemas,
+)
+
+LARK = "x-lark"  # in the schema of a string: the grammar it follows, enforced by formats that write strings as they are
+TEXT = r"/(.|\n)*/"
+
+
+class Rules:
+    """Lark under construction. `special` are the tokenizer's added tokens: text in a grammar never stands for one.
+
+    Rules are named by `prefix` and a number.
+    """
+
+    def __init__(self, special: Mapping[str, int], prefix: str = "r") -> None:
+        self._special = special
+        self._prefix = prefix
+        longest_first = sorted(special, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self.rules: list[str] = []
+
+    def text(self, text: str) -> str:
+        """An expression for `text`; a marker that is a token of its own stands as that token."""
+        return " ".join(
+            f"<[{self._special[part]}]>" if index % 2 else json.dumps(part, ensure_ascii=False)
+            for index, part in enumerate(self._split.split(text))
+            if part
+        )
+
+    def rule(self, body: str, attribute: str = "") -> str:
+        name = f"{self._prefix}{len(self.rules)}"
+        self.rules.append(f"{name}{attribute}: {body}")
+        return name
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        kept = {name: _without_lark(each) for name, each in (schema.get("properties") or {}).items()}
+        whole = {**schema, "properties": kept} if kept else schema
+        return self.rule(f"%json {json.dumps(bounded(_without_lark(whole)))}")
+
+    def value(self, schema: Any, end: str) -> str:
+        """A parameter where strings stand as they are and all else as JSON; then `end`."""
+        known = schema if isinstance(schema, Mapping) else {}
+        if known.get("type") != "string":
+            return f"{self.json(known)} {self.text(end)}"
+        if LARK in known:
+            inner = self.rule("%lark {" + known[LARK] + "\n}")
+            return f"{inner} {self.text(end)}"
+        if choices := known.get("enum"):
+            return f"({' | '.join(self.text(str(each)) for each in choices)}) {self.text(end)}"
+        return self.until(end)
+
+    def until(self, end: str) -> str:
+        """Any text up to `end`, and that."""
+        if "<[" in self.text(end):  # a token: no text holds it
+            return f"{self.rule(TEXT)} {self.text(end)}"
+        return self.rule(f"{TEXT} {self.text(end)}", "[lazy]")
+
+    def parameters(self, schema: Mapping[str, Any], before: Callable[[str], str], after: str) -> str:
+        """A schema's properties in their order, those not required optional."""
+        required = schema.get("required") or ()
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        written = []
+        for name, each in (schema.get("properties") or {}).items():
+            own = each | shared if isinstance(each, dict) else each
+            pair = f"{self.text(before(name))} {self.value(own, after)}"
+            written.append(pair if name in required else f"({pair})?")
+        return " ".join(written)
+
+
+def _without_lark(schema: Any) -> Any:
+    return {key: each for key, each in schema.items() if key != LARK} if isinstance(schema, Mapping) else schema
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a format writes calls: `call` gives one; around all of them stand `before` and `after`, `between` two of them."""
+
+    call: Callable[[Rules, str, Mapping[str, Any]], list[str]]
+    between: str = "\n"
+    before: str = ""
+    after: str = ""
+
+
+def _hermes(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    begin = f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": '
+    return [rules.text(begin), rules.json(schema), rules.text("}\n</tool_call>")]
+
+
+def _deepseek(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    begin = f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>"
+    return [rules.text(begin), rules.json(schema), rules.text("<｜tool▁call▁end｜>")]
+
+
+def _qwen_coder(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    inner = rules.parameters(schema, lambda each: f"<parameter={each}>\n", "\n</parameter>\n")
+    return [rules.text(f"<tool_call>\n<function={name}>\n"), inner, rules.text("</function>\n</tool_call>")]
+
+
+def _glm(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    inner = rules.parameters(schema, lambda each: f"<arg_key>{each}</arg_key>\n<arg_value>", "</arg_value>\n")
+    return [rules.text(f"<tool_call>{name}\n"), inner, rules.text("</tool_call>")]
+
+
+def _minimax(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    inner = rules.parameters(schema, lambda each: f'<parameter name="{each}">', "</parameter>\n")
+    return [rules.text(f'<invoke name="{name}">\n'), inner, rules.text("</invoke>\n")]
+
+
+FORMS: dict[type[CallParser], Form] = {
+    HermesParser: Form(_hermes),
+    DeepSeekParser: Form(_deepseek, "", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    QwenCoderParser: Form(_qwen_coder),
+    GlmParser: Form(_glm),
+    MiniMaxParser: Form(_minimax, "", "<minimax:tool_call>\n", "</minimax:tool_call>"),
+}
+
+
+def calls_grammar(kind: type[CallParser], tools: Schemas, special: Mapping[str, int], *, several: bool = True) -> str:
+    """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it."""
+    how, rules = FORMS[kind], Rules(special)
+    call = rules.rule(
+        " | ".join(rules.rule(" ".join(how.call(rules, name, schema or {}))) for name, schema in tools.items())
+    )
+    parts = [rules.text(how.before), call]
+    if several:
+        parts.append(f"({rules.text(how.between)} {call})*")
+    parts.append(rules.text(how.after))
+    return "\n".join([f"start: {' '.join(part for part in parts if part)}", *rules.rules, ""])

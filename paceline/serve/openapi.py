@@ -1,0 +1,130 @@
+"""GET /openapi.json: the endpoints, their bodies from the structs that read them, and both forms of an error."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+import paceline
+from paceline.serve.chat import ChatBody, TokenizeBody
+from paceline.serve.compact import CompactBody
+from paceline.serve.completions import CompletionBody
+from paceline.serve.messages import CountBody, MessagesBody
+from paceline.serve.responses_input import ResponsesBody
+from paceline.serve.wire import ANTHROPIC, form_for
+
+_ERRORS = {
+    400: "the request cannot be served as it stands",
+    401: "no API key, or a wrong one",
+    404: "no such model",
+    408: "the body did not come in time",
+    413: "the body is over the limit",
+    500: "the server failed",
+    504: "the request's time is over",
+}
+_FULL = "the queue is full, or the server is shutting down: try again after Retry-After seconds"
+
+
+class OpenAIProblem(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(Struct):
+    error: OpenAIProblem
+
+
+class AnthropicProblem(Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(Struct):
+    type: str
+    error: AnthropicProblem
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An endpoint. `reply` are the fields that its JSON reply always has; none for a reply that is no JSON."""
+
+    method: str
+    path: str
+    summary: str
+    body: type[Struct] | None
+    reply: tuple[str, ...]
+    streams: bool = False
+
+
+_CHOICES = ("id", "object", "created", "model", "choices", "usage")
+_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
+_RESPONSE = ("id", "object", "created_at", "status", "model", "output", "usage")
+OPERATIONS = (
+    Operation("POST", "/v1/chat/completions", "OpenAI's chat, and Morph's apply", ChatBody, _CHOICES, True),
+    Operation("POST", "/v1/completions", "text to continue, or a gap to fill", CompletionBody, _CHOICES, True),
+    Operation("POST", "/v1/responses", "OpenAI's responses", ResponsesBody, _RESPONSE, True),
+    Operation("POST", "/v1/messages", "Anthropic's messages", MessagesBody, _MESSAGE, True),
+    Operation("POST", "/v1/messages/count_tokens", "tokens a message would have", CountBody, ("input_tokens",)),
+    Operation("POST", "/v1/compact", "Morph's compact", CompactBody, ("id", "output", "messages", "usage", "model")),
+    Operation("GET", "/v1/models", "the names served", None, ("object", "data")),
+    Operation("POST", "/tokenize", "a text's tokens, or a conversation's", TokenizeBody, ("count", "tokens")),
+    Operation("GET", "/health", "200 while requests are taken", None, ("status",)),
+    Operation("GET", "/metrics", "counters in Prometheus' form", None, ()),
+    Operation("GET", "/openapi.json", "this document", None, ("openapi", "paths")),
+    Operation("GET", "/", "what serves here; the status page for browsers", None, ("name", "model")),
+    Operation("GET", "/live", "events of what goes on, for the status page", None, (), True),
+    Operation("GET", "/api/hello", "what serves here", None, ("name", "model")),
+)
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    bodies = [each.body for each in OPERATIONS if each.body is not None]
+    structs: list[type[Struct]] = [*bodies, OpenAIError, AnthropicError]
+    references, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    known = dict(zip(structs, references, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method.lower()] = _described(each, known)
+    schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header"}}
+    schemes["key"]["name"] = "x-api-key"
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Paceline", "version": paceline.__version__},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": schemes},
+        "security": [{}, {"bearer": []}, {"key": []}],
+    }
+
+
+def _described(operation: Operation, known: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
+    described: dict[str, Any] = {"summary": operation.summary, "responses": _responses(operation, known)}
+    if operation.body is not None:
+        content = {"application/json": {"schema": known[operation.body]}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def _responses(operation: Operation, known: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.reply:
+        fields = {"type": "object", "required": list(operation.reply)}
+        content = {"application/json": {"schema": fields}}
+    if operation.streams:
+        content["text/event-stream"] = {}
+    responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
+    if operation.path == "/health":
+        responses["503"] = {"description": "starting, draining, stopped or crashed", "content": content}
+    if operation.body is not None:
+        anthropic = form_for(operation.path) is ANTHROPIC
+        error = {"application/json": {"schema": known[AnthropicError if anthropic else OpenAIError]}}
+        for status, words in {**_ERRORS, (529 if anthropic else 429): _FULL}.items():
+            responses[str(status)] = {"description": words, "content": error}
+    return responses

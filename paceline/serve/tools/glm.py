@@ -1,0 +1,13 @@
+"""Calls as GLM 4.5 to 4.7 write them."""
+
+from __future__ import annotations
+
+from paceline.serve.tools.tagged import TaggedParser
+
+
+class GlmParser(TaggedParser):
+    """`<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`, a line each or all in one."""
+
+    begin, end = "<tool_call>", "</tool_call>"
+    function, function_end = (), ""
+    parameter, value_end = ("<arg_key>", "</arg_key>", "<arg_value>"), "</arg_value>"

@@ -1,0 +1,329 @@
+"""Output held to a format, asked for by OpenAI's own client; drafts change nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import anthropic
+import msgspec
+import openai
+import pytest
+
+from paceline.engine.grammar import Grammars
+from paceline.serve.constrain import Calls, held, json_schema
+from paceline.serve.forced import FORMS, calls_grammar
+from paceline.serve.responses_input import ResponsesBody, toolbox
+from paceline.serve.tools import (
+    Call,
+    CallParser,
+    DeepSeekParser,
+    GlmParser,
+    HermesParser,
+    MiniMaxParser,
+    QwenCoderParser,
+)
+from tests.serve.service import byte_tokenizer
+
+ASK: list[Any] = [{"role": "user", "content": "Say it."}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["file", "folder"]}, "empty": {"type": "boolean"}},
+    "required": ["kind", "empty"],
+    "additionalProperties": False,
+}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
+
+
+def test_a_reply_has_the_schema_s_form(client: openai.OpenAI) -> None:
+    for options in ({}, {"temperature": 1.0, "seed": 3}):
+        options = {**options, "model": "tiny", "messages": ASK, "max_tokens": 400, "response_format": FORMAT}
+        reply = client.chat.completions.create(**options)
+        text = reply.choices[0].message.content or ""
+        assert reply.choices[0].finish_reason == "stop"
+        assert set(json.loads(text)) == {"kind", "empty"}
+        chunks = client.chat.completions.create(**options, stream=True)
+        assert "".join(each.choices[0].delta.content or "" for each in chunks) == text
+        prediction: Any = {"type": "content", "content": '{"kind": "folder", "empty": true, "more": 1}'}
+        predicted = client.chat.completions.create(**options, prediction=prediction)
+        assert predicted.choices[0].message.content == text
+
+
+def test_structured_outputs(client: openai.OpenAI) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"regex": "v[0-9]{1,3}"}, "v[0-9]{1,3}"),
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"grammar": 'start: "<" /[a-c]{2}/ ">"'}, "<[a-c]{2}>"),
+        ({"json": {"enum": [1, 2]}}, "[12]"),
+    ]
+    for asked, pattern in cases:
+        extra = {"structured_outputs": asked}
+        reply = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=50, extra_body=extra)
+        assert re.fullmatch(pattern, reply.choices[0].message.content or ""), asked
+        text = client.completions.create(model="tiny", prompt="abc", max_tokens=50, extra_body=extra).choices[0].text
+        assert re.fullmatch(pattern, text), asked
+
+
+@pytest.mark.parametrize(
+    "extra, word",
+    [
+        ({"response_format": {"type": "yaml"}}, "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "needs a schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, "strin"),
+        ({"structured_outputs": {"regex": "(a"}}, "compile"),
+        ({"structured_outputs": {"grammar": "start: nothing"}}, "nothing"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "exactly one"),
+        ({"structured_outputs": {"choice": []}}, "choice"),
+        ({"structured_outputs": {"json": "{"}}, "JSON"),
+    ],
+)
+def test_what_does_not_compile_is_refused(client: openai.OpenAI, extra: dict[str, Any], word: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=word):
+        client.chat.completions.create(model="tiny", messages=ASK, extra_body=extra)
+
+
+CALLS = {
+    HermesParser: (
+        '<tool_call>\n{"name": "read", "arguments": {"path": "a</tool", "n": 3}}\n</tool_call>',
+        '<tool_call>\n{"name": "read", "arguments": {"n": 3}}\n</tool_call>',
+    ),
+    DeepSeekParser: (
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>read<｜tool▁sep｜>{"path": "x"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>write<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+    QwenCoderParser: (
+        "<tool_call>\n<function=read>\n<parameter=path>\na\n\n</par\n</parameter>\n<parameter=n>\n3\n</parameter>\n"
+        "<parameter=mode>\nb\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=read>\n<parameter=path>\na\n</parameter>\n<parameter=n>\nx\n</parameter>\n"
+        "</function>\n</tool_call>",
+    ),
+    GlmParser: (
+        "<tool_call>read\n<arg_key>path</arg_key>\n<arg_value>a b\nc</arg_value>\n"
+        "<arg_key>mode</arg_key>\n<arg_value>a</arg_value>\n</tool_call>",
+        "<tool_call>read\n</tool_call>",
+    ),
+    MiniMaxParser: (
+        '<minimax:tool_call>\n<invoke name="read">\n<parameter name="path">a b\nc</parameter>\n'
+        '<parameter name="n">-2</parameter>\n</invoke>\n</minimax:tool_call>',
+        '<minimax:tool_call>\n<invoke name="read">\n<parameter name="path">a</parameter>\n'
+        '<parameter name="n">1.5</parameter>\n</invoke>\n</minimax:tool_call>',
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forced_call_is_one_of_the_format_s(form: type[CallParser]) -> None:
+    """The format's own way of writing a call is allowed to its end; one that breaks the tool's schema is not."""
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    read = {
+        "type": "object",
+        "properties": {
+            "path": {"type": "string"},
+            "n": {"$ref": "#/$defs/count"},
+            "mode": {"type": "string", "enum": ["a", "b"]},
+        },
+        "$defs": {"count": {"type": "integer"}},
+        "required": ["path"],
+        "additionalProperties": False,
+    }
+    grammar = calls_grammar(form, {"read": read}, tokenizer.special_tokens, several=False)
+    events = form({"read": read}).feed(CALLS[form][0])
+    assert [type(each) for each in events] == [Call]
+    good, bad = ([*tokenizer.encode(each, allow_special=True), tokenizer.eos_tokens[0]] for each in CALLS[form])
+    assert _allowed(grammars, grammar, good) == len(good)
+    assert _allowed(grammars, grammar, bad) < len(bad) - 1
+
+
+def _allowed(grammars: Grammars, grammar: str, tokens: list[int]) -> int:
+    """How many of the tokens the grammar lets pass."""
+    bits = grammars.follow(grammar).masks([0, *tokens], [0, *[1] * len(tokens)])
+    passes = [bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens)]
+    return passes.index(0) if 0 in passes else len(tokens)
+
+
+READ: Any = {
+    "name": "read",
+    "parameters": {
+        "type": "object",
+        "properties": {"mode": {"enum": ["all", "head"]}, "n": {"type": "boolean"}},
+        "required": ["mode"],
+        "additionalProperties": False,
+    },
+}
+OTHER: Any = {"name": "other", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
+TOOLS: Any = [{"type": "function", "function": READ}, {"type": "function", "function": OTHER}]
+
+
+@pytest.mark.parametrize(
+    "choice, names",
+    [
+        ("required", {"read", "other"}),
+        ({"type": "function", "function": {"name": "read"}}, {"read"}),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "other"}}]},
+            },
+            {"other"},
+        ),
+    ],
+)
+def test_chat_calls_what_it_must(client: openai.OpenAI, choice: Any, names: set[str]) -> None:
+    for extra in ({}, {"temperature": 1.0, "seed": 5}):
+        options: Any = {
+            "model": "tiny",
+            "messages": ASK,
+            "tools": TOOLS,
+            "tool_choice": choice,
+            "max_tokens": 300,
+            **extra,
+        }
+        reply = client.chat.completions.create(**options, parallel_tool_calls=False)
+        calls = reply.choices[0].message.tool_calls or []
+        assert reply.choices[0].finish_reason == "tool_calls" and len(calls) == 1
+        function = getattr(calls[0], "function")  # noqa: B009 (custom calls have none)
+        assert function.name in names
+        arguments = json.loads(function.arguments)
+        assert arguments.get("mode") in ("all", "head") if function.name == "read" else arguments == {}
+
+
+def test_the_other_apis_call_what_they_must(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", **READ}, {"type": "function", **OTHER}]
+    for choice in ("required", {"type": "function", "name": "read"}):
+        reply = client.responses.create(
+            model="tiny",
+            input="Say it.",
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            max_output_tokens=300,
+        )
+        call = reply.output[0]
+        assert call.type == "function_call" and call.name in ("read", "other")
+    form: Any = {"format": {"type": "json_schema", "name": "thing", "schema": SCHEMA}}
+    text = client.responses.create(model="tiny", input="Say it.", text=form, max_output_tokens=400).output_text
+    assert set(json.loads(text)) == {"kind", "empty"}
+
+    url = str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as other:
+        inputs: Any = [{"name": "read", "input_schema": READ["parameters"]}]
+        for wanted in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "read"}):
+            asked: Any = {"tool_choice": wanted, "tools": inputs, "messages": ASK, "max_tokens": 300}
+            message = other.messages.create(model="tiny", **asked)
+            assert message.stop_reason == "tool_use" and message.content[0].type == "tool_use"
+            assert message.content[0].name == "read"
+
+
+@pytest.mark.parametrize(
+    "choice", ["always", {"type": "function", "function": {"name": "none"}}, {"type": "function"}, {}]
+)
+def test_a_choice_there_is_not_is_refused(client: openai.OpenAI, choice: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, tool_choice=choice)
+
+
+def test_reasoning_is_free_and_comes_first() -> None:
+    """Of a model that reasons only what follows is held, whether the prompt opens the reasoning or the model does."""
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    answer = '{"kind": "file", "empty": true}'
+    for thinking, text in (
+        (True, f"so, {{be it}}\n</think>\n\n{answer}"),
+        (False, f"<think>\nso\n</think>\n\n{answer}"),
+        (False, answer),
+        (None, answer),
+    ):
+        grammar = held(json_schema(SCHEMA), Calls({}), None, tokenizer.special_tokens, thinking)
+        assert grammar is not None
+        tokens = [*tokenizer.encode(text), tokenizer.eos_tokens[0]]
+        assert _allowed(grammars, grammar, tokens) == len(tokens), (thinking, text)
+    grammar = held(json_schema(SCHEMA), Calls({}), None, tokenizer.special_tokens, True)
+    unended = [*tokenizer.encode(f"so {answer}"), tokenizer.eos_tokens[0]]
+    assert grammar is not None and _allowed(grammars, grammar, unended) == len(unended) - 1
+
+
+def test_where_an_answer_is_held_tools_may_be_called_instead() -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    calls = Calls({"read": READ["parameters"]})
+    grammar = held(json_schema(SCHEMA), calls, HermesParser, tokenizer.special_tokens, None)
+    assert grammar is not None
+    for text in (
+        '{"kind": "file", "empty": true}',
+        '<tool_call>\n{"name": "read", "arguments": {"mode": "all"}}\n</tool_call>',
+    ):
+        tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
+        assert _allowed(grammars, grammar, tokens) == len(tokens)
+    assert held(None, calls, HermesParser, tokenizer.special_tokens, None) is None
+
+
+PATCH = """start: "*** Begin Patch" LF line+ "*** End Patch" LF?
+line: /[+ -][^\\n]*/ LF
+%import common.LF
+"""
+
+
+def test_strict_calls_may_follow_text_and_have_their_schemas() -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    calls = Calls({"read": READ["parameters"]}, strict=True)
+    grammar = held(None, calls, HermesParser, tokenizer.special_tokens, None)
+    assert grammar is not None
+    for text, holds in (
+        ("Just words about a <tool_call>.", True),
+        ('I read.\n<[call]>\n{"name": "read", "arguments": {"mode": "all"}}\n<[end]>', True),
+        ('<[call]>\n{"name": "read", "arguments": {"mode": "none"}}\n<[end]>', False),
+        ('<[call]>\n{"name": "write", "arguments": {"mode": "all"}}\n<[end]>', False),
+    ):
+        tokens = [tokenizer.eos_tokens[0]]
+        for piece in reversed(re.split(r"(<\[call\]>|<\[end\]>)", text)):
+            marker = {"<[call]>": "<tool_call>", "<[end]>": "</tool_call>"}.get(piece)
+            tokens = (tokenizer.encode(piece) if marker is None else [tokenizer.special_tokens[marker]]) + tokens
+        assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, text
+    without = {name: token for name, token in tokenizer.special_tokens.items() if name != "<tool_call>"}
+    assert held(None, calls, HermesParser, without, None) is None
+
+
+def test_a_custom_tools_grammar_holds_where_the_format_writes_strings_as_they_are() -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    form = {"type": "grammar", "syntax": "lark", "definition": PATCH}
+    tools: Any = [{"type": "custom", "name": "apply_patch", "format": form}]
+    body = msgspec.convert(
+        {"model": "tiny", "input": "x", "tools": msgspec.Raw(msgspec.json.encode(tools))}, ResponsesBody
+    )
+    calls = toolbox(body).calls(body)
+    assert calls.strict
+    for kind, begin, end in (
+        (QwenCoderParser, "<function=apply_patch>\n<parameter=input>\n", "\n</parameter>\n</function>\n"),
+        (HermesParser, '{"name": "apply_patch", "arguments": {"input": "', '"}}\n'),
+    ):
+        grammar = held(None, calls, kind, tokenizer.special_tokens, None)
+        assert grammar is not None
+        for patch, is_patch in (("*** Begin Patch\n+x = 1\n*** End Patch", True), ("*** Begin Patch\nx\n", False)):
+            written = json.dumps(patch)[1:-1] if kind is HermesParser else patch
+            text = f"<tool_call>\n{begin}{written}{end}</tool_call>"
+            tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
+            holds = is_patch or kind is HermesParser  # within JSON it is a string like others
+            assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "objekt"},
+        {"type": 3},
+        {"type": "object", "properties": ["a"]},
+        {"type": "object", "properties": {"a": 3}},
+        {"type": "object", "properties": {"a": {"type": "strin"}}},
+        {"type": "object", "required": "a"},
+    ],
+)
+def test_a_tool_without_a_json_schema_is_refused(client: openai.OpenAI, schema: Any) -> None:
+    tool: Any = {"name": "odd", "parameters": schema}
+    with pytest.raises(openai.BadRequestError, match="'odd' are no JSON schema"):
+        client.chat.completions.create(model="tiny", messages=ASK, tools=[{"type": "function", "function": tool}])
+    with pytest.raises(openai.BadRequestError, match="'odd' are no JSON schema"):
+        client.responses.create(model="tiny", input="x", tools=[{"type": "function", **tool}])

@@ -1,0 +1,319 @@
+"""What the server bears: malformed input, slow and gone clients, time limits, idle streams; and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from paceline.errors import ConfigError
+from paceline.serve.app import hash_key, make_app
+from paceline.serve.connection import Connection
+from paceline.serve.host import Stream
+from paceline.serve.journal import Exchange, JsonFormatter, TextFormatter
+from paceline.serve.openapi import OPERATIONS, document
+from paceline.serve.run import Limits, keys_of, make_service, stored_hash
+from paceline.serve.service import Service
+from paceline.serve.trace import spans
+from paceline.serve.wire import EventStream
+from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
+from tests.serve.malformed import bodies, streams, valid
+from tests.serve.service import Script, running, scripted, tiny, tiny_service, until
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    return tiny_service()
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    with running(service) as url:
+        yield url
+
+
+class Slow(Script):
+    """A script whose every step takes a while."""
+
+    def __init__(self, seconds: float, text: str = "word " * 40) -> None:
+        super().__init__(text, size=1)
+        self.seconds = seconds
+
+    def step(self) -> list[StepOutput]:
+        time.sleep(self.seconds)
+        return super().step()
+
+
+def exchange(url: str, data: bytes, seconds: float = 10.0) -> bytes:
+    """What comes back for these bytes until the server closes, or says no more for a while."""
+    address = urlsplit(url)
+    received = b""
+    with socket.create_connection((address.hostname, address.port), timeout=seconds) as connection:
+        try:
+            connection.sendall(data)
+            while part := connection.recv(1 << 16):
+                received += part
+                connection.settimeout(0.1)
+        except (TimeoutError, ConnectionError):
+            pass
+    return received
+
+
+def post(path: str, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+
+
+def test_malformed_bodies_are_refused(address: str) -> None:
+    with httpx.Client(base_url=address, timeout=20) as client:
+        for kind, path, body in islice(bodies(seed=1), 200):
+            reply = client.post(path, content=body)
+            assert 400 <= reply.status_code < 500, (kind, path, body[:200], reply.text)
+            assert len(reply.json()["error"]["message"]) > 5, (kind, path)
+        assert client.post(CHAT, json=valid(CHAT)).status_code == 200
+
+
+def test_byte_streams_are_refused_or_closed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.2)
+    for kind, data in islice(streams(seed=1), 34):
+        if kind in ("length too long", "half a body"):
+            continue  # the body's time is another test's
+        statuses = [line[9:12] for line in exchange(address, data).split(b"\r\n") if line.startswith(b"HTTP/1.1")]
+        assert all(b"400" <= status < b"500" for status in statuses), (kind, statuses, data[:200])
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_a_head_that_does_not_come_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.3)
+    for data in (b"", b"GET /hea", post(CHAT, valid(CHAT))[:30]):
+        began = time.monotonic()
+        assert exchange(address, data) == b"" and 0.2 < time.monotonic() - began < 3
+    endless = b"GET / HTTP/1.1\r\n" + b"x-more: and more of it\r\n" * 8000
+    assert b"HTTP/1.1 2" not in exchange(address, endless)
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_a_body_that_does_not_come_is_a_408(path: str) -> None:
+    service = scripted(Script("word"), body_seconds=0.3)
+    with running(service) as url:
+        status, _, rest = exchange(url, post(path, valid(path))[:-5]).partition(b"\r\n")
+        assert status.split()[1] == b"408" and b"not whole after 0.3 seconds" in rest
+        assert httpx.post(url + path, json=valid(path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_a_request_that_takes_too_long_ends_in_its_apis_error(path: str) -> None:
+    service = scripted(Slow(0.02), time_limit=0.3)
+    with running(service) as url:
+        body = {**valid(path), "max_tokens": 1000}
+        whole = httpx.post(url + path, json=body)
+        assert whole.status_code == 504 and "0.3 seconds" in whole.json()["error"]["message"]
+        streamed = httpx.post(url + path, json={**body, "stream": True})
+        last = streamed.text.rstrip().split("\n\n")[-1]
+        assert streamed.status_code == 200 and "0.3 seconds" in last and ("event: error" in last) == (path == MESSAGES)
+        assert service.host.num_open == 0
+        until(lambda: not service.host.engine.busy)
+
+
+@pytest.mark.parametrize(("path", "idle"), [(CHAT, ": waiting"), (MESSAGES, 'event: ping\ndata: {"type":"ping"}')])
+def test_a_stream_with_nothing_to_say_says_so(path: str, idle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EventStream, "idle_seconds", 0.1)
+    with running(scripted(Slow(0.5, "ab"))) as url:
+        text = httpx.post(url + path, json={**valid(path), "stream": True}).text
+    parts = text.split("\n\n")
+    between = parts[parts.index(next(part for part in parts if '"a"' in part)) :]
+    assert between.count(idle) >= 3 and between.count(idle) < 20
+    assert parts[-2].endswith("[DONE]" if path == CHAT else '{"type":"message_stop"}')
+
+
+def test_outputs_that_wait_come_as_one() -> None:
+    async def run() -> list[StepOutput]:
+        service = scripted(Script("word"))
+        stream = Stream(service.host, Request([1]), "one")
+        logprob = TokenLogprob(5, -1.0)
+        stream.put(StepOutput("one", [5], "a", [False], (logprob,)))
+        stream.put(StepOutput("one", [6, 7], "bc", [True, False], (logprob, logprob), drafted=3))
+        first = await anext(stream)
+        stream.put(StepOutput("one", [8], "", [False], (), FinishReason.STOP, Usage(output_tokens=4)))
+        return [first, *[output async for output in stream]]
+
+    first, last = asyncio.run(run())
+    assert (first.tokens, first.text, first.accepted, len(first.logprobs)) == (
+        [5, 6, 7],
+        "abc",
+        [False, True, False],
+        3,
+    )
+    assert first.drafted == 3 and first.finish is None
+    assert last.finish is FinishReason.STOP and last.usage == Usage(output_tokens=4)
+
+
+def test_the_queue_is_as_long_as_told() -> None:
+    assert make_service(tiny(), ["tiny"]).host.max_open == 4 * 64
+    assert make_service(tiny(max_batch=2), ["tiny"], limits=Limits(queue=0)).host.max_open == 2
+    for wrong in ({"queue": -1}, {"request_seconds": 0.0}, {"body_bytes": 0}):
+        with pytest.raises(ConfigError):
+            Limits(**wrong)  # type: ignore[arg-type]
+
+
+def test_keys_come_from_a_file_plain_or_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PACELINE_API_KEY", raising=False)
+    hashed = "sha256:" + hashlib.sha256(b"second").hexdigest()
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\nfirst\n\n{hashed}\n")
+    keys = keys_of(["third"], file)
+    assert [stored_hash(key) for key in keys] == [hash_key(each) for each in ("third", "first", "second")]
+    with running(tiny_service(keys=tuple(keys))) as url:
+        for key, status in (("first", 200), ("second", 200), ("third", 200), (hashed, 401), ("# ours", 401)):
+            assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code == status
+    for text in ("", "# nothing\n", "sha256:12\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError):
+            keys_of([], file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        keys_of([], tmp_path / "absent")
+
+
+def test_the_log_has_one_line_a_request_and_none_of_its_text(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    secret = [{"role": "user", "content": "a secret word"}]
+    with caplog.at_level(logging.INFO, "paceline.requests"):
+        reply = httpx.post(address + CHAT, json={"model": "tiny", "messages": secret, "max_tokens": 4, "seed": 1})
+        httpx.post(address + MESSAGES, json={"model": "no-such-model", "messages": secret, "max_tokens": 4})
+        httpx.get(f"{address}/health")
+        with httpx.stream("POST", address + CHAT, json={**valid(CHAT), "max_tokens": 1500, "stream": True}) as gone:
+            next(gone.iter_lines())
+        until(lambda: len(caplog.records) == 3)
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    first, second, third = lines
+    usage = reply.json()["usage"]
+    assert first["id"] == reply.headers["x-request-id"] == reply.headers["request-id"]
+    assert first["endpoint"] == f"POST {CHAT}" and first["status"] == 200 and not first["gone"]
+    assert (first["prompt_tokens"], first["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert 0 <= first["queue_ms"] <= first["first_ms"] <= first["total_ms"]
+    assert second["status"] == 404 and not second["gone"] and "prompt_tokens" not in second
+    assert third["gone"] and third["status"] == 200 and third["output_tokens"] < 1500
+    assert "secret" not in json.dumps(lines) and "secret" not in TextFormatter().format(caplog.records[0])
+    assert 'endpoint="POST /v1/chat/completions" status=200' in TextFormatter().format(caplog.records[0])
+
+
+def test_every_route_is_described() -> None:
+    app: Any = make_app(tiny_service())
+    while not hasattr(app, "routes"):
+        app = app._app
+    routes = {(method, route.path) for route in app.routes for method in route.methods if method != "HEAD"}
+    assert {(each.method, each.path) for each in OPERATIONS} == routes
+    text = json.dumps(document())
+    for name in document()["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in text
+    stream = document()["paths"][MESSAGES]["post"]["responses"]
+    assert "text/event-stream" in stream["200"]["content"] and "529" in stream and "429" not in stream
+
+
+def test_metrics_tell_drafts_by_drafter_and_position() -> None:
+    service = scripted(Script("word"))
+    metrics = service.metrics
+
+    async def run() -> None:
+        for sources in ((), ([1, 2],)):
+            stream = Stream(service.host, Request([1], sources=sources), "one")
+            metrics.opened(stream)
+            metrics.output(stream, StepOutput("one", [1], "", [False]))
+            metrics.output(stream, StepOutput("one", [1, 2, 3], "", [True, True, False], drafted=4))
+            usage = Usage(prompt_tokens=9, cached_tokens=8, queue_seconds=0.2)
+            metrics.output(stream, StepOutput("one", [1], "", [False], (), FinishReason.STOP, usage, drafted=4))
+
+    asyncio.run(run())
+    text = metrics.render().decode()
+    for drafter in ("copy", "prediction"):
+        labels = f'drafter="{drafter}",model_name="tiny"'
+        assert f"paceline:spec_decode_num_drafts_total{{{labels}}} 2.0" in text
+        assert f"paceline:spec_decode_num_draft_tokens_total{{{labels}}} 8.0" in text
+        assert f"paceline:spec_decode_num_accepted_tokens_total{{{labels}}} 2.0" in text
+        for position in "01":
+            more = f'{labels},position="{position}"'
+            assert f"paceline:spec_decode_num_accepted_tokens_per_pos_total{{{more}}} 1.0" in text
+    assert 'paceline:prefix_cache_hits_total{model_name="tiny"} 16.0' in text
+    assert 'paceline:request_queue_time_seconds_sum{model_name="tiny"} 0.4' in text
+    assert 'paceline:kv_cache_usage_perc{model_name="tiny"} 0.0' in text
+
+
+def test_metrics_tell_what_the_engine_holds(service: Service, address: str) -> None:
+    def gauge(name: str) -> float:
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+        return float(next(line.split()[-1] for line in lines if line.startswith(f"paceline:{name}{{")))
+
+    body = {**valid(CHAT), "max_tokens": 1500, "stream": True, "logit_bias": {"65": 100}}
+    with httpx.stream("POST", address + CHAT, json=body) as reply:
+        lines = reply.iter_lines()  # kept: httpx closes the reply with it
+        next(lines)
+        until(lambda: gauge("num_requests_running") == 1 and 0 < gauge("kv_cache_usage_perc") < 1)
+        assert gauge("num_requests_waiting") == 0
+    until(lambda: gauge("num_requests_running") == 0 and gauge("kv_cache_usage_perc") == 0)
+
+
+def test_a_span_tells_of_a_request() -> None:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    one = Exchange("req_1", "POST", CHAT, [(b"traceparent", parent)], status=200, gone=False)
+    one.ended = one.started + 0.25
+    spans(provider.get_tracer("paceline"), "tiny")(one)
+    (span,) = memory.get_finished_spans()
+    assert span.name == f"POST {CHAT}" and span.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+    assert span.end_time - span.start_time == pytest.approx(0.25e9, rel=1e-3)
+    assert span.attributes["http.response.status_code"] == 200 and span.status.is_unset
+
+
+SERVED = """
+from tests.serve.service import Script, scripted
+from paceline.serve.run import Server
+server = Server(scripted(Script("word " * 100_000, size=1)), "127.0.0.1", {port})
+server.run()
+"""
+
+
+def test_a_second_signal_ends_the_drain_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", SERVED.format(port=port)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}) as process:
+        until(lambda: _answers(lambda: httpx.get(f"http://127.0.0.1:{port}/health")), 30)
+        with httpx.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json={**valid(CHAT), "stream": True}) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None and next(line for line in lines if line)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == -signal.SIGTERM
+
+
+def _answers(call: Callable[[], httpx.Response]) -> bool:
+    try:
+        return call().status_code == 200
+    except httpx.TransportError:
+        return False
