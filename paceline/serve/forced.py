@@ -18,6 +18,7 @@ from paceline.serve.tools import (
     QwenCoderParser,
     Schemas,
 )
+from paceline.serve.tools.values import kinds_of
 
 LARK = "x-lark"  # in the schema of a string: the grammar it follows, enforced by formats that write strings as they are
 TEXT = r"/(.|\n)*/"
@@ -54,15 +55,17 @@ class Rules:
         whole = {**schema, "properties": kept} if kept else schema
         return self.rule(f"%json {json.dumps(bounded(_without_lark(whole)))}")
 
-    def value(self, schema: Any, end: str) -> str:
-        """A parameter where strings stand as they are and all else as JSON; then `end`."""
+    def value(self, schema: Any, root: Any, end: str) -> str:
+        """A parameter where strings stand as they are and all else as JSON; then `end`. As `tools.values` reads it."""
         known = schema if isinstance(schema, Mapping) else {}
-        if known.get("type") != "string":
+        kinds = kinds_of(known, root)
+        if kinds and "string" not in kinds:
             return f"{self.json(known)} {self.text(end)}"
         if LARK in known:
             inner = self.rule("%lark {" + known[LARK] + "\n}")
             return f"{inner} {self.text(end)}"
-        if choices := known.get("enum"):
+        choices = [known["const"]] if "const" in known else known.get("enum")
+        if kinds == {"string"} and choices:
             return f"({' | '.join(self.text(str(each)) for each in choices)}) {self.text(end)}"
         return self.until(end)
 
@@ -79,7 +82,7 @@ class Rules:
         written = []
         for name, each in (schema.get("properties") or {}).items():
             own = each | shared if isinstance(each, dict) else each
-            pair = f"{self.text(before(name))} {self.value(own, after)}"
+            pair = f"{self.text(before(name))} {self.value(own, schema, after)}"
             written.append(pair if name in required else f"({pair})?")
         return " ".join(written)
 
@@ -135,9 +138,8 @@ FORMS: dict[type[CallParser], Form] = {
 def calls_grammar(kind: type[CallParser], tools: Schemas, special: Mapping[str, int], *, several: bool = True) -> str:
     """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it."""
     how, rules = FORMS[kind], Rules(special)
-    call = rules.rule(
-        " | ".join(rules.rule(" ".join(how.call(rules, name, schema or {}))) for name, schema in tools.items())
-    )
+    written = (how.call(rules, name, {"type": "object", **(schema or {})}) for name, schema in tools.items())
+    call = rules.rule(" | ".join(rules.rule(" ".join(each)) for each in written))
     parts = [rules.text(how.before), call]
     if several:
         parts.append(f"({rules.text(how.between)} {call})*")

@@ -327,3 +327,48 @@ def test_a_tool_without_a_json_schema_is_refused(client: openai.OpenAI, schema: 
         client.chat.completions.create(model="tiny", messages=ASK, tools=[{"type": "function", "function": tool}])
     with pytest.raises(openai.BadRequestError, match="'odd' are no JSON schema"):
         client.responses.create(model="tiny", input="x", tools=[{"type": "function", **tool}])
+
+
+@pytest.mark.parametrize("form", [each for each in FORMS if each not in (HermesParser, DeepSeekParser)])
+@pytest.mark.parametrize(
+    "schema, written, value",
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "two words", "two words"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({}, "as it is", "as it is"),
+        ({"enum": ["a b", "c"]}, "a b", "a b"),
+        ({"const": "d"}, "d", "d"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "7", 7),
+        ({"$ref": "#/$defs/Text"}, "by reference", "by reference"),
+    ],
+)
+def test_what_a_grammar_lets_a_model_write_is_read_as_it_was_meant(
+    form: type[CallParser], schema: Any, written: str, value: Any
+) -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    tools = {"f": {"properties": {"p": schema}, "required": ["p"], "$defs": {"Text": {"type": "string"}}}}
+    text = {
+        QwenCoderParser: f"<tool_call>\n<function=f>\n<parameter=p>\n{written}\n</parameter>\n</function>\n</tool_call>",
+        GlmParser: f"<tool_call>f\n<arg_key>p</arg_key>\n<arg_value>{written}</arg_value>\n</tool_call>",
+        MiniMaxParser: (
+            f'<minimax:tool_call>\n<invoke name="f">\n<parameter name="p">{written}</parameter>\n</invoke>\n'
+            "</minimax:tool_call>"
+        ),
+    }[form]
+    grammar = calls_grammar(form, tools, tokenizer.special_tokens, several=False)
+    tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
+    assert _allowed(grammars, grammar, tokens) == len(tokens)
+    events = form(tools).feed(text)
+    assert [json.loads(each.arguments) for each in events if isinstance(each, Call)] == [{"p": value}]
+
+
+def test_arguments_are_an_object_whatever_the_tool_says() -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    for schema in (None, {}, {"properties": {}}):
+        grammar = calls_grammar(HermesParser, {"f": schema}, tokenizer.special_tokens)
+        for arguments, holds in (("{}", True), ('{"a": [1]}', True), ("3", False), ('"a"', False)):
+            text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+            tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
+            assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, (schema, arguments)

@@ -24,7 +24,7 @@ def typed(text: str, parameters: Any, key: str) -> Any:
     Text that is JSON of a type the schema allows is that value; text that is none stays text. Where a string is
     allowed too, numbers and booleans stay text: "1.10" may be a version.
     """
-    kinds = _kinds(_schema(parameters, key), parameters)
+    kinds = kinds_of(_schema(parameters, key), parameters)
     if "string" in kinds:
         kinds &= {"string", *_SAFE_BESIDE_STRING}
     if not kinds - {"string"}:
@@ -51,8 +51,8 @@ def _schema(parameters: Any, key: str) -> Any:
     return parameters.get("additionalProperties")
 
 
-def _kinds(schema: Any, root: Any) -> set[str]:
-    """The JSON types a schema names, of all its alternatives; empty where it names none. References are followed."""
+def kinds_of(schema: Any, root: Any) -> set[str]:
+    """The JSON types a schema names, of all its alternatives; empty where it names none. References into `root` count."""
     kinds: set[str] = set()
     seen: set[int] = set()
     left = [schema]
