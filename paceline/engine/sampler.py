@@ -47,8 +47,11 @@ def choose(logits: Tensor, rows: list[Row], step: StepTokens, state: CopyState) 
 
 
 def logprobs(logits: Tensor, choices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of raw logits [T, V]: the choices' log-probabilities [T], and the `count` likeliest, values and tokens [T, count]."""
-    every = torch.log_softmax(logits.float(), dim=-1)
+    """Of raw logits [T, V]: the choices' log-probabilities [T], and the `count` likeliest, values and tokens [T, count].
+
+    What a grammar forbids has -9999, OpenAI's word for never.
+    """
+    every = torch.log_softmax(logits.float(), dim=-1).clamp(min=-9999.0)
     top = every.topk(max(count, 1), dim=-1)
     return every.gather(1, choices[:, None])[:, 0], top.values[:, :count], top.indices[:, :count]
 

@@ -372,3 +372,12 @@ def test_arguments_are_an_object_whatever_the_tool_says() -> None:
             text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
             tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
             assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, (schema, arguments)
+
+
+def test_log_probabilities_are_numbers_where_a_grammar_leaves_no_choice(client: openai.OpenAI) -> None:
+    options: Any = {"response_format": FORMAT, "logprobs": True, "top_logprobs": 4, "max_tokens": 400}
+    reply = client.chat.completions.create(model="tiny", messages=ASK, **options)
+    content = reply.choices[0].logprobs.content if reply.choices[0].logprobs else None
+    assert content and reply.choices[0].message.content == "".join(each.token for each in content)
+    assert all(isinstance(top.logprob, float) for each in content for top in each.top_logprobs)
+    assert min(top.logprob for each in content for top in each.top_logprobs) == -9999.0
