@@ -228,12 +228,12 @@ class Engine:
             usage.drafted_tokens += landed.drafted
             usage.margin_tokens += landed.near
             usage.source_drafted_tokens += landed.told
-            usage.source_accepted_tokens += landed.taken
         state = sequence.decided.popleft() if landed.decode else sequence.acceptance.state
         observed = (state, landed.drafted, landed.accepted, landed.hit)
         self._habits[bool(sequence.request.sources)].observe(*observed)
         sequence.acceptance.observe(*observed, landed.streak)
-        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs, landed.drafted if landed.decode else 0)
+        drafted, taken = (landed.drafted, landed.taken) if landed.decode else (0, 0)
+        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs, drafted, taken)
         if sequence.finish is not None:
             self.scheduler.finish(sequence)
             self._sequences.pop(sequence.name, None)

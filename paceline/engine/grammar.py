@@ -20,6 +20,7 @@ from torch import Tensor
 from paceline.errors import BadGrammar
 from paceline.models.tokenizer import Tokenizer
 
+_MOST_RULES = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +53,13 @@ class Grammars:
         )
 
     def follow(self, grammar: str) -> Follower:
-        """Raises BadGrammar, with what is wrong, for a grammar that does not compile."""
+        """Raises BadGrammar, with what is wrong, for a grammar that does not compile, or is too large.
+
+        llguidance follows rules and references by recursion on the native stack, and 1,500 in a chain end the process.
+        """
+        size = grammar.count("\n") + grammar.count("$ref")
+        if size > _MOST_RULES:
+            raise BadGrammar(f"the grammar has {size} rules and references; at most {_MOST_RULES} are followed")
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise BadGrammar(f"the grammar does not compile: {matcher.get_error()}")

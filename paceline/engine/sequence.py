@@ -72,8 +72,12 @@ class Sequence:
     def output(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
-    def take(self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0) -> StepOutput:
-        """Adds a step's tokens (the first `accepted` of `drafted` ones) up to the one that ends the output."""
+    def take(
+        self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0, taken: int = 0
+    ) -> StepOutput:
+        """Adds a step's tokens (the first `accepted` of `drafted` ones, `taken` of them from explicit sources) up to the one
+        that ends the output.
+        """
         begins = not self.first_token
         if begins:
             self.first_token = time.perf_counter()
@@ -102,6 +106,7 @@ class Sequence:
         self.text.append(text)
         self.usage.output_tokens += len(kept)
         self.usage.accepted_tokens += min(accepted, len(kept))
+        self.usage.source_accepted_tokens += min(taken, accepted, len(kept))
         self.usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [index < accepted for index in range(len(kept))]
         usage = replace(self.usage) if begins or self.finish else None

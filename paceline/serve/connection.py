@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
@@ -18,6 +19,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().__init__(*arguments, **options)
         self._late: asyncio.TimerHandle | None = None
         self._head_size = 0
+        self._body = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -28,11 +30,25 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()  # the head is whole: the application waits for the rest
             return
-        self._head_size += len(data)
+        # what comes of a body after its reply (a refusal) is read: closing on unread bytes would reset the reply away
+        self._head_size = 0 if self._in_body() else self._head_size + len(data)
         if self._head_size > self.head_limit:
             self.transport.close()
         elif self._late is None:
             self._wait()
+
+    def on_headers_complete(self) -> None:
+        """Called by httptools' parser, as the next one."""
+        self._body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body = False
+        super().on_message_complete()
+
+    def _in_body(self) -> bool:
+        connection = getattr(self, "conn", None)  # h11's, where that is the parser
+        return self._body if connection is None else connection.their_state is h11.SEND_BODY
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()

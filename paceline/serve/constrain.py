@@ -17,6 +17,7 @@ from paceline.serve.tools import CallParser, Schemas
 from paceline.serve.tools.thoughts import BEGIN, END
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_LONGEST = 1 << 15  # characters of a client's own grammar
 _SPACE = r"/[ \n]{0,8}/"
 
 
@@ -69,6 +70,8 @@ def of_structure(asked: StructuredOutputs | None) -> str | None:
         if not asked.choice or not all(asked.choice):
             raise BadField("structured_outputs.choice needs texts to choose from", "structured_outputs.choice")
         return "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in asked.choice)
+    if asked.grammar is not None and len(asked.grammar) > _LONGEST:
+        raise BadField(f"structured_outputs.grammar is longer than {_LONGEST} characters", "structured_outputs.grammar")
     return asked.grammar
 
 
@@ -170,7 +173,7 @@ def held(
         if calls.forced:
             grammar = written
         else:
-            start = "answer | calls\n" + _named("answer", answer) if answer is not None else f"{TEXT} calls?\n"
+            start = f"answer | calls\n{_named('answer', answer)}\n" if answer is not None else f"{TEXT} calls?\n"
             grammar = f"start: {start}{_named('calls', written)}"
     if grammar is None or thinking is None:
         return grammar

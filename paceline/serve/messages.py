@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -123,14 +123,22 @@ def template_messages(body: CountBody) -> list[Message]:
     return fold_systems(plain)
 
 
-def _texts(content: str | list[Block], field: str) -> list[str]:
-    """The text of each block. Raises BadField for a block that is no text."""
+def _texts(content: str | list[Block], field: str, shown: bool = False) -> list[str]:
+    """The text of each block. Raises BadField for a block that is no text; of an image that a tool has shown its place is told.
+
+    A tool's result comes again with every later turn, so that refusing it would end the conversation for good.
+    """
     if isinstance(content, str):
         return [content]
+    texts = []
     for index, block in enumerate(content):
-        if block.type not in ("text", *_DROPPED):
+        if block.type == "text":
+            texts.append(block.text or "")
+        elif shown and block.type == "image":
+            texts.append("(an image, which this model cannot see)")
+        elif block.type not in _DROPPED:
             raise BadField(f"{field}.{index}: blocks of type {block.type!r} are not supported here", field)
-    return [block.text or "" for block in content if block.type == "text"]
+    return texts
 
 
 def _assistant(content: str | list[Block], field: str) -> Message:
@@ -151,7 +159,7 @@ def _user(content: str | list[Block], field: str) -> list[Message]:
     results: list[Message] = []
     for block in content:
         if block.type == "tool_result":
-            text = "\n\n".join(_texts(block.content or "", f"{field}.tool_result"))
+            text = "\n\n".join(_texts(block.content or "", f"{field}.tool_result", shown=True))
             text = f"Error: {text}" if block.is_error else text
             results.append({"role": "tool", "content": text, "tool_call_id": block.tool_use_id})
     texts = _texts([each for each in content if each.type != "tool_result"], field)
@@ -247,7 +255,7 @@ class _Writer:
         if isinstance(each, Thought):
             return {"type": "thinking", "thinking": each.text if whole else "", "signature": ""}
         self._called = True
-        arguments = json.loads(each.arguments) if whole else {}
+        arguments = msgspec.Raw(each.arguments.encode()) if whole else {}
         return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": each.name, "input": arguments}
 
     def _usage(self) -> dict[str, Any]:

@@ -256,4 +256,4 @@ class _Writer:
 def _input(arguments: str) -> str:
     """A custom tool's input from a call's arguments; where they are others than asked for, the client sees them all."""
     value = json.loads(arguments).get("input")
-    return value if isinstance(value, str) else arguments
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else arguments

@@ -237,6 +237,7 @@ def toolbox(body: ResponsesBody) -> Toolbox:
     """The tools of the body and of its `additional_tools` items. Raises BadField for what is no list of tools."""
     try:
         tools = msgspec.json.decode(body.tools, type=list[Tool])
+        body.tools = msgspec.Raw(msgspec.json.format(bytes(body.tools), indent=-1))  # an event has no line feeds
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         found = re.search(r" - at `\$(.*)`$", str(error))
         raise BadField(f"tools: {error}", f"tools{found[1] if found else ''}") from error

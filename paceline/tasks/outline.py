@@ -13,7 +13,7 @@ import tree_sitter
 from paceline.tasks.checks import grammar_for
 
 _NUMBERED = re.compile(r"\s*\d+(?:[\t→|:]| {1,2}(?! ))")
-_FENCE = re.compile(r"\s*(?:```|~~~)\s*([\w+#.-]*)\s*$")
+_FENCE = re.compile(r"[ \t]*(?:```|~~~)[ \t]*([\w+#.-]*)$")
 _FENCES = {
     "python": ".py", "py": ".py", "javascript": ".js", "js": ".js", "jsx": ".jsx", "typescript": ".ts", "ts": ".ts",
     "tsx": ".tsx", "go": ".go", "golang": ".go", "rust": ".rs", "rs": ".rs", "java": ".java", "c": ".c", "cpp": ".cpp",
@@ -21,11 +21,13 @@ _FENCES = {
 }  # fmt: skip
 # what tells a language by its lines; the first with the most wins
 _SIGNS = {
-    ".py": re.compile(r"^\s*(?:(?:async )?def \w+\(|class \w+.*:$|from [\w.]+ import |import \w|elif .*:$|except\b.*:$)", re.M),
-    ".tsx": re.compile(r"^\s*(?:export |const \w+ = |(?:async )?function \w|import .* from |interface \w+ \{)", re.M),
+    ".py": re.compile(
+        r"^[ \t]*(?:(?:async )?def \w+\(|class \w+.*:$|from [\w.]+ import |import \w|elif .*:$|except\b.*:$)", re.M
+    ),
+    ".tsx": re.compile(r"^[ \t]*(?:export |const \w+ = |(?:async )?function \w|import .* from |interface \w+ \{)", re.M),
     ".go": re.compile(r"^(?:func |package \w|type \w+ (?:struct|interface))", re.M),
-    ".rs": re.compile(r"^\s*(?:pub (?:fn|struct|enum|mod) |fn \w|use \w+::|impl\b)", re.M),
-    ".java": re.compile(r"^\s*(?:(?:public|private|protected) .*[{;]$|import [\w.]+;$|package [\w.]+;$)", re.M),
+    ".rs": re.compile(r"^[ \t]*(?:pub (?:fn|struct|enum|mod) |fn \w|use \w+::|impl\b)", re.M),
+    ".java": re.compile(r"^[ \t]*(?:(?:public|private|protected) .*[{;]$|import [\w.]+;$|package [\w.]+;$)", re.M),
     ".cpp": re.compile(r"^(?:#include |namespace \w|template ?<|(?:static )?[\w:]+ \*?\w+\(.*\) ?\{$)", re.M),
 }  # fmt: skip
 _LEAST_SIGNS = 3
@@ -84,7 +86,7 @@ def _regions(lines: list[str], suffix: str) -> list[tuple[int, int, str]]:
     regions = []
     opened: tuple[int, str] | None = None
     for row, line in enumerate(lines):
-        found = _FENCE.match(line) if "```" in line or "~~~" in line else None
+        found = _FENCE.match(line.rstrip()) if "```" in line or "~~~" in line else None
         if found and opened is None:
             opened = (row + 1, found[1].lower())
         elif found and opened is not None:
@@ -106,16 +108,22 @@ def _walk(language: tree_sitter.Language, text: str, offset: int, blocks: list[B
     captures = tree_sitter.QueryCursor(_query(language)).captures(tree.root_node)
     for node in captures.get("definition", ()):
         body = node.child_by_field_name("body")
-        start, end = node.start_point.row, node.end_point.row
+        start, end = node.start_point.row, _last_row(node)
         if end == start or node.parent is None:
             continue
         head = start
         if body is not None:
             braces = body.child_count > 0 and body.children[0].type == "{"
             head = max(start, body.start_point.row - (not braces))
-        blocks.append(Block(offset + start, offset + head, offset + end))
+        blocks.append(Block(offset + start, offset + min(head, end), offset + end))
     for node in captures.get("import", ()):
-        imports += range(offset + node.start_point.row, offset + node.end_point.row + 1)
+        imports += range(offset + node.start_point.row, offset + _last_row(node) + 1)
+
+
+def _last_row(node: tree_sitter.Node) -> int:
+    """The last row of which a node has a character: some end with their line feed, at the next row's beginning."""
+    ends_before = node.end_point.column == 0 and node.end_point.row > node.start_point.row
+    return node.end_point.row - ends_before
 
 
 @cache

@@ -381,3 +381,29 @@ def test_log_probabilities_are_numbers_where_a_grammar_leaves_no_choice(client: 
     assert content and reply.choices[0].message.content == "".join(each.token for each in content)
     assert all(isinstance(top.logprob, float) for each in content for top in each.top_logprobs)
     assert min(top.logprob for each in content for top in each.top_logprobs) == -9999.0
+
+
+def test_a_grammar_too_large_to_follow_is_refused_and_the_server_lives(client: openai.OpenAI) -> None:
+    """Long chains of rules or references overflow llguidance's stack, which would end the process."""
+    count = 5000
+    chains = ["".join(f"r{index}: r{index + 1}\n" for index in range(length)) for length in (900, 1400)]
+    rules, many = (f'start: r0\n{chain}r{len(chain.splitlines())}: "a"\n' for chain in chains)
+    links = {f"a{index}": {"anyOf": [{"$ref": f"#/$defs/a{index + 1}"}, {"type": "null"}]} for index in range(count)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**links, f"a{count}": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for extra in (
+        {"structured_outputs": {"grammar": many}},
+        {"structured_outputs": {"grammar": rules + "# " + "x" * 40_000}},
+        {"response_format": form},
+    ):
+        with pytest.raises(openai.BadRequestError, match=r"at most|longer|compile"):
+            client.chat.completions.create(model="tiny", messages=ASK, extra_body=extra)
+    fits = {"structured_outputs": {"grammar": rules}}
+    reply = client.chat.completions.create(model="tiny", messages=ASK, extra_body=fits, max_tokens=5)
+    assert reply.choices[0].message.content == "a"
+
+
+def test_a_choice_beside_tools(client: openai.OpenAI) -> None:
+    extra = {"structured_outputs": {"choice": ["yes", "no"]}}
+    reply = client.chat.completions.create(model="tiny", messages=ASK, tools=TOOLS, extra_body=extra, max_tokens=300)
+    assert reply.choices[0].message.content in ("yes", "no") or reply.choices[0].message.tool_calls

@@ -173,3 +173,19 @@ def test_errors_have_anthropics_form(address: str, change: dict[str, Any], words
 def test_an_unknown_model_is_anthropics_not_found(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="gpt"):
         client.messages.create(model="gpt", messages=HELLO, max_tokens=5)
+
+
+def test_half_a_character_in_a_call_and_an_image_from_a_tool() -> None:
+    script = Script('<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>')
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    shown: list[Any] = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": [image]}]},
+    ]
+    with running(scripted(script)) as url:
+        body = {"model": "tiny", "max_tokens": 99, "messages": shown, "tools": tools}
+        reply = httpx.post(f"{url}/v1/messages", json=body, timeout=20)
+        assert reply.status_code == 200 and b'"input":{"a": "\\ud83d"}' in reply.content
+        assert "which this model cannot see" in script.tokenizer.decode(script.requests[0].prompt)

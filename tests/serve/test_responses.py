@@ -406,3 +406,10 @@ def test_errors_have_openais_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="tiny", input="x" * 3000, stream=True)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_events_have_no_line_feeds_of_the_body(address: str) -> None:
+    body = {"model": "tiny", "input": "Hello", "stream": True, "tools": TOOLS, "max_output_tokens": 4}
+    text = httpx.post(f"{address}/v1/responses", content=json.dumps(body, indent=2), timeout=20).text
+    lines = [each for each in text.splitlines() if each]
+    assert lines and all(each.startswith(("event: ", "data: {", ":")) for each in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
@@ -317,3 +318,23 @@ def _answers(call: Callable[[], httpx.Response]) -> bool:
         return call().status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_refusal_arrives_though_its_body_is_still_coming() -> None:
+    service = dataclasses.replace(scripted(Script("Hello")), keys=(hash_key("right"),))
+    with running(service) as url, socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        size = 300_000
+        head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: wrong\r\ncontent-length: {size}\r\n\r\n"
+        connection.sendall(head.encode())
+        for _ in range(size // 30_000):
+            connection.sendall(b"x" * 30_000)
+            time.sleep(0.003)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_key_may_have_any_characters() -> None:
+    with running(tiny_service(keys=("schlüssel",))) as url:
+        for key, status in (("schlüssel", 200), ("schlussel", 401)):
+            assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key.encode()}).status_code == status

@@ -283,3 +283,22 @@ def test_the_command_prints_what_stays(tmp_path: Path) -> None:
     assert len(plain) <= 0.3 * len(CODE) and set(plain.split("\n")) <= {"", *CODE.split("\n")}
     refused = run(str(file), "--ratio", "3")
     assert refused.returncode == 1 and "0.05 to 1" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.c", "int x;\n#include <a>\n"),
+        ("a.go", "package a\nfunc f() {\n x()\n"),
+        ("", "int main() {\n}\n" + "#include <a.h>\n" * 5),
+    ],
+)
+def test_nodes_that_end_with_their_line_feed(name: str, text: str) -> None:
+    kept = compact([Message("user", text, name or None)], "x", ratio=0.5, preserve_recent=0)
+    assert all(line in text.split("\n") or "filtered" in line for line in kept.messages[0].content.split("\n"))
+
+
+def test_blank_lines_take_no_time() -> None:
+    began = time.perf_counter()
+    compact([Message("user", "\n" * 30_000 + "hello\n")], "x", preserve_recent=0)
+    assert time.perf_counter() - began < 5
