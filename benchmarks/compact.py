@@ -1,6 +1,6 @@
 """What survives compaction: of what an agent's next edit uses, the share still there, against simpler ways to cut.
 
-    python benchmarks/compact.py [--traces FILE] [--ratios 0.5,0.3] [--split odd] [--limit N] [--model NAME]
+    python benchmarks/compact.py [--traces FILE] [--ratios 0.5,0.3] [--split odd] [--limit N] [--without] [--model NAME]
 
 Each case is a recorded conversation (mini_swe_agent_gemini3.jsonl.gz) up to a message in which the agent edits a file; the
 last two messages are preserved, no query is given. "identifiers" are the words of the edit's command that the history to be
@@ -25,7 +25,7 @@ from typing import Any
 from common import data_path, finish, quantiles, read_records
 
 from paceline.tasks.compact import Compacted, Count, compact
-from paceline.tasks.scoring import LineScorer, Message, Scorer, split_lines
+from paceline.tasks.scoring import LineScorer, Message, Scorer, Weights, split_lines
 
 _COMMAND = re.compile(r"```bash\n(.*?)\n```", re.DOTALL)
 _EDITS = re.compile(r"sed -i|<<\s*['\"]?\w+|\bapply_patch\b|git apply")
@@ -64,6 +64,12 @@ class Order:
         return values
 
 
+WITHOUT = {
+    "repeats": Weights(again=0.0, repeated=1.0, repeated_beside=1.0),
+    "relevance": Weights(query=0.0, last_user=0.0, latest=0.0, opening=0.0),
+    "recency": Weights(recency=0.0),
+    "code": Weights(definition=0.0, imports=0.0, code=0.0),
+}
 WAYS: dict[str, Scorer] = {"rules": LineScorer(), **{kind: Order(kind) for kind in ("random", "head", "tail", "ends")}}
 
 
@@ -73,6 +79,7 @@ def main() -> None:
     parser.add_argument("--ratios", default="0.5,0.3")
     parser.add_argument("--split", choices=("odd", "even", "all"), default="odd")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--without", action="store_true", help="also the rules with one thing left out each")
     parser.add_argument("--model", help="count with this model's tokenizer")
     arguments = parser.parse_args()
     records = read_records(arguments.traces or data_path("traces/mini_swe_agent_gemini3.jsonl.gz"))
@@ -80,8 +87,11 @@ def main() -> None:
     cases = [case for record in chosen for case in cases_of(record["messages"])][: arguments.limit]
     count = counter(arguments.model) if arguments.model else None
     result: dict[str, Any] = {"benchmark": "compact", "split": arguments.split, "cases": len(cases)}
+    ways = dict(WAYS)
+    if arguments.without:
+        ways |= {f"without {name}": LineScorer(weights) for name, weights in WITHOUT.items()}
     for ratio in map(float, arguments.ratios.split(",")):
-        result[str(ratio)] = {name: measure(name, scorer, cases, ratio, count) for name, scorer in WAYS.items()}
+        result[str(ratio)] = {name: measure(name, scorer, cases, ratio, count) for name, scorer in ways.items()}
     result["long"] = one_long(records, count)
     finish(result)
 

@@ -292,6 +292,10 @@ def measure_prefill(model: Model, queries: int = 8192) -> dict[str, Any]:
     row["op_ms"]["of gate_up: norm"] = eager_time(
         lambda: [norm.rms_norm(hidden, layer.norm_2, EPS) for layer in model.layers]
     )
+    for name, number in (("whole", 1), ("in two parts", 2)):
+        row["op_ms"][f"of gate_up: product, {name}"] = eager_time(
+            lambda number=number: [F.linear(x, a.gate_up.matrix) for a in model.layers for x in hidden.chunk(number)]
+        )
     row["op_ms"]["of gate_up: silu"] = eager_time(lambda: [norm.silu_multiply(wide, narrow) for _ in model.layers])
     later, query = uniform_batch(1, 2048, 6144), random(2048, HEADS, DIM)
     row["op_ms"]["attention, 2,048 after 6,144"] = eager_time(

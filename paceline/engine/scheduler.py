@@ -87,6 +87,13 @@ class Scheduler:
         self.waiting.append(sequence)
 
     @property
+    def page_counts(self) -> tuple[int, int, int]:
+        """KV pages that requests hold, pages kept for later prefixes, and all."""
+        total = self.pool.num_pages - 1
+        cached = self.tree.num_evictable if self.tree is not None else 0
+        return total - self.pool.num_free - cached, cached, total
+
+    @property
     def busy(self) -> bool:
         return bool(self.waiting or self.prefilling or self.running)
 

@@ -132,13 +132,17 @@ class _Keys:
         headers = Request(scope).headers
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
-        hashes = [hashlib.sha256(each.encode("latin-1")).digest() for each in given if each]  # the bytes as they came
+        hashes = [_hash(each.encode("latin-1")) for each in given if each]  # the bytes as they came
         matches = [hmac.compare_digest(each, key) for each in hashes for key in self._keys]
         return any(matches)
 
 
 def hash_key(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return _hash(key.encode("utf-8", "surrogateescape"))
+
+
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 async def models(service: Service, request: Request) -> Response:

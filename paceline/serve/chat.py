@@ -22,7 +22,7 @@ from paceline.serve.sampling import SamplingBody, checked_limit
 from paceline.serve.service import Answer, Service, aside, joined, usage_of
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, reply, written
-from paceline.types import FinishReason, Request, Sampling, TokenLogprob
+from paceline.types import FinishReason, TokenLogprob
 
 
 class Part(Struct):
@@ -137,26 +137,24 @@ async def chat(service: Service, http: HttpRequest) -> Response:
     tokenizer = service.host.tokenizer
     sampling = body.sampling(body.num_logprobs, tokenizer.vocab_size)
     sampling = dataclasses.replace(sampling, grammar=of_format(body.response_format) or sampling.grammar)
-    request = await aside(_request, service, body, sampling)
-    answer = await service.start(request, service.parser(body.calls.schemas, request.prompt))
+    calls = body.calls
+    prompt, sources = await aside(_prompt, tokenizer, body, calls)
+    answer = await service.ask(prompt, sampling, calls, body.limit, sources)
     return await written(http, Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 
-def _request(service: Service, body: ChatBody, sampling: Sampling) -> Request:
-    tokenizer = service.host.tokenizer
-    calls = body.calls
+def _prompt(tokenizer: Tokenizer, body: ChatBody, calls: Calls) -> tuple[list[int], tuple[list[int], ...]]:
+    """The prompt's tokens, and those of what is predicted."""
     tools = [
         tool(each.function.name, each.function.description or "", each.function.parameters or {})
         for each in body.tools or ()
         if calls.schemas
     ]
     prompt = tokenizer.encode_chat(template_messages(body.messages), tools or None)
-    sampling = service.held(sampling, calls, prompt)
-    sources: tuple[list[int], ...] = ()
-    if body.prediction is not None:
-        predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
-        sources = (predicted + list(tokenizer.eos_tokens[:1]),) if predicted else ()
-    return Request(prompt, service.fit(prompt, sampling, body.limit), sources)
+    if body.prediction is None:
+        return prompt, ()
+    predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
+    return prompt, ((predicted + list(tokenizer.eos_tokens[:1]),) if predicted else ())
 
 
 class Writer:

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from paceline.engine.grammar import json_schema, regex
 from paceline.errors import BadField
-from paceline.serve.forced import TEXT, Rules, calls_grammar
+from paceline.serve.call_grammars import TEXT, Rules, calls_grammar
 from paceline.serve.tools import CallParser, Schemas
 from paceline.serve.tools.thoughts import BEGIN, END
 
@@ -132,21 +132,21 @@ def openai_calls(
     if choice == "none":
         return Calls({})
     if choice == "required":
-        return forced(schemas, schemas, several)
+        return force(schemas, schemas, several)
     if isinstance(choice, dict):
         kind, own = choice.get("type"), choice.get(str(choice.get("type")))
         inner = own if isinstance(own, dict) else choice
         if kind in ("function", "custom"):
-            return forced([inner.get("name")], schemas, several=False)
+            return force([inner.get("name")], schemas, several=False)
         if kind == "allowed_tools" and isinstance(inner.get("tools"), list):
             if inner.get("mode") != "required":
                 return Calls(schemas, several=several, strict=strict)
             named = [each.get("function", each) for each in inner["tools"] if isinstance(each, dict)]
-            return forced([each.get("name") for each in named if isinstance(each, dict)], schemas, several)
+            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, several)
     raise BadField("tool_choice can be auto, none, required, or name a tool", "tool_choice")
 
 
-def forced(names: Iterable[Any], schemas: Schemas, several: bool) -> Calls:
+def force(names: Iterable[Any], schemas: Schemas, several: bool) -> Calls:
     """Calls of the tools `names`. Raises BadField where there is none, or one is not among the tools."""
     chosen = list(names)
     for name in chosen:

@@ -98,7 +98,8 @@ class Stream(AsyncIterator[StepOutput]):
         self.first = self.first or self.latest
         self.num_outputs += 1
         self.num_tokens += len(output.tokens)
-        self.usage = output.usage
+        if output.finish is not None:
+            self.usage = output.usage
         self._waiting.append(output)
         self._wake()
 

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
-from paceline.serve.constrain import Calls, forced
+from paceline.serve.constrain import Calls, force
 from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import checked_limit
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
-from paceline.types import FinishReason, Request, Sampling
+from paceline.types import FinishReason, Sampling
 
 _BILLING = "x-anthropic-billing-header"  # differs from session to session, which would spoil a shared prefix
 _DROPPED = ("thinking", "redacted_thinking")
@@ -81,8 +81,8 @@ class CountBody(Struct, kw_only=True):
         if choice.type not in ("any", "tool"):
             raise BadField("tool_choice can be auto, any, tool or none", "tool_choice")
         if choice.type == "tool":
-            return forced([choice.name], schemas, several=False)
-        return forced(schemas, schemas, several)
+            return force([choice.name], schemas, several=False)
+        return force(schemas, schemas, several)
 
 
 class MessagesBody(CountBody, kw_only=True):
@@ -177,9 +177,7 @@ async def messages(service: Service, http: HttpRequest) -> Response:
         stop=tuple(body.stop_sequences or ()),
     )
     prompt = await aside(encode, service.host.tokenizer, body)
-    calls = body.calls
-    sampling = service.fit(prompt, service.held(sampling, calls, prompt), body.max_tokens)
-    answer = await service.start(Request(prompt, sampling), service.parser(calls.schemas, prompt))
+    answer = await service.ask(prompt, sampling, body.calls, body.max_tokens)
     return await written(
         http, _Writer(body, answer, service.host.tokenizer), bool(body.stream), ANTHROPIC, answer.close
     )

@@ -50,11 +50,11 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """From now on `engine` is asked what runs, what waits and what its cache holds, whenever metrics are."""
-        scheduler, pool, tree = engine.scheduler, engine.pool, engine.tree
+        scheduler = engine.scheduler
 
         def used() -> float:
-            cached = tree.num_evictable if tree is not None else 0
-            return (pool.num_pages - 1 - pool.num_free - cached) / (pool.num_pages - 1)
+            held, _, total = scheduler.page_counts
+            return held / total
 
         self.running.set_function(lambda: len(scheduler.running) + len(scheduler.prefilling))
         self.waiting.set_function(lambda: len(scheduler.waiting))

@@ -97,6 +97,5 @@ def _pages(host: Host) -> dict[str, Any] | None:
     engine = host.engine
     if not isinstance(engine, Engine):
         return None
-    total = engine.pool.num_pages - 1
-    cached = engine.tree.num_evictable if engine.tree is not None else 0
-    return {"used": max(0, total - engine.pool.num_free - cached), "cached": cached, "total": total}
+    used, cached, total = engine.scheduler.page_counts
+    return {"used": max(0, used), "cached": cached, "total": total}

@@ -21,7 +21,7 @@ from paceline.serve.responses_input import ResponsesBody, Toolbox, encode, toolb
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, written
-from paceline.types import FinishReason, Request
+from paceline.types import FinishReason
 
 
 async def responses(service: Service, http: HttpRequest) -> Response:
@@ -32,9 +32,7 @@ async def responses(service: Service, http: HttpRequest) -> Response:
     sampling = body.sampling(None, service.host.tokenizer.vocab_size)
     sampling = dataclasses.replace(sampling, grammar=body.text_grammar or sampling.grammar)
     prompt = await aside(encode, service.host.tokenizer, body, box)
-    calls = box.calls(body)
-    sampling = service.fit(prompt, service.held(sampling, calls, prompt), body.limit)
-    answer = await service.start(Request(prompt, sampling), service.parser(calls.schemas, prompt))
+    answer = await service.ask(prompt, sampling, box.calls(body), body.limit)
     return await written(http, _Writer(body, box, answer), bool(body.stream), OPENAI, answer.close)
 
 

@@ -13,9 +13,9 @@ from msgspec import Struct
 from paceline.engine.grammar import regex
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
+from paceline.serve.call_grammars import LARK
 from paceline.serve.constrain import Calls, ResponseFormat, Schema, of_format, openai_calls
 from paceline.serve.conversation import Message, call, fold_systems, tool
-from paceline.serve.forced import LARK
 from paceline.serve.sampling import SamplingBody, checked_limit
 
 _TEXTS = ("input_text", "output_text", "text")

@@ -18,11 +18,9 @@ from paceline.serve.live import Live
 from paceline.serve.metrics import Metrics
 from paceline.serve.tools import (
     Call,
-    CallParser,
     Event,
     Parser,
     PlainParser,
-    Schemas,
     Text,
     Thought,
     ThoughtParser,
@@ -66,26 +64,29 @@ class Service:
             raise ContextExceeded(f"prompt is too long: {len(prompt)} tokens > {self.host.capacity - 1} maximum")
         return dataclasses.replace(sampling, max_tokens=room if max_tokens is None else min(max_tokens, room))
 
-    def parser(self, schemas: Schemas, prompt: Sequence[int]) -> Parser:
-        """A parser for what the model writes after `prompt`, where the tools of `schemas` (by name) may be called."""
-        kind = self._kind(schemas)
-        parser = kind(schemas) if kind else PlainParser()
-        thinking = self._thinking(prompt)
-        return parser if thinking is None else ThoughtParser(parser, thinking)
-
-    def held(self, sampling: Sampling, calls: Calls, prompt: Sequence[int]) -> Sampling:
-        """`sampling`, its grammar that of the answer, for an output that may call tools, or must."""
-        special = self.host.tokenizer.special_tokens
-        grammar = held(sampling.grammar, calls, self._kind(calls.schemas), special, self._thinking(prompt))
-        return dataclasses.replace(sampling, grammar=grammar)
-
-    def _kind(self, schemas: Schemas) -> type[CallParser] | None:
-        """The format of calls; None without tools. Raises BadField where the template teaches none that is known."""
-        check_schemas(schemas)
-        kind = parser_for(self.host.tokenizer.chat_template)
-        if schemas and kind is None:
+    async def ask(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        calls: Calls,
+        max_tokens: int | None,
+        sources: tuple[list[int], ...] = (),
+    ) -> Answer:
+        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text. The caller closes the
+        answer. Raises BadField for tools in a model whose template teaches no form of call that is known.
+        """
+        check_schemas(calls.schemas)
+        tokenizer = self.host.tokenizer
+        kind = parser_for(tokenizer.chat_template) if calls.schemas else None
+        if calls.schemas and kind is None:
             raise BadField("this model's chat template teaches no form of tool call that Paceline knows", "tools")
-        return kind if schemas else None
+        thinking = self._thinking(prompt)
+        grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
+        sampling = self.fit(prompt, dataclasses.replace(sampling, grammar=grammar), max_tokens)
+        parser = kind(calls.schemas) if kind else PlainParser()
+        return await self.start(
+            Request(prompt, sampling, sources), parser if thinking is None else ThoughtParser(parser, thinking)
+        )
 
     def _thinking(self, prompt: Sequence[int]) -> bool | None:
         """Whether the prompt's end opens reasoning; None for a model that knows none."""
@@ -107,8 +108,11 @@ async def aside(function: Callable[..., Result], *arguments: object) -> Result:
 
 
 class Answer:
-    """One request's output. After the first piece `usage` tells what the prompt took; after the last one it is whole, and
-    `finish` and `ended_by_token` are known."""
+    """One request's output.
+
+    After the first piece `usage` tells what the prompt took; after the last one it is whole, and `finish` and
+    `ended_by_token` are known.
+    """
 
     def __init__(self, stream: Stream, parser: Parser, tokenizer: Tokenizer) -> None:
         self.stream = stream

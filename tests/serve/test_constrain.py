@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from paceline.engine.grammar import Grammars
+from paceline.serve.call_grammars import FORMS, calls_grammar
 from paceline.serve.constrain import Calls, held, json_schema
-from paceline.serve.forced import FORMS, calls_grammar
 from paceline.serve.responses_input import ResponsesBody, toolbox
 from paceline.serve.tools import (
     Call,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from paceline.serve.tools.calls import CallParser
 from paceline.serve.tools.deepseek import DeepSeekParser
@@ -42,6 +43,7 @@ _TAUGHT: tuple[tuple[re.Pattern[str], type[CallParser]], ...] = (
 )
 
 
+@cache
 def parser_for(chat_template: str | None) -> type[CallParser] | None:
     """The parser of the format that a chat template teaches; None where it teaches none that is known.
 

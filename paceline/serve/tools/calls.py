@@ -45,9 +45,7 @@ class CallParser(ABC):
     def section(self) -> Steps[None]:
         """Reads what comes after `begin` or a flaw, which is the first piece in the reader's `taken`; gives each call.
 
-        Raises Malformed where what was taken since the last call is no call.
-
-        What is left there becomes text.
+        Raises Malformed where what was taken since the last call is no call; what is left there becomes text.
         """
 
     def give(self, call: Call, num_pieces: int | None = None) -> None:
