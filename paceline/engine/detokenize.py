@@ -20,12 +20,25 @@ class Detokenizer:
         self._held = ""
         self.stopped = False
 
-    def feed(self, tokens: list[int]) -> str:
-        """The text that is now certain. After a stop string, `stopped` is True and no more text comes."""
+    def feed(self, tokens: list[int]) -> tuple[str, int]:
+        """The text that is now certain, and how many of `tokens` it took: all, or those up to the end of a stop string.
+
+        After a stop string `stopped` is True and nothing more is taken.
+        """
         if self.stopped:
-            return ""
-        self._held += self._decoder.decode(b"".join(self._token_bytes(token) for token in tokens))
-        return self._release()
+            return "", 0
+        held, state = self._held, self._decoder.getstate()
+        self._held += self._decoder.decode(b"".join(map(self._token_bytes, tokens)))
+        text = self._release()
+        if not self.stopped or len(tokens) == 1:
+            return text, len(tokens)
+        # one of them ended it; which one is found by feeding them one by one
+        self._held, self.stopped = held, False
+        self._decoder.setstate(state)
+        parts: list[str] = []
+        while not self.stopped:
+            parts.append(self.feed([tokens[len(parts)]])[0])
+        return "".join(parts), len(parts)
 
     def finish(self) -> str:
         """The rest at the end of the output; a character cut in half becomes U+FFFD."""

@@ -26,6 +26,7 @@ _MAX_QUERIES = 1100  # a step of more queries than this costs as much as it give
 _PROMPT_SIZES = (64, 128, 256, 512, 1024)
 # a prompt of which nothing is cached, made up to one of these: at 2,048 tokens launching takes longer than computing
 _FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
+_APART = 512  # several chunks of fewer tokens than this on average are computed in one pass
 
 T = TypeVar("T")
 GREEDY, MARGIN, LOGITS = "greedy", "margin", "logits"
@@ -49,30 +50,29 @@ class StepGraph:
 class PromptGraph:
     """A captured pass over one chunk of at most T prompt tokens; above 1,024 over a prompt's first ones.
 
-    inputs [2 + W + T] int64: committed and query counts, the page table's row, the tokens; `staged` is the pinned copy the
-    host writes to, once `sent` says that the last one has left. `constants` are what else the graph reads; they must live
-    as long as it does.
+    inputs [2 + W + T] int64: committed and query counts, the page table's row, the tokens. `constants` are what else the
+    graph reads; they must live as long as it does.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
-    staged: Tensor
-    sent: torch.cuda.Event
     constants: tuple[Tensor, ...]
     logits: Tensor
 
     def replay(self, chunk: Chunk, width: int) -> Tensor:
-        """Runs the pass for `chunk` with `width` places in its page table; logits [1, V] after its last token."""
-        self.sent.synchronize()
-        host = self.staged.numpy()
-        pages, begin = chunk.sequence.pages[:width], 2 + width
+        """Runs the pass for `chunk` with `width` places in its page table; logits [1, V] after its last token.
+
+        The logits stand until the next replay.
+        """
+        begin = 2 + width
         end = begin + chunk.end - chunk.start
+        staged = torch.empty(end, dtype=torch.int64, pin_memory=True)  # not given out again before its copy has ended
+        host, pages = staged.numpy(), chunk.sequence.pages[:width]
         host[:2] = chunk.start, chunk.end - chunk.start
         host[2 : 2 + len(pages)] = pages
         host[2 + len(pages) : begin] = 0
         host[begin:end] = chunk.sequence.array(chunk.start, chunk.end)
-        self.inputs[:end].copy_(self.staged[:end], non_blocking=True)
-        self.sent.record()
+        self.inputs[:end].copy_(staged, non_blocking=True)
         self.graph.replay()
         return self.logits
 
@@ -93,7 +93,7 @@ class GraphRunner(Runner):
 
     @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
-        """Captures the greedy graphs of up to `batch` requests and those of prompts, and runs long prompts' kernels once."""
+        """Captures the greedy and margin graphs of up to `batch` requests and those of prompts, and runs long prompts once."""
         for tokens in _PROMPT_SIZES + _FRESH_SIZES:
             if tokens <= self.config.max_context:
                 self._prompts[tokens] = self._capture_prompt(tokens)
@@ -103,6 +103,7 @@ class GraphRunner(Runner):
         while True:
             for length in self._lengths(size):
                 self._graph(size, length, GREEDY)
+                self._graph(size, length, MARGIN)
             if size >= batch:
                 break
             size *= 2
@@ -120,17 +121,25 @@ class GraphRunner(Runner):
         return self._to_host(super().prefill(work))
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
-        """One chunk is a replay, since launching takes longer than computing it; several or longer ones are launched.
+        """A chunk is a replay, since launching takes longer than computing it; several short or longer ones are launched.
 
         Graphs of prompts above 1,024 tokens are made by `warm_up` alone: making one takes three passes.
         """
-        chunk = chunks[0]
+        graphs = [found for chunk in chunks if (found := self._prompt_graph(chunk))]
+        num_tokens = sum(chunk.end - chunk.start for chunk in chunks)
+        if len(graphs) < len(chunks) or (len(chunks) > 1 and num_tokens < _APART * len(chunks)):
+            return super().prompt_logits(chunks)
+        width = self.page_table.shape[1]
+        if len(chunks) == 1:
+            logits = graphs[0].replay(chunks[0], width)
+            return logits if chunks[0].last else logits[:0]
+        found = [graph.replay(chunk, width).clone() for graph, chunk in zip(graphs, chunks, strict=True)]
+        return torch.cat([logits for logits, chunk in zip(found, chunks, strict=True) if chunk.last] or [found[0][:0]])
+
+    def _prompt_graph(self, chunk: Chunk) -> PromptGraph | None:
         count = chunk.end - chunk.start
         fits = [size for size in self._prompts if size >= count and (size <= _PROMPT_SIZES[-1] or chunk.start == 0)]
-        if len(chunks) > 1 or not fits:
-            return super().prompt_logits(chunks)
-        logits = self._prompts[min(fits)].replay(chunk, self.page_table.shape[1])
-        return logits if chunk.last else logits[:0]
+        return self._prompts[min(fits)] if fits else None
 
     def decode(self, work: Decode) -> Flight:
         started = time.perf_counter()
@@ -181,9 +190,8 @@ class GraphRunner(Runner):
     @torch.inference_mode()
     def _capture_prompt(self, size: int) -> PromptGraph:
         width, page = self.page_table.shape[1], self.cache.page_size
-        staged = torch.zeros(2 + width + size, dtype=torch.int64, pin_memory=True)
-        staged[1] = size
-        inputs = staged.to(self.device)
+        inputs = torch.zeros(2 + width + size, dtype=torch.int64, device=self.device)
+        inputs[1] = size
         places = torch.arange(size, device=self.device)
         bounds = torch.tensor([0, size], dtype=torch.int32, device=self.device)
         branch_starts = torch.zeros(size, dtype=torch.int32, device=self.device)
@@ -211,7 +219,7 @@ class GraphRunner(Runner):
             return self.model.forward(tokens, self.cache, batch, count - 1)
 
         graph, logits = self._captured(run)
-        return PromptGraph(graph, inputs, staged, torch.cuda.Event(), (places, bounds, branch_starts), logits)
+        return PromptGraph(graph, inputs, (places, bounds, branch_starts), logits)
 
     @torch.inference_mode()
     def _run_prompt(self, tokens: int) -> None:
@@ -251,9 +259,9 @@ class GraphRunner(Runner):
         return [each for each in LENGTHS if each <= limit and (each == 0 or size * (each + 1) <= _MAX_QUERIES)]
 
     def _graph(self, size: int, length: int, mode: str) -> StepGraph:
-        key = (size, length, mode)
+        key = (size, length, GREEDY if mode == MARGIN and length == 0 else mode)  # a margin is for drafts
         if key not in self._graphs:
-            self._graphs[key] = self._capture(size, length, mode)
+            self._graphs[key] = self._capture(*key)
         return self._graphs[key]
 
     @torch.inference_mode()

@@ -83,22 +83,20 @@ class Sequence:
             self.first_token = time.perf_counter()
             self.usage.prefill_seconds = self.first_token - self.started
         sampling = self.request.sampling
-        kept: list[int] = []
-        text = ""
-        for token in new:
-            kept.append(token)
-            written = len(self.tokens) + len(kept) - self.prompt_length
-            if token in self.stops and written > sampling.min_tokens:
-                self.finish = FinishReason.STOP
-            else:
-                text += self.detokenizer.feed([token])
-                if self.detokenizer.stopped:
-                    self.finish = FinishReason.STOP
-                elif written >= sampling.max_tokens:
-                    self.finish = FinishReason.LENGTH
-            if self.finish:
-                text += self.detokenizer.finish()
-                break
+        written = len(self.tokens) - self.prompt_length
+        kept = new[: sampling.max_tokens - written]
+        end = len(kept)
+        if not self.stops.isdisjoint(kept):
+            ends = (i for i, token in enumerate(kept) if token in self.stops and written + i >= sampling.min_tokens)
+            end = next(ends, end)
+        text, used = self.detokenizer.feed(kept[:end])
+        if self.detokenizer.stopped or end < len(kept):
+            self.finish = FinishReason.STOP
+            kept = kept[: used if self.detokenizer.stopped else end + 1]
+        elif written + len(kept) >= sampling.max_tokens:
+            self.finish = FinishReason.LENGTH
+        if self.finish:
+            text += self.detokenizer.finish()
         self.tokens += kept
         if self.follower is not None:
             self.follower.advance(kept)

@@ -20,6 +20,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from paceline.engine.detokenize import Detokenizer
 from paceline.errors import BadWeights, RequestError
 from paceline.models.checkpoint import open_checkpoint
+from paceline.models.earlier import Earlier
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
 
@@ -540,7 +541,7 @@ def pieces(tokenizer: Tokenizer, text: str, draw: random.Random | None = None, s
     tokens, found = tokenizer.encode(text), []
     while tokens:
         size = draw.randrange(1, 6) if draw else 1
-        found.append(maker.feed(tokens[:size]))
+        found.append(maker.feed(tokens[:size])[0])
         tokens = tokens[size:]
     return [*found, maker.finish()]
 
@@ -554,6 +555,27 @@ def test_no_piece_is_half_a_character(any_tokenizer: Tokenizer, text: str) -> No
     )
 
 
+def test_what_was_encoded_before_is_not_encoded_again() -> None:
+    asked: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        asked.append(text)
+        return list(text.encode())
+
+    earlier = Earlier(most_characters=1000)
+    for text in ("a" * 300, "b" * 100, "a" * 300, "", "c" * 300, "b" * 100, "d" * 2000, "a" * 300):
+        assert earlier.encode(text, encode) == list(text.encode())
+    # each counts for 256 more, and the longest unused go
+    assert [text[:1] for text in asked] == ["a", "b", "", "c", "b", "d", "a"]
+
+
+def test_a_chat_of_what_was_said_before_is_the_same_tokens(any_tokenizer: Tokenizer) -> None:
+    chat = [{"role": "user", "content": f"{text} <|im_end|>"} for text in CORPUS]
+    fresh = any_tokenizer.encode_chat(chat)
+    assert any_tokenizer.encode_chat([*chat, {"role": "assistant", "content": "x"}])[: len(fresh) - 3] == fresh[:-3]
+    assert any_tokenizer.encode_chat(chat) == fresh
+
+
 @given(text=st.text(max_size=40), seed=st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_pieces_are_the_whole(ours: Tokenizer, text: str, seed: int) -> None:
@@ -563,7 +585,7 @@ def test_pieces_are_the_whole(ours: Tokenizer, text: str, seed: int) -> None:
 def test_a_character_cut_off_at_the_end(ours: Tokenizer) -> None:
     maker = Detokenizer(ours.token_bytes, ())
     tokens = ours.encode("a🚀")
-    assert maker.feed(tokens[:-1]) == "a" and maker.finish() == "\ufffd"
+    assert maker.feed(tokens[:-1])[0] == "a" and maker.finish() == "\ufffd"
 
 
 @given(
@@ -581,7 +603,7 @@ def test_a_stop_string_ends_the_text_however_its_tokens_come(ours: Tokenizer, te
 
 def test_what_could_become_a_stop_string_waits(ours: Tokenizer) -> None:
     maker = Detokenizer(lambda token: bytes([token]), ("END", "\n\n"))
-    feed = lambda text: maker.feed(list(text.encode()))  # noqa: E731
+    feed = lambda text: maker.feed(list(text.encode()))[0]  # noqa: E731
     assert [feed("aE"), feed("N"), feed("EN"), feed("\n"), feed("b")] == ["a", "", "EN", "EN", "\nb"]
     assert (feed("\n"), feed("\nmore"), maker.stopped) == ("", "", True)
     assert feed("x") == "" and maker.finish() == ""
@@ -589,11 +611,17 @@ def test_what_could_become_a_stop_string_waits(ours: Tokenizer) -> None:
 
 def test_what_waited_is_given_at_the_end() -> None:
     maker = Detokenizer(lambda token: bytes([token]), ("END",))
-    assert maker.feed(list(b"aEN")) == "a" and maker.finish() == "EN" and not maker.stopped
+    assert maker.feed(list(b"aEN")) == ("a", 3) and maker.finish() == "EN" and not maker.stopped
 
 
-@pytest.mark.parametrize(("stop", "text"), [(("bcd", "c"), "ab"), (("cd", "bcd", "d"), "a"), (("xb", "abc"), "")])
-@pytest.mark.parametrize("runs", [[b"abcd"], [b"ab", b"cd"], [b"a", b"b", b"c", b"d"]])
-def test_the_stop_string_that_ends_first_ends_the_text(stop: tuple[str, ...], text: str, runs: list[bytes]) -> None:
+@pytest.mark.parametrize(
+    ("stop", "text", "taken"), [(("bcd", "c"), "ab", 3), (("cd", "bcd", "d"), "a", 4), (("xb", "abc"), "", 3)]
+)
+@pytest.mark.parametrize("runs", [[b"abcdef"], [b"ab", b"cd"], [b"a", b"b", b"c", b"d"]])
+def test_the_stop_string_that_ends_first_ends_the_text(
+    stop: tuple[str, ...], text: str, taken: int, runs: list[bytes]
+) -> None:
     maker = Detokenizer(lambda token: bytes([token]), stop)
-    assert "".join(maker.feed(list(run)) for run in runs) + maker.finish() == text and maker.stopped
+    fed = [maker.feed(list(run)) for run in runs]
+    assert "".join(each for each, _ in fed) + maker.finish() == text and maker.stopped
+    assert sum(count for _, count in fed) == taken
