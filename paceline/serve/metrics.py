@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Total
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,8 +24,8 @@ class Metrics:
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
 
-        def counter(name: str, help: str) -> Counter:
-            return Counter(f"paceline:{name}", help, ["model_name"], registry=self.registry).labels(model)
+        def counter(name: str, help: str) -> Total:
+            return Total(f"paceline:{name}", help, ["model_name"], registry=self.registry).labels(model)
 
         def gauge(name: str, help: str) -> Gauge:
             return Gauge(f"paceline:{name}", help, ["model_name"], registry=self.registry).labels(model)
@@ -94,8 +96,8 @@ class Metrics:
 
 class _Drafter:
     def __init__(self) -> None:
-        self.drafts = self.drafted = self.accepted = 0
-        self.at: list[int] = []
+        self.drafts = self.drafted = 0
+        self.accepted: Counter[int] = Counter()  # drafts by how many of their tokens were right
 
 
 class Drafts(Collector):
@@ -113,10 +115,7 @@ class Drafts(Collector):
         drafter = self._by_name["prediction" if predicted else "copy"]
         drafter.drafts += 1
         drafter.drafted += drafted
-        drafter.accepted += accepted
-        drafter.at += [0] * (accepted - len(drafter.at))
-        for position in range(accepted):
-            drafter.at[position] += 1
+        drafter.accepted[accepted] += 1
 
     def collect(self) -> Iterable[Metric]:
         labels = ["model_name", "drafter"]
@@ -134,7 +133,9 @@ class Drafts(Collector):
             own = [self._model, name]
             drafts.add_metric(own, drafter.drafts)
             drafted.add_metric(own, drafter.drafted)
-            accepted.add_metric(own, drafter.accepted)
-            for position, count in enumerate(drafter.at):
-                positions.add_metric([*own, str(position)], count)
+            accepted.add_metric(own, sum(length * count for length, count in drafter.accepted.items()))
+            reached = drafter.drafts - drafter.accepted[0]
+            for position in range(max(drafter.accepted, default=0)):
+                positions.add_metric([*own, str(position)], reached)
+                reached -= drafter.accepted[position + 1]
         return [drafts, drafted, accepted, positions]
