@@ -26,7 +26,8 @@ _MAX_QUERIES = 1100  # a step of more queries than this costs as much as it give
 _PROMPT_SIZES = (64, 128, 256, 512, 1024)
 # a prompt of which nothing is cached, made up to one of these: at 2,048 tokens launching takes longer than computing
 _FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
-_APART = 512  # several chunks of fewer tokens than this on average are computed in one pass
+# as many chunks are replays one by one, or more where they have so many tokens on average; else one pass is launched
+_FEW, _LONG = 8, 512
 
 T = TypeVar("T")
 GREEDY, MARGIN, LOGITS = "greedy", "margin", "logits"
@@ -97,8 +98,8 @@ class GraphRunner(Runner):
         for tokens in _PROMPT_SIZES + _FRESH_SIZES:
             if tokens <= self.config.max_context:
                 self._prompts[tokens] = self._capture_prompt(tokens)
-        for tokens in (2 * _PROMPT_SIZES[-1], self.config.prefill_chunk or 0):
-            self._run_prompt(tokens)
+        for count, tokens in ((1, 2 * _PROMPT_SIZES[-1]), (1, self.config.prefill_chunk or 0), (16, 16), (64, 64)):
+            self._run_prompts(count, tokens)
         size = 1
         while True:
             for length in self._lengths(size):
@@ -121,20 +122,17 @@ class GraphRunner(Runner):
         return self._to_host(super().prefill(work))
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
-        """A chunk is a replay, since launching takes longer than computing it; several short or longer ones are launched.
+        """Each chunk is a replay, since launching takes longer than computing it; many short or longer ones are launched.
 
         Graphs of prompts above 1,024 tokens are made by `warm_up` alone: making one takes three passes.
         """
-        graphs = [found for chunk in chunks if (found := self._prompt_graph(chunk))]
+        graphs = [graph for chunk in chunks if (graph := self._prompt_graph(chunk))]
         num_tokens = sum(chunk.end - chunk.start for chunk in chunks)
-        if len(graphs) < len(chunks) or (len(chunks) > 1 and num_tokens < _APART * len(chunks)):
+        if len(graphs) < len(chunks) or (len(chunks) > _FEW and num_tokens < _LONG * len(chunks)):
             return super().prompt_logits(chunks)
         width = self.page_table.shape[1]
-        if len(chunks) == 1:
-            logits = graphs[0].replay(chunks[0], width)
-            return logits if chunks[0].last else logits[:0]
-        found = [graph.replay(chunk, width).clone() for graph, chunk in zip(graphs, chunks, strict=True)]
-        return torch.cat([logits for logits, chunk in zip(found, chunks, strict=True) if chunk.last] or [found[0][:0]])
+        logits = [graph.replay(chunk, width)[: chunk.last].clone() for graph, chunk in zip(graphs, chunks, strict=True)]
+        return torch.cat(logits)
 
     def _prompt_graph(self, chunk: Chunk) -> PromptGraph | None:
         count = chunk.end - chunk.start
@@ -222,21 +220,23 @@ class GraphRunner(Runner):
         return PromptGraph(graph, inputs, (places, bounds, branch_starts), logits)
 
     @torch.inference_mode()
-    def _run_prompt(self, tokens: int) -> None:
-        """An eager pass over a prompt that is written to the waste page: compiles and loads what long prompts need."""
-        zeros = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+    def _run_prompts(self, count: int, tokens: int) -> None:
+        """An eager pass over prompts that are written to the waste page: compiles and loads what such passes need."""
+        zeros = torch.zeros(count * tokens, dtype=torch.int64, device=self.device)
+        bounds = [tokens * index for index in range(count + 1)]
+        width = -(-tokens // self.cache.page_size)
         batch = AttentionBatch(
             positions=zeros,
             slots=zeros,
-            page_table=torch.zeros(1, -(-tokens // self.cache.page_size), dtype=torch.int32, device=self.device),
-            context_lens=zeros[:1].int(),
-            query_starts=torch.tensor([0, tokens], dtype=torch.int32, device=self.device),
+            page_table=torch.zeros(count, width, dtype=torch.int32, device=self.device),
+            context_lens=zeros[:count].int(),
+            query_starts=torch.tensor(bounds, dtype=torch.int32, device=self.device),
             branch_starts=zeros.int(),
             max_query=tokens,
             max_context=0,
-            host=HostLengths([0, tokens], [0], [None]),
+            host=HostLengths(bounds, [0] * count, [None] * count),
         )
-        self.model.forward(zeros, self.cache, batch, zeros[:1])
+        self.model.forward(zeros, self.cache, batch, zeros[:count])
 
     def _captured(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         """Runs twice to compile and to settle the allocator, then captures; returns the graph and what `run` gave in it."""

@@ -135,15 +135,15 @@ class Runner:
 
     def start(self, sequence: Sequence) -> None:
         """Writes a sequence's slot: its sources and tokens, and where to copy from first."""
-        text: list[int] = []
+        parts: list[Any] = []
         room = self.max_context
-        for source in sequence.request.sources:
-            part = source[: max(0, room - len(text) - 1)]
-            if part and self.config.drafter == "copy":
-                text += [*part, -1]
-        begins = bool(text) and sequence.prompt_length == len(sequence.tokens)
-        history = len(text)
-        text += sequence.tokens
+        for source in sequence.request.sources if self.config.drafter == "copy" else ():
+            part = source[: max(0, room - sum(map(len, parts)) - 1)]
+            if part:
+                parts.append([*part, -1])
+        history = sum(map(len, parts))
+        begins = bool(parts) and sequence.prompt_length == len(sequence.tokens)
+        text = np.concatenate([*parts, sequence.array(0, len(sequence.tokens))])
         slot, state = sequence.slot, self.state
         self._written[slot] = 0
         state.text[slot, : len(text)] = self._to_device(text, torch.int32)
@@ -162,15 +162,19 @@ class Runner:
 
     def update_pages(self, sequences: list[Sequence]) -> None:
         """Writes to the sequences' rows of the page table what was added since they last ran, for new ones all."""
-        entries: list[tuple[int, int, int]] = []
+        rows: list[int] = []
+        columns: list[int] = []
+        pages: list[int] = []
         for sequence in sequences:
             begin = self._written[sequence.slot]
-            pages = sequence.pages[begin : self.page_table.shape[1]]
-            entries += [(sequence.slot, begin + index, page) for index, page in enumerate(pages)]
+            new = sequence.pages[begin : self.page_table.shape[1]]
+            rows += [sequence.slot] * len(new)
+            columns += range(begin, begin + len(new))
+            pages += new
             self._written[sequence.slot] = len(sequence.pages)
-        if entries:
-            rows, columns, pages_ = self._to_device(entries, torch.int32).unbind(1)
-            self.page_table[rows, columns] = pages_
+        if pages:
+            rows_, columns_, pages_ = self._to_device([rows, columns, pages], torch.int32)
+            self.page_table[rows_, columns_] = pages_
 
     # ---- steps
 

@@ -142,7 +142,7 @@ class Scheduler:
         pages: list[int] = []
         if self.tree is not None:
             # at least the last token is computed: its logits are wanted
-            pages, node = self.tree.match(sequence.tokens[:-1])
+            pages, node = self.tree.match(sequence.array(0, len(sequence.tokens) - 1))
             self.tree.lock(node)
             sequence.node = node
         wanted = self._num_pages(len(sequence.tokens) + 1) - len(pages)
@@ -246,7 +246,7 @@ class Scheduler:
         count = computed // self.page_size
         if self.tree is None or count <= sequence.num_shared:
             return
-        tokens = sequence.tokens[: count * self.page_size]
+        tokens = sequence.array(0, count * self.page_size)
         pages, node = self.tree.insert(tokens, sequence.pages[:count], sequence.num_shared)
         self.tree.lock(node)
         if sequence.node is not None:

@@ -61,7 +61,10 @@ class Sequence:
 
     def array(self, start: int, end: int) -> Any:
         """Tokens `start:end`, [T] int64."""
-        return self.prompt[start:end] if end <= self.prompt_length else np.array(self.tokens[start:end])
+        if end <= self.prompt_length:
+            return self.prompt[start:end]
+        written = np.array(self.tokens[max(start, self.prompt_length) : end], dtype=np.int64)
+        return np.concatenate([self.prompt[start:], written])
 
     @property
     def room(self) -> int:

@@ -7,14 +7,17 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from paceline.kv.pages import PagePool
 
-PageTokens = tuple[int, ...]
+Tokens = NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class Node:
-    """A run of whole pages after its parent's. `runs[i]` are the tokens of `pages[i]`.
+    """A run of whole pages after its parent's, and the tokens they hold. Children are found by their first page's tokens.
 
         root -- [system prompt: 40 pages] --+-- [file A: 12 pages] -- [turn 1: 3 pages]
                                             +-- [file B:  9 pages]
@@ -22,10 +25,10 @@ class Node:
     `locks` counts the requests that read this node or one below it; only a leaf without locks can be evicted.
     """
 
-    runs: list[PageTokens]
+    tokens: Tokens
     pages: list[int]
     parent: Node | None
-    children: dict[PageTokens, Node] = field(default_factory=dict)
+    children: dict[bytes, Node] = field(default_factory=dict)
     locks: int = 0
     last_use: int = 0
 
@@ -41,24 +44,20 @@ class RadixTree:
         self._roots: dict[str, Node] = {}
         self._clock = itertools.count(1)
 
-    def match(self, tokens: list[int], namespace: str = "") -> tuple[list[int], Node]:
+    def match(self, tokens: ArrayLike, namespace: str = "") -> tuple[list[int], Node]:
         """The pages of the longest cached run of whole pages that starts `tokens`, and the node where it ends.
 
         Splits a node when the match ends inside it, so that the node stands for exactly the matched run. The pages may be
         evicted at any time until `lock(node)`.
         """
+        wanted = np.asarray(tokens, dtype=np.int64)
         node = self._root(namespace)
         pages: list[int] = []
-        size = self.page_size
-        while True:
-            start = len(pages) * size
-            child = node.children.get(tuple(tokens[start : start + size]))
-            if child is None:
-                break
-            shared = next(
-                (i for i, run in enumerate(child.runs) if not self._begins(tokens, start + i * size, run)), None
-            )
-            if shared is not None:
+        while child := node.children.get(self._first(wanted, len(pages))):
+            rest = wanted[len(pages) * self.page_size :][: len(child.tokens)]
+            different = np.flatnonzero(rest != child.tokens[: len(rest)])
+            shared = int(different[0] if len(different) else len(rest)) // self.page_size
+            if shared < len(child.pages):
                 child = self._split(child, shared)
             child.last_use = next(self._clock)
             pages += child.pages
@@ -80,7 +79,7 @@ class RadixTree:
                 self.num_locked -= len(each.pages)
 
     def insert(
-        self, tokens: list[int], pages: list[int], num_shared: int, namespace: str = ""
+        self, tokens: ArrayLike, pages: list[int], num_shared: int, namespace: str = ""
     ) -> tuple[list[int], Node]:
         """Gives the tree a request's whole pages; returns the pages that now hold the run and the node where it ends.
 
@@ -88,17 +87,19 @@ class RadixTree:
         in the tree by now is freed: the first to arrive keeps its place. Tokens beyond the last whole page must not come
         with a page.
         """
-        runs = self._runs(tokens)
-        assert len(runs) == len(pages), f"{len(runs)} whole pages of tokens came with {len(pages)} pages"
-        held, node = self.match(tokens, namespace)
+        whole = np.asarray(tokens, dtype=np.int64)
+        count = len(whole) // self.page_size
+        assert count == len(pages), f"{count} whole pages of tokens came with {len(pages)} pages"
+        held, node = self.match(whole, namespace)
         matched = len(held)
         assert held[:num_shared] == pages[:num_shared], "the shared pages are not the tree's"
         self.pool.free(
             [page for page, kept in zip(pages[num_shared:matched], held[num_shared:], strict=True) if page != kept]
         )
-        if matched < len(runs):
-            leaf = Node(runs[matched:], pages[matched:], node, last_use=next(self._clock))
-            node.children[runs[matched]] = leaf
+        if matched < count:
+            own = whole[matched * self.page_size : count * self.page_size].copy()
+            leaf = Node(own, pages[matched:], node, last_use=next(self._clock))
+            node.children[self._first(own)] = leaf
             self.num_pages += len(leaf.pages)
             node = leaf
         return held + pages[matched:], node
@@ -129,27 +130,26 @@ class RadixTree:
         self.num_pages -= count
         if keep == 0:
             assert leaf.parent is not None
-            del leaf.parent.children[leaf.runs[0]]
-        del leaf.pages[keep:], leaf.runs[keep:]
+            del leaf.parent.children[self._first(leaf.tokens)]
+        del leaf.pages[keep:]
+        leaf.tokens = leaf.tokens[: keep * self.page_size]
 
     def _split(self, node: Node, length: int) -> Node:
         """Cuts `node` after `length` pages; returns the new upper half, which carries the same locks."""
         assert node.parent is not None
-        upper = Node(node.runs[:length], node.pages[:length], node.parent, locks=node.locks, last_use=node.last_use)
-        node.parent.children[upper.runs[0]] = upper
-        node.runs, node.pages, node.parent = node.runs[length:], node.pages[length:], upper
-        upper.children[node.runs[0]] = node
+        cut = length * self.page_size
+        upper = Node(node.tokens[:cut], node.pages[:length], node.parent, locks=node.locks, last_use=node.last_use)
+        node.parent.children[self._first(upper.tokens)] = upper
+        node.tokens, node.pages, node.parent = node.tokens[cut:], node.pages[length:], upper
+        upper.children[self._first(node.tokens)] = node
         return upper
 
     def _root(self, namespace: str) -> Node:
-        return self._roots.setdefault(namespace, Node([], [], None))
+        return self._roots.setdefault(namespace, Node(np.empty(0, dtype=np.int64), [], None))
 
-    def _begins(self, tokens: list[int], start: int, run: PageTokens) -> bool:
-        return tuple(tokens[start : start + self.page_size]) == run
-
-    def _runs(self, tokens: list[int]) -> list[PageTokens]:
-        size = self.page_size
-        return [tuple(tokens[start : start + size]) for start in range(0, len(tokens) - size + 1, size)]
+    def _first(self, tokens: Tokens, page: int = 0) -> bytes:
+        """The tokens of one page, as `Node.children` has them; of a page that is not whole, what no child is named."""
+        return tokens[page * self.page_size : (page + 1) * self.page_size].tobytes()
 
     def _leaves(self) -> Iterator[Node]:
         stack = [child for root in self._roots.values() for child in root.children.values()]

@@ -24,7 +24,7 @@ def tree_pages(tree: RadixTree) -> list[int]:
     stack, pages = list(tree._roots.values()), []
     while stack:
         node = stack.pop()
-        assert len(node.runs) == len(node.pages)
+        assert len(node.tokens) == len(node.pages) * PAGE
         pages += node.pages
         stack += node.children.values()
     return pages
