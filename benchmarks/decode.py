@@ -29,12 +29,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--requests", type=int, default=8, help="requests at batch 1; larger batches run one batch")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--temperature", type=float, default=0.0)
     arguments = parser.parse_args()
 
     drafted = Engine.load(arguments.model, EngineConfig(max_context=4096, prefix_cache=False))
     plain = drafted.sibling(dataclasses.replace(drafted.config, drafter="none"))
     questions = [record["text"] for record in read_records(arguments.prompts or data_path("prompts/mbpp.jsonl.gz"))]
-    sampling = Sampling(max_tokens=arguments.tokens, ignore_eos=True)
+    sampling = Sampling(arguments.temperature, max_tokens=arguments.tokens, ignore_eos=True, seed=0)
     rows = []
     for batch in map(int, arguments.batches.split(",")):
         count = max(batch, arguments.requests if batch == 1 else batch)
@@ -60,7 +61,15 @@ def main() -> None:
             row[name] = sum(getattr(usage, name) for usage in usages)
         print(row, rates)
         rows.append(row)
-    finish({"benchmark": "decode", "model": arguments.model, "tokens": arguments.tokens, "rows": rows})
+    finish(
+        {
+            "benchmark": "decode",
+            "model": arguments.model,
+            "tokens": arguments.tokens,
+            "temperature": arguments.temperature,
+            "rows": rows,
+        }
+    )
 
 
 def rate(engine: Engine, requests: list[Request], batch: int) -> float:

@@ -62,6 +62,11 @@ class Sampling:
         return self.temperature == 0 and not self.adjusts_logits and self.grammar is None
 
     @property
+    def filters(self) -> tuple[int, float, float]:
+        """top_k, top_p and min_p."""
+        return self.top_k, self.top_p, self.min_p
+
+    @property
     def adjusts_logits(self) -> bool:
         return bool(
             self.logit_bias

@@ -15,6 +15,7 @@ from paceline.drafters.chooser import LENGTHS
 from paceline.engine.runner import Flight, Runner, _entries
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
+from paceline.engine.transfer import to_device
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.argmax import argmax
@@ -30,12 +31,21 @@ _FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
 _FEW, _LONG = 8, 512
 
 T = TypeVar("T")
-GREEDY, MARGIN, LOGITS = "greedy", "margin", "logits"
+
+
+@dataclass
+class End:
+    """The end of a step whose requests are all greedy: from logits to accept's `result`."""
+
+    graph: torch.cuda.CUDAGraph
+    result: Tensor
 
 
 @dataclass
 class StepGraph:
-    """One captured shape. `result` is accept's, or None where the graph ends with the logits."""
+    """One captured shape, up to the logits. `margin` is the end for steps in which a request has one; `seconds` takes in
+    `greedy`.
+    """
 
     graph: torch.cuda.CUDAGraph
     slots: Tensor
@@ -43,7 +53,8 @@ class StepGraph:
     step: StepTokens
     batch: AttentionBatch
     logits: Tensor
-    result: Tensor | None
+    greedy: End
+    margin: End
     seconds: float
 
 
@@ -87,14 +98,14 @@ class GraphRunner(Runner):
     def __init__(self, model: Decoder, cache: KVCache, config: EngineConfig) -> None:
         super().__init__(model, cache, config)
         self.spare = config.max_batch
-        self._graphs: dict[tuple[int, int, str], StepGraph] = {}
+        self._graphs: dict[tuple[int, int], StepGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._prompts: dict[int, PromptGraph] = {}
         self._loaded: dict[int, list[int]] = {}
 
     @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
-        """Captures the greedy and margin graphs of up to `batch` requests and those of prompts, and runs long prompts once."""
+        """Captures the graphs of up to `batch` requests and those of prompts, and runs once what is not captured."""
         for tokens in _PROMPT_SIZES + _FRESH_SIZES:
             if tokens <= self.config.max_context:
                 self._prompts[tokens] = self._capture_prompt(tokens)
@@ -103,8 +114,7 @@ class GraphRunner(Runner):
         size = 1
         while True:
             for length in self._lengths(size):
-                self._graph(size, length, GREEDY)
-                self._graph(size, length, MARGIN)
+                self._graph(size, length)
             if size >= batch:
                 break
             size *= 2
@@ -113,7 +123,7 @@ class GraphRunner(Runner):
         size = _bucket(num_requests)
         if length not in self._lengths(size):
             return float("inf")
-        return self._graph(size, length, GREEDY).seconds
+        return self._graph(size, length).seconds
 
     def learn(self, flight: Flight, landed: float) -> None:
         """Costs were measured at capture."""
@@ -145,13 +155,15 @@ class GraphRunner(Runner):
         self.update_pages(sequences)
         plain = all(each.request.sampling.greedy and each.request.sampling.logprobs is None for each in sequences)
         margin = any(each.request.margin for each in sequences)
-        captured = self._graph(_bucket(len(sequences)), length, (MARGIN if margin else GREEDY) if plain else LOGITS)
+        captured = self._graph(_bucket(len(sequences)), length)
         self._set_slots(captured, sequences)
         captured.graph.replay()
         lengths = [length] * len(sequences)
-        if captured.result is not None:
+        if plain:
+            end = captured.margin if margin else captured.greedy
+            end.graph.replay()
             queries = len(sequences) * (length + 1)
-            flight = Flight(_entries(sequences, work.lengths), captured.result, True, queries, started)
+            flight = Flight(_entries(sequences, work.lengths), end.result, True, queries, started)
         else:
             count = len(sequences)
             queries = count * (length + 1)
@@ -182,7 +194,7 @@ class GraphRunner(Runner):
         slots += [self.spare] * (len(captured.slots) - len(slots))
         key = id(captured)
         if self._loaded.get(key) != slots:
-            captured.slots.copy_(self._to_device(slots, torch.int64))
+            captured.slots.copy_(to_device(slots, torch.int64, self.device))
             self._loaded[key] = slots
 
     @torch.inference_mode()
@@ -258,28 +270,28 @@ class GraphRunner(Runner):
             return [self.config.fixed_draft]
         return [each for each in LENGTHS if each <= limit and (each == 0 or size * (each + 1) <= _MAX_QUERIES)]
 
-    def _graph(self, size: int, length: int, mode: str) -> StepGraph:
-        key = (size, length, GREEDY if mode == MARGIN and length == 0 else mode)  # a margin is for drafts
+    def _graph(self, size: int, length: int) -> StepGraph:
+        key = (size, length)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(*key)
+            self._graphs[key] = self._capture(size, length)
         return self._graphs[key]
 
     @torch.inference_mode()
-    def _capture(self, size: int, length: int, mode: str) -> StepGraph:
+    def _capture(self, size: int, length: int) -> StepGraph:
         queries = length + 1
         slots = torch.full((size,), self.spare, dtype=torch.int64, device=self.device)
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
+        graph, (step, batch, logits) = self._captured(lambda: self.forward(slots, starts, size * queries, queries))
 
-        def step() -> tuple[StepTokens, AttentionBatch, Tensor, Tensor | None]:
-            tokens, batch, logits = self.forward(slots, starts, size * queries, queries)
-            if mode == LOGITS:
-                return tokens, batch, logits, None
-            choices = argmax(logits)
-            result = self.verify(slots, starts, tokens, batch, logits, choices, queries, mode == MARGIN)
-            return tokens, batch, logits, result
+        def end(margin: bool) -> End:
+            def run() -> Tensor:
+                return self.verify(slots, starts, step, batch, logits, argmax(logits), queries, margin)
 
-        graph, (tokens, batch, logits, result) = self._captured(step)
-        return StepGraph(graph, slots, starts, tokens, batch, logits, result, _time(graph))
+            return End(*self._captured(run))
+
+        greedy = end(False)
+        margin = end(True) if length else greedy  # a margin is for drafts
+        return StepGraph(graph, slots, starts, step, batch, logits, greedy, margin, _time(graph) + _time(greedy.graph))
 
 
 def _bucket(count: int) -> int:

@@ -16,6 +16,7 @@ from paceline.engine.grammar import forbid
 from paceline.engine.sampler import Row, choose, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
+from paceline.engine.transfer import to_device
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
@@ -23,8 +24,6 @@ from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
-
-_NUMPY = {torch.int32: np.int32, torch.int64: np.int64}
 
 
 @dataclass
@@ -146,7 +145,7 @@ class Runner:
         text = np.concatenate([*parts, sequence.array(0, len(sequence.tokens))])
         slot, state = sequence.slot, self.state
         self._written[slot] = 0
-        state.text[slot, : len(text)] = self._to_device(text, torch.int32)
+        state.text[slot, : len(text)] = to_device(text, torch.int32, self.device)
         sequence.acceptance.streak = 32 if begins else 0
         for field, value in (
             (state.history_start, history),
@@ -173,7 +172,7 @@ class Runner:
             pages += new
             self._written[sequence.slot] = len(sequence.pages)
         if pages:
-            rows_, columns_, pages_ = self._to_device([rows, columns, pages], torch.int32)
+            rows_, columns_, pages_ = to_device([rows, columns, pages], torch.int32, self.device)
             self.page_table[rows_, columns_] = pages_
 
     # ---- steps
@@ -192,7 +191,7 @@ class Runner:
         queries = sum(chunk.end - chunk.start for chunk in work.chunks)
         if not ready:
             return Flight([], torch.empty(0, HEADER), False, queries, started)
-        slots = self._to_device([each.slot for each in ready], torch.int64)
+        slots = to_device([each.slot for each in ready], torch.int64, self.device)
         starts = torch.arange(len(ready) + 1, dtype=torch.int32, device=self.device)
         step = copy_draft(self.state, slots, starts, len(ready))
         flight = self._conclude(ready, [0] * len(ready), logits, slots, starts, step, None)
@@ -209,8 +208,8 @@ class Runner:
         started = time.perf_counter()
         self.update_pages(work.sequences)
         bounds = _bounds(work.lengths)
-        starts = self._to_device(bounds, torch.int32)
-        slots = self._to_device([each.slot for each in work.sequences], torch.int64)
+        starts = to_device(bounds, torch.int32, self.device)
+        slots = to_device([each.slot for each in work.sequences], torch.int64, self.device)
         step, batch, logits = self.forward(slots, starts, bounds[-1], max(work.lengths) + 1)
         flight = self._conclude(work.sequences, work.lengths, logits, slots, starts, step, batch)
         flight.launched = started
@@ -290,8 +289,10 @@ class Runner:
         rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
         count, width = len(chunks), max(-(-chunk.end // size) for chunk in chunks)
         table = [page for chunk in chunks for page in (chunk.sequence.pages + [0] * width)[:width]]
-        data = self._to_device(np.concatenate([_prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64)
-        numbers = self._to_device([*table, *starts, *bounds, *rows], torch.int32)
+        data = to_device(
+            np.concatenate([_prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64, self.device
+        )
+        numbers = to_device([*table, *starts, *bounds, *rows], torch.int32, self.device)
         table_, starts_, bounds_, rows_ = numbers.split([count * width, count, count + 1, len(rows)])
         batch = AttentionBatch(
             positions=data[1],
@@ -305,13 +306,6 @@ class Runner:
             host=HostLengths(bounds, starts, [_run(chunk.sequence.pages, -(-chunk.end // size)) for chunk in chunks]),
         )
         return batch, data[0], rows_
-
-    def _to_device(self, values: Any, dtype: torch.dtype) -> Tensor:
-        """A list, nested list or array on the device. (numpy reads a list of thousands three times as fast as torch.)"""
-        tensor = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def _prompt_data(chunk: Chunk, page_size: int) -> Any:

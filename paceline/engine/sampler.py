@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.engine.transfer import to_device
 from paceline.ops.argmax import argmax
 from paceline.ops.copy_draft import CopyState, StepTokens
 from paceline.types import Sampling
+
+_TOGETHER = 256  # queries whose distributions are worked out at once
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,28 @@ class Row:
 
 def choose(logits: Tensor, rows: list[Row], step: StepTokens, state: CopyState) -> Tensor:
     """logits [T, V] -> the choices [T] int64. Rows cover all T queries. Works on a copy where it must change logits."""
-    if all(row.sampling.greedy for row in rows):
-        return argmax(logits)
-    choices = []
-    for row in rows:
-        part = logits[row.first : row.last]
-        if row.sampling.adjusts_logits:
-            part = _adjust(part.float().clone(), row, step, state)
-        choices.append(argmax(part) if row.sampling.temperature == 0 else _sample(part, row, step, state))
-    return torch.cat(choices)
+    if any(row.sampling.adjusts_logits for row in rows):
+        logits = logits.float().clone()
+        for row in rows:
+            if row.sampling.adjusts_logits:
+                _adjust(logits[row.first : row.last], row, step, state)
+    choices = argmax(logits)
+    sampled = [row for row in rows if row.sampling.temperature > 0]
+    for filters in dict.fromkeys(row.sampling.filters for row in sampled):
+        alike = [row for row in sampled if row.sampling.filters == filters]
+        queries = np.concatenate([np.arange(row.first, row.last) for row in alike])
+        counts = [row.last - row.first for row in alike]
+        numbers = np.repeat([(row.slot, _signed(row.seed)) for row in alike], counts, axis=0).T
+        places, slots, seeds = to_device([queries, *numbers], torch.int64, logits.device)
+        temperatures = to_device(
+            np.repeat([row.sampling.temperature for row in alike], counts), torch.float32, logits.device
+        )
+        positions = (state.end[slots] - state.history_start[slots]).long() + step.depths[places].long()
+        for begin in range(0, len(queries), _TOGETHER):
+            part = slice(begin, begin + _TOGETHER)
+            scaled = logits[places[part]].float() / temperatures[part, None]
+            choices[places[part]] = _draw(filtered(scaled, filters), seeds[part], positions[part])
+    return choices
 
 
 def logprobs(logits: Tensor, choices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,23 +98,22 @@ def first_within_margin(logits: Tensor, choices: Tensor, state: CopyState, slots
     return torch.where(follows & (gap <= margins), token, choices)
 
 
-def _adjust(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> Tensor:
+def _adjust(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> None:
     """Penalties, bias and held-back stops, in place. Every drafted token counts for the queries after it."""
     sampling = row.sampling
     if sampling.logit_bias:
-        tokens = torch.tensor(list(sampling.logit_bias), device=logits.device)
-        logits[:, tokens] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
+        tokens = to_device(list(sampling.logit_bias), torch.int64, logits.device)
+        logits[:, tokens] += to_device(list(sampling.logit_bias.values()), torch.float32, logits.device)
     if sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0:
         output, whole = _counts(logits, row, step, state)
         logits -= sampling.frequency_penalty * output + sampling.presence_penalty * (output > 0)
         penalty = sampling.repetition_penalty
-        logits = torch.where(whole > 0, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        logits.copy_(torch.where(whole > 0, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
     if sampling.min_tokens and row.stops:
         written = state.end[row.slot] - state.history_start[row.slot] - row.prompt_length
         early = written + step.depths[row.first : row.last] < sampling.min_tokens
-        stops = torch.tensor(row.stops, device=logits.device)
+        stops = to_device(row.stops, torch.int64, logits.device)
         logits[:, stops] = torch.where(early[:, None], float("-inf"), logits[:, stops])
-    return logits
 
 
 def _counts(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> tuple[Tensor, Tensor]:
@@ -117,36 +133,37 @@ def _counts(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> tup
     return written + added, whole + added
 
 
-def _sample(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> Tensor:
-    probabilities = filtered(logits.float() / row.sampling.temperature, row.sampling)
-    length = state.end[row.slot] - state.history_start[row.slot]
-    position = length.long() + step.depths[row.first : row.last].long()
+def _draw(probabilities: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """A token from each row of probabilities [T, V], by its seed [T] and position [T]."""
     cumulative = probabilities.double().cumsum(dim=-1)
-    target = uniform(row.seed, position)[:, None] * cumulative[:, -1:]
+    target = uniform(seeds, positions)[:, None] * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[1] - 1)
+    return drawn.clamp(max=probabilities.shape[1] - 1)
 
 
-def filtered(scaled: Tensor, sampling: Sampling) -> Tensor:
+def filtered(scaled: Tensor, filters: tuple[int, float, float]) -> Tensor:
     """Probabilities [T, V] of scaled logits after top-k, then top-p, then min-p; filtered tokens get 0."""
-    if sampling.top_k and sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
+    top_k, top_p, min_p = filters
+    if top_k and top_k < scaled.shape[-1]:
+        least = scaled.topk(top_k, dim=-1).values[:, -1:]
         scaled = torch.where(scaled < least, float("-inf"), scaled)
     probabilities = torch.softmax(scaled, dim=-1)
-    if sampling.top_p < 1:
+    if top_p < 1:
         ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered
-        kept = torch.where(before < sampling.top_p, ordered, 0.0)
+        kept = torch.where(before < top_p, ordered, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, index, kept)
-    if sampling.min_p > 0:
-        least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
+    if min_p > 0:
+        least = min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = torch.where(probabilities < least, 0.0, probabilities)
     return probabilities
 
 
-def uniform(seed: int, position: Tensor) -> Tensor:
-    """A number in [0, 1) for each (seed, position), by the splitmix64 finaliser (Steele, Lea, Flood 2014). [T] float64."""
-    mixed = position * _signed(0x9E3779B97F4A7C15) + _signed(seed)
+def uniform(seed: Tensor, position: Tensor) -> Tensor:
+    """[T] float64 in [0, 1): a number for each seed and position, both [T] int64, by the splitmix64 finaliser (Steele, Lea,
+    Flood 2014).
+    """
+    mixed = position * _signed(0x9E3779B97F4A7C15) + seed
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ _shift(mixed, shift)) * _signed(factor)
     mixed = mixed ^ _shift(mixed, 31)
