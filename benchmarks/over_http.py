@@ -3,21 +3,25 @@
     python benchmarks/over_http.py --model qwen2.5-coder-1.5b --requests 64
 
 First the engine in this process, then a server process of its own, asked in Morph's form by streams over one connection
-each; caches are cold for both. `share` is the server's output tokens a second over the engine's: the server's time holds
-everything from the request's bytes on, merging, tokenizing and checking included.
+each; both have served as many other requests before, and have none of these in their caches. `share` is the server's
+output tokens a second over the engine's: the server's time holds everything from a request's bytes on, merging, tokenizing
+and checking included. The client only stores bytes while the clock runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
+import re
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
-import httpx
+import h11
 import torch
 from common import finish, load_edits, quantiles, serving
 
@@ -25,6 +29,8 @@ from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.tasks.apply import prepare
 from paceline.tasks.snippet import snippet_of
+
+TEXT = re.compile(rb'"content":"[^"]')
 
 
 def main() -> None:
@@ -34,14 +40,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--url", help="a server that runs already")
     arguments = parser.parse_args()
-    edits = load_edits(arguments.edits, limit=arguments.requests)
-    own = alone(arguments.model, edits)
+    edits = load_edits(arguments.edits, limit=2 * arguments.requests)
+    rounds = [edits[arguments.requests :], edits[: arguments.requests]]
+    own = alone(arguments.model, rounds)
     print("engine", own, flush=True)
-    if arguments.url:
-        served = asyncio.run(ask(arguments.url, edits))
-    else:
-        with serving(arguments.model) as url:
-            served = asyncio.run(ask(url, edits))
+    with contextlib.nullcontext(arguments.url) if arguments.url else serving(arguments.model) as url:
+        served = [asyncio.run(ask(url, each)) for each in rounds][-1]
     print("server", served)
     share = served["tokens_per_second"] / own["tokens_per_second"]
     finish(
@@ -49,21 +53,17 @@ def main() -> None:
     )
 
 
-def alone(model: str, edits: list[dict[str, Any]]) -> dict[str, Any]:
+def alone(model: str, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The rate of the last round."""
     engine = Engine.load(model, EngineConfig())
     engine.warm_up(engine.config.max_batch)
-    requests = [
-        prepare(
-            engine, each["before"], snippet_of(each["before"], each["after"], each["path"]), each["subject"]
-        ).request
-        for each in edits
-    ]
-    engine.generate(requests[:1])
-    if engine.tree is not None:
-        engine.tree.evict(engine.tree.num_pages)
-    began = time.perf_counter()
-    done = engine.generate(requests)
-    seconds = time.perf_counter() - began
+    for edits in rounds:
+        updates = [snippet_of(each["before"], each["after"], each["path"]) for each in edits]
+        asked = zip(edits, updates, strict=True)
+        requests = [prepare(engine, each["before"], update, each["subject"]).request for each, update in asked]
+        began = time.perf_counter()
+        done = engine.generate(requests)
+        seconds = time.perf_counter() - began
     tokens = sum(each.usage.output_tokens for each in done)
     del engine
     gc.collect()
@@ -73,44 +73,58 @@ def alone(model: str, edits: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def ask(url: str, edits: list[dict[str, Any]]) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=len(edits))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        name = (await client.get("/v1/models")).json()["data"][0]["id"]
-        hello = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-        (await client.post("/v1/chat/completions", json=hello)).raise_for_status()
-        began = time.perf_counter()
-        replies = await asyncio.gather(*(one(client, each) for each in edits))
-        seconds = time.perf_counter() - began
-    tokens = sum(usage["completion_tokens"] for usage, _ in replies)
+    bodies = [json.dumps(body(each)).encode() for each in edits]
+    began = time.perf_counter()
+    replies = await asyncio.gather(*(exchange(url, each) for each in bodies))
+    seconds = time.perf_counter() - began
+    events = [received(reply) for reply, _ in replies]
+    tokens = sum(each["usage"]["completion_tokens"] for reply in events for each in reply if each.get("usage"))
     return {
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
-        "first_text_seconds": quantiles([first for _, first in replies]),
+        "first_text_seconds": quantiles([first - began for _, first in replies]),
     }
 
 
-async def one(client: httpx.AsyncClient, edit: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    """One merge; its usage, and seconds to the first text."""
+def body(edit: dict[str, Any]) -> dict[str, Any]:
     snippet = snippet_of(edit["before"], edit["after"], edit["path"])
     asked = f"<instruction>{edit['subject']}</instruction>\n<code>{edit['before']}</code>\n<update>{snippet}</update>"
-    body = {
+    return {
         "model": "morph-v3-fast",
         "messages": [{"role": "user", "content": asked}],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    began, first, usage = time.perf_counter(), 0.0, {}
-    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        if reply.status_code != 200:
-            raise SystemExit(f"the server answered {reply.status_code}: {(await reply.aread()).decode()}")
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                chunk = json.loads(line[6:])
-                told = chunk["choices"] and chunk["choices"][0]["delta"].get("content")
-                first = first or (time.perf_counter() - began if told else 0.0)
-                usage = chunk.get("usage") or usage
-    return usage, first
+
+
+async def exchange(url: str, content: bytes) -> tuple[bytes, float]:
+    """The reply's bytes, and when its first text was there."""
+    address = urllib.parse.urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address.netloc}\r\nconnection: close\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    reply, first = bytearray(), 0.0
+    while part := await reader.read(1 << 20):
+        reply += part
+        if not first and TEXT.search(reply):
+            first = time.perf_counter()
+    writer.close()
+    return bytes(reply), first
+
+
+def received(reply: bytes) -> list[dict[str, Any]]:
+    """The events of a reply, by the HTTP library that is not the server's."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
+    client.receive_data(reply)
+    head, text = client.next_event(), b""
+    while isinstance(data := client.next_event(), h11.Data):
+        text += data.data
+    if not isinstance(head, h11.Response) or head.status_code != 200:
+        raise SystemExit(f"the server answered {text.decode()}")
+    return [json.loads(line[6:]) for line in text.decode().splitlines() if line.startswith("data: {")]
 
 
 if __name__ == "__main__":
