@@ -8,6 +8,7 @@ plain steps would.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,23 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.engine.schemas import bounded
 from paceline.errors import BadGrammar
 from paceline.models.tokenizer import Tokenizer
 
 _MOST_RULES = 1000
+_LONGEST_ERROR = 500  # characters
 
 
-def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with white space between the parts free, but bounded, unless it says otherwise itself.
-
-    A model that is held where it does not want to be likes to write spaces for ever.
-    """
-    return {"x-guidance": {"whitespace_pattern": r"[ \t\r\n]{0,64}"}, **schema}
-
-
-def json_schema(schema: Mapping[str, Any]) -> str:
-    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one."""
-    return f"start: %json {json.dumps(bounded(schema))}\n"
+def json_schema(schema: Mapping[str, Any], lenient: bool = False) -> str:
+    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one. `lenient` is as in `bounded`."""
+    return f"start: %json {json.dumps(bounded(schema, lenient))}\n"
 
 
 def regex(pattern: str) -> str:
@@ -75,8 +70,7 @@ class Follower:
         self._matcher = start()
         self._taken: list[int] = []
         self.num_words = -(-vocab_size // 32)
-        error = self._matcher.get_error()
-        self.problem = f"the grammar does not compile: {error}" if error else ""
+        self.problem = _told(self._matcher.get_error()) if self._matcher.is_error() else ""
 
     def advance(self, tokens: list[int]) -> str:
         """Takes tokens of the output; returns the problem. What comes after the grammar's end is ignored."""
@@ -111,6 +105,15 @@ class Follower:
             bits[0] = rows[0]
             bits[start:end] = rows[1 : len(branch) + 1]
         return bits
+
+
+def _told(error: str) -> str:
+    """llguidance's words for what does not compile, without the schema or, of Lark, all but its first lines."""
+    schema = re.search(r"failed to compile JSON schema: (.*?)(\n +\d+ \||\Z)", error, re.DOTALL)
+    if schema is None:
+        return f"the grammar does not compile: {error[:_LONGEST_ERROR]}"
+    reason = re.sub(r"Unimplemented keys: \[(.*)\]", r"\1 cannot be enforced, as a strict schema must be", schema[1])
+    return f"the JSON schema does not compile: {reason.strip()[:_LONGEST_ERROR]}"
 
 
 def forbid(logits: Tensor, bits: Any) -> None:
