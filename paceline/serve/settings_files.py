@@ -85,6 +85,8 @@ def _merge_toml(before: str, values: Values) -> str:
         raise ConfigError("this needs tomlkit: pip install 'paceline[serve]'") from error
     wanted = tomllib.loads(before)
     _update(wanted, values)
+    if wanted == tomllib.loads(before):
+        return before
     for merge in (_added_around, _added_within):
         with contextlib.suppress(tomllib.TOMLDecodeError, tomlkit.exceptions.TOMLKitError):
             after = merge(before, values)
@@ -105,7 +107,7 @@ def _added_around(before: str, values: Values) -> str:
     import tomlkit
 
     there, top, tables = _parted(tomlkit.parse(before), values)
-    middle, end = _added_within(before, there), _end_of_line(before)
+    middle, end = _added_within(before, there) if there else before, _end_of_line(before)
     first, last = (tomlkit.dumps(each).replace("\n", end) for each in (top, tables))
     first += end if first and middle.startswith("[") else ""
     middle = _with_end(middle, last)

@@ -49,6 +49,7 @@ def merged(into: dict[str, Any], values: Any) -> dict[str, Any]:
         ('[tui]\nx=1\n[model_providers.paceline]\nname="o" # mine\n[z]\ny=1\n', 'name="o" # mine\n'),
         ('model_providers = {mine = {name = "x"}}\n[t]\na=1\n', 'model_providers = {mine = {name = "x"}}\n'),
         ("[[projects]]\na=1\n[[projects]]\na=2\n", ""),
+        ("[[model_providers.mine]]\na = 1\n[[p]]\nb = 2\n[[model_providers.mine]]\n", ""),
         ('[profiles.x]\nmodel = "p"\nmodel_provider = "q"\n', ""),
         ('"model" = "x"\n[t]\nmodel = "t"\n', '"model" = "x"\n'),
         ('notes = """\n[model]\nmodel = "no"\n"""\n[t]\nmodel = "t"\n', ""),
