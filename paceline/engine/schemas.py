@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -145,4 +146,9 @@ def _names_alone(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compiles(schema: Mapping[str, Any]) -> bool:
-    return not schema or not llguidance.LLMatcher.validate_grammar(f"start: %json {json.dumps(schema)}")
+    return not schema or _is_grammar(f"start: %json {json.dumps(schema)}")
+
+
+@functools.lru_cache(maxsize=1024)  # agents send the same tools with every turn
+def _is_grammar(text: str) -> bool:
+    return not llguidance.LLMatcher.validate_grammar(text)

@@ -52,7 +52,14 @@ def of_format(form: ResponseFormat | None, field: str = "response_format") -> st
         raise BadField(f"{field} can be text, json_object or json_schema", f"{field}.type")
     if form.json_schema is None:
         raise BadField(f"{field} of type json_schema needs a schema", field)
-    return json_schema(form.json_schema.schema, lenient=not form.json_schema.strict)
+    return json_schema(_checked(form.json_schema.schema, field), lenient=not form.json_schema.strict)
+
+
+def _checked(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    reason = problem(schema)
+    if reason:
+        raise BadField(f"{field} has no JSON schema: {reason}", field)
+    return schema
 
 
 def of_structure(asked: StructuredOutputs | None) -> str | None:
@@ -63,7 +70,7 @@ def of_structure(asked: StructuredOutputs | None) -> str | None:
     if len(wishes) != 1:
         raise BadField("structured_outputs needs exactly one of json, regex, choice, grammar", "structured_outputs")
     if asked.json is not None:
-        return json_schema(_schema(asked.json))
+        return json_schema(_checked(_schema(asked.json), "structured_outputs.json"))
     if asked.regex is not None:
         return regex(asked.regex)
     if asked.choice is not None:

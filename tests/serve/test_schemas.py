@@ -82,6 +82,18 @@ def test_only_a_strict_format_is_refused_for_what_cannot_be_enforced(
         assert status == 200 or "uniqueItems" in reply.text
 
 
+def test_a_formats_keyword_of_another_form_is_refused_with_its_name(address: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": 3}}}
+    form = {"type": "json_schema", "name": "odd", "schema": schema}
+    for path, body in (
+        ("/v1/chat/completions", {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": form}}),
+        ("/v1/chat/completions", {"messages": ASK, "structured_outputs": {"json": schema}}),
+        ("/v1/responses", {"input": "x", "text": {"format": form}}),
+    ):
+        reply = httpx.post(address + path, json={"model": "tiny", **body})
+        assert reply.status_code == 400 and "enum must be a list" in reply.text, reply.text
+
+
 # recurs through `start`, has names that the server's own rules have, and braces where a scan of braces would go wrong
 LARK = """start: "(" start ")" | r0 | r1
 r0: A // a comment's }
