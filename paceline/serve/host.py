@@ -204,6 +204,11 @@ class Host:
     def num_open(self) -> int:
         return len(self._open)
 
+    @property
+    def computing(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
+
     def watch(self, observer: Observer) -> None:
         """Lets one more observer see what passes, after those there are. To be called before `start`."""
         self._observer = observer if self._observer is None else _Both(self._observer, observer)

@@ -119,6 +119,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self._service = service
+        self._signal: int | None = None
         super().__init__(
             uvicorn.Config(
                 make_app(service),
@@ -140,13 +141,21 @@ class Server(uvicorn.Server):
         cut = asyncio.get_running_loop().call_later(self.drain_seconds, host.cut)
         await super().shutdown(sockets)
         cut.cancel()
+        if self._signal is not None and host.computing:
+            _end_by(self._signal)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the drain, a second ends the process, whatever its threads do."""
         if self.should_exit:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
+            _end_by(sig)
+        self._signal = sig
         super().handle_exit(sig, frame)
+
+
+def _end_by(number: int) -> None:
+    """Ends the process now. The interpreter's own way aborts where a thread of it computes."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def keys_of(given: Sequence[str], file: Path | None = None) -> list[str]:

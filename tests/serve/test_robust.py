@@ -291,11 +291,17 @@ def test_a_span_tells_of_a_request() -> None:
 
 
 SERVED = """
-import time
+import time, torch
 from tests.serve.service import Script, scripted
-from paceline.serve.run import Server
+from paceline.serve.run import Host, Server
+matrix = torch.rand(3000, 3000)
+def compute(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        matrix @ matrix
+Host.stop_seconds = 0.2
 script = Script("word " * 100_000, size=1, seconds={step})
-server = Server(scripted(script, warm_up=lambda: time.sleep({warm_up})), "127.0.0.1", {port})
+server = Server(scripted(script, warm_up=lambda: compute({warm_up})), "127.0.0.1", {port})
 server.run()
 """
 
@@ -351,6 +357,12 @@ def test_a_second_signal_waits_for_no_step_and_no_warm_up() -> None:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(2) == -signal.SIGTERM
+
+
+def test_one_signal_ends_a_process_that_computes_and_does_not_abort_it() -> None:
+    with served(warm_up=60) as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
 
 
 def test_the_end_does_not_wait_for_a_long_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
