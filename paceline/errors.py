@@ -4,7 +4,7 @@ PacelineError
 ├── ConfigError            an unknown key, a value out of range, settings that contradict each other
 ├── DeviceError            a device was asked for that this machine does not have
 ├── RequestError           a request that cannot be served as it stands
-│   ├── BadGrammar         a grammar or schema that does not compile
+│   ├── BadGrammar         a grammar or schema that does not compile, or is too much to follow
 │   ├── BadField           a field of a request body that is missing, of the wrong type, or not supported
 │   ├── ContextExceeded    the prompt (and the wanted output) does not fit the context
 │   └── EmptyPrompt        nothing to continue
@@ -93,7 +93,7 @@ class BadField(RequestError):
 
 
 class BadGrammar(RequestError):
-    """A grammar, or a JSON schema to hold output to, that does not compile."""
+    """A grammar, or a JSON schema to hold output to, that does not compile, or that is too much to follow to its end."""
 
 
 class ContextExceeded(RequestError):

@@ -102,6 +102,7 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 @dataclass
@@ -146,7 +147,7 @@ class StepOutput:
     """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
 
     `drafted` is how many tokens the step had drafted. `usage` comes with the first output, for what the prompt took, and
-    with the last one, whole; `finish` with the last one.
+    with the last one, whole; `finish` with the last one. Where it is FAILED, `problem` is a sentence that says why.
     """
 
     request_id: str
@@ -157,6 +158,7 @@ class StepOutput:
     finish: FinishReason | None = None
     usage: Usage | None = None
     drafted: int = 0
+    problem: str = ""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from paceline.engine.grammar import Grammars
 from paceline.engine.runner import Flight, Landed, Runner
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
-from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, RequestError
+from paceline.errors import BadGrammar, Cancelled, ContextExceeded, EmptyPrompt, RequestError
 from paceline.kv.cache import KVCache, page_bytes
 from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
@@ -165,7 +165,11 @@ class Engine:
         return [self.completion(sequence) for sequence in sequences]
 
     def completion(self, sequence: Sequence) -> Completion:
-        """A finished sequence as its caller sees it. Raises Cancelled for one that was cancelled."""
+        """A finished sequence as its caller sees it. Raises Cancelled for one that was cancelled, BadGrammar for one whose
+        grammar could not be followed to its end.
+        """
+        if sequence.follower is not None and sequence.finish is FinishReason.FAILED:
+            raise BadGrammar(sequence.follower.problem)
         if sequence.finish is None or sequence.finish is FinishReason.CANCELLED:
             raise Cancelled(f"request {sequence.name!r} was cancelled")
         text = "".join(sequence.text)

@@ -8,8 +8,8 @@ plain steps would.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import llguidance
@@ -17,24 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.engine.schemas import bounded
 from paceline.errors import BadGrammar
 from paceline.models.tokenizer import Tokenizer
 
 _MOST_RULES = 1000
-_log = logging.getLogger(__name__)
+_LONGEST_ERROR = 500  # characters
 
 
-def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with white space between the parts free, but bounded, unless it says otherwise itself.
-
-    A model that is held where it does not want to be likes to write spaces for ever.
-    """
-    return {"x-guidance": {"whitespace_pattern": r"[ \t\r\n]{0,64}"}, **schema}
-
-
-def json_schema(schema: Mapping[str, Any]) -> str:
-    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one."""
-    return f"start: %json {json.dumps(bounded(schema))}\n"
+def json_schema(schema: Mapping[str, Any], lenient: bool = False) -> str:
+    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one. `lenient` is as in `bounded`."""
+    return f"start: %json {json.dumps(bounded(schema, lenient))}\n"
 
 
 def regex(pattern: str) -> str:
@@ -60,24 +53,39 @@ class Grammars:
         size = grammar.count("\n") + grammar.count("$ref")
         if size > _MOST_RULES:
             raise BadGrammar(f"the grammar has {size} rules and references; at most {_MOST_RULES} are followed")
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise BadGrammar(f"the grammar does not compile: {matcher.get_error()}")
-        return Follower(matcher, self.vocab_size)
+        follower = Follower(lambda: llguidance.LLMatcher(self._tokenizer, grammar, log_level=0), self.vocab_size)
+        if follower.problem:
+            raise BadGrammar(follower.problem)
+        return follower
 
 
 class Follower:
-    """Where one request's output stands in its grammar. Beyond llguidance's limits the output can only end."""
+    """Where one request's output stands in its grammar. `problem` says why it can be followed no further, if it cannot.
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
+    `start` makes a matcher that has taken nothing. One that passes llguidance's limits is of no use any more.
+    """
+
+    def __init__(self, start: Callable[[], llguidance.LLMatcher], vocab_size: int) -> None:
+        self._start = start
+        self._matcher = start()
+        self._taken: list[int] = []
         self.num_words = -(-vocab_size // 32)
-        self._given_up = False
+        self.problem = _told(self._matcher.get_error()) if self._matcher.is_error() else ""
 
-    def advance(self, tokens: Sequence[int]) -> None:
-        """Takes tokens of the output. What comes after the grammar's end is ignored."""
+    def advance(self, tokens: list[int]) -> str:
+        """Takes tokens of the output; returns the problem. What comes after the grammar's end is ignored."""
+        if self._matcher.is_error():  # perhaps by a draft that the output does not follow
+            self._matcher = self._start()
+            self._matcher.try_consume_tokens(self._taken)
+            self.masks([0], [0])
+        self._taken += tokens
+        left = False
         if not self._matcher.is_stopped():
-            self._matcher.try_consume_tokens(list(tokens))
+            left = self._matcher.try_consume_tokens(tokens) < len(tokens) and not self._matcher.is_stopped()
+        if left or self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0] or "the output left it where a limit was passed"
+            self.problem = f"the grammar is too much to follow to the output's end: {reason}"
+        return self.problem
 
     def masks(self, tokens: list[int], branch_starts: list[int]) -> Any:
         """[Q, W] int32, a bit a token: what may follow query i, for a step's Q queries as AttentionBatch draws them.
@@ -96,10 +104,16 @@ class Follower:
             fill(rows.ctypes.data, 4 * self.num_words, branch)
             bits[0] = rows[0]
             bits[start:end] = rows[1 : len(branch) + 1]
-        if self._matcher.is_error() and not self._given_up:
-            self._given_up = True
-            _log.warning("a grammar is too much to follow, so its output ends: %s", self._matcher.stop_reason())
         return bits
+
+
+def _told(error: str) -> str:
+    """llguidance's words for what does not compile, without the schema or, of Lark, all but its first lines."""
+    schema = re.search(r"failed to compile JSON schema: (.*?)(\n +\d+ \||\Z)", error, re.DOTALL)
+    if schema is None:
+        return f"the grammar does not compile: {error[:_LONGEST_ERROR]}"
+    reason = re.sub(r"Unimplemented keys: \[(.*)\]", r"\1 cannot be enforced, as a strict schema must be", schema[1])
+    return f"the JSON schema does not compile: {reason.strip()[:_LONGEST_ERROR]}"
 
 
 def forbid(logits: Tensor, bits: Any) -> None:

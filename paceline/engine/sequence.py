@@ -101,8 +101,9 @@ class Sequence:
         if self.finish:
             text += self.detokenizer.finish()
         self.tokens += kept
-        if self.follower is not None:
-            self.follower.advance(kept)
+        problem = self.follower.advance(kept) if self.follower is not None else ""
+        if problem:
+            self.finish = FinishReason.FAILED
         self.logprobs += logprobs[: len(kept)]
         self.text.append(text)
         self.usage.output_tokens += len(kept)
@@ -111,4 +112,6 @@ class Sequence:
         self.usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [index < accepted for index in range(len(kept))]
         usage = replace(self.usage) if begins or self.finish else None
-        return StepOutput(self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, usage, drafted)
+        return StepOutput(
+            self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, usage, drafted, problem
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.engine.grammar import bounded
+from paceline.engine.schemas import LARK, bounded
 from paceline.serve.tools import (
     CallParser,
     DeepSeekParser,
@@ -20,19 +20,19 @@ from paceline.serve.tools import (
 )
 from paceline.serve.tools.values import kinds_of
 
-LARK = "x-lark"  # in the schema of a string: the grammar it follows, enforced by formats that write strings as they are
 TEXT = r"/(.|\n)*/"
 
 
 class Rules:
     """Lark under construction. `special` are the tokenizer's added tokens: text in a grammar never stands for one.
 
-    Rules are named by `prefix` and a number.
+    Schemas put into it are `lenient` until that is changed.
     """
 
-    def __init__(self, special: Mapping[str, int], prefix: str = "r") -> None:
+    lenient = True
+
+    def __init__(self, special: Mapping[str, int]) -> None:
         self._special = special
-        self._prefix = prefix
         longest_first = sorted(special, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self.rules: list[str] = []
@@ -46,14 +46,18 @@ class Rules:
         )
 
     def rule(self, body: str, attribute: str = "") -> str:
-        name = f"{self._prefix}{len(self.rules)}"
+        name = f"r{len(self.rules)}"
         self.rules.append(f"{name}{attribute}: {body}")
         return name
+
+    def grammar(self, lark: str) -> str:
+        """A grammar of its own, whose names are its own too."""
+        return self.rule("%lark {\n" + lark + "\n}")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         kept = {name: _without_lark(each) for name, each in (schema.get("properties") or {}).items()}
         whole = {**schema, "properties": kept} if kept else schema
-        return self.rule(f"%json {json.dumps(bounded(_without_lark(whole)))}")
+        return self.rule(f"%json {json.dumps(bounded(_without_lark(whole), self.lenient))}")
 
     def value(self, schema: Any, root: Any, end: str) -> str:
         """A parameter where strings stand as they are and all else as JSON; then `end`. As `tools.values` reads it."""
@@ -62,8 +66,7 @@ class Rules:
         if kinds and "string" not in kinds:
             return f"{self.json(known)} {self.text(end)}"
         if LARK in known:
-            inner = self.rule("%lark {" + known[LARK] + "\n}")
-            return f"{inner} {self.text(end)}"
+            return f"{self.grammar(known[LARK])} {self.text(end)}"
         choices = [known["const"]] if "const" in known else known.get("enum")
         if kinds == {"string"} and choices:
             return f"({' | '.join(self.text(str(each)) for each in choices)}) {self.text(end)}"
@@ -135,11 +138,24 @@ FORMS: dict[type[CallParser], Form] = {
 }
 
 
-def calls_grammar(kind: type[CallParser], tools: Schemas, special: Mapping[str, int], *, several: bool = True) -> str:
-    """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it."""
+def calls_grammar(
+    kind: type[CallParser],
+    tools: Schemas,
+    special: Mapping[str, int],
+    *,
+    several: bool = True,
+    strict: Collection[str] = (),
+) -> str:
+    """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it.
+
+    Schemas but those of the tools named in `strict` are lenient.
+    """
     how, rules = FORMS[kind], Rules(special)
-    written = (how.call(rules, name, {"type": "object", **(schema or {})}) for name, schema in tools.items())
-    call = rules.rule(" | ".join(rules.rule(" ".join(each)) for each in written))
+    calls = []
+    for name, schema in tools.items():
+        rules.lenient = name not in strict
+        calls.append(rules.rule(" ".join(how.call(rules, name, {**(schema or {}), "type": "object"}))))
+    call = rules.rule(" | ".join(calls))
     parts = [rules.text(how.before), call]
     if several:
         parts.append(f"({rules.text(how.between)} {call})*")

@@ -92,7 +92,7 @@ class ChatBody(SamplingBody, kw_only=True):
     @property
     def calls(self) -> Calls:
         schemas = {each.function.name: each.function.parameters for each in self.tools or ()}
-        strict = any(each.function.strict for each in self.tools or ())
+        strict = [each.function.name for each in self.tools or () if each.function.strict]
         return openai_calls(self.tool_choice, self.parallel_tool_calls, schemas, strict)
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct, field
 
 from paceline.engine.grammar import json_schema, regex
+from paceline.engine.schemas import problem
 from paceline.errors import BadField
 from paceline.serve.call_grammars import TEXT, Rules, calls_grammar
 from paceline.serve.tools import CallParser, Schemas
 from paceline.serve.tools.thoughts import BEGIN, END
 
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _LONGEST = 1 << 15  # characters of a client's own grammar
 _SPACE = r"/[ \n]{0,8}/"
 
@@ -24,6 +23,7 @@ _SPACE = r"/[ \n]{0,8}/"
 class Schema(Struct):
     name: str = ""
     schema: dict[str, Any] = field(default_factory=dict)
+    strict: bool | None = None
 
 
 class ResponseFormat(Struct):
@@ -52,7 +52,14 @@ def of_format(form: ResponseFormat | None, field: str = "response_format") -> st
         raise BadField(f"{field} can be text, json_object or json_schema", f"{field}.type")
     if form.json_schema is None:
         raise BadField(f"{field} of type json_schema needs a schema", field)
-    return json_schema(form.json_schema.schema)
+    return json_schema(_checked(form.json_schema.schema, field), lenient=not form.json_schema.strict)
+
+
+def _checked(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    reason = problem(schema)
+    if reason:
+        raise BadField(f"{field} has no JSON schema: {reason}", field)
+    return schema
 
 
 def of_structure(asked: StructuredOutputs | None) -> str | None:
@@ -63,7 +70,7 @@ def of_structure(asked: StructuredOutputs | None) -> str | None:
     if len(wishes) != 1:
         raise BadField("structured_outputs needs exactly one of json, regex, choice, grammar", "structured_outputs")
     if asked.json is not None:
-        return json_schema(_schema(asked.json))
+        return json_schema(_checked(_schema(asked.json), "structured_outputs.json"))
     if asked.regex is not None:
         return regex(asked.regex)
     if asked.choice is not None:
@@ -91,35 +98,28 @@ def _schema(given: dict[str, Any] | str) -> dict[str, Any]:
 class Calls:
     """What the model may call: schemas of parameters by name. `forced`: it must, `several` times if it wants to.
 
-    `strict`: calls have their schemas also where none is forced.
+    `strict` names tools whose schemas are enforced as they are, or refused; where there is one, all calls have their
+    schemas also where none is forced.
     """
 
     schemas: Schemas
     forced: bool = False
     several: bool = True
-    strict: bool = False
+    strict: Collection[str] = ()
 
 
 def check_schemas(schemas: Schemas) -> None:
-    """Raises BadField for parameters that are no JSON schema of an object: what is read of them must have its form."""
+    """Raises BadField for parameters that are no JSON schema of an object: every keyword must have its form."""
     for name, schema in schemas.items():
-        if schema is None:
-            continue
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        types = [schema.get("type", "object")]
-        known = isinstance(properties, dict) and all(isinstance(each, (dict, bool)) for each in properties.values())
-        if known:
-            types += [each.get("type", "string") for each in properties.values() if isinstance(each, dict)]
-        known = known and isinstance(required, list) and all(isinstance(each, str) for each in required)
-        for kind in types:
-            several = kind if isinstance(kind, list) else [kind]
-            known = known and all(isinstance(each, str) and each in _TYPES for each in several)
-        if not known:
-            raise BadField(f"the parameters of the tool {name!r} are no JSON schema of an object", "tools")
+        reason = problem(schema or {})
+        if not reason and "object" not in (schema or {}).get("type", "object"):
+            reason = "type must be object"
+        if reason:
+            raise BadField(f"the parameters of the tool {name!r} are no JSON schema of an object: {reason}", "tools")
 
 
 def openai_calls(
-    choice: str | dict[str, Any] | None, parallel: bool | None, schemas: Schemas, strict: bool = False
+    choice: str | dict[str, Any] | None, parallel: bool | None, schemas: Schemas, strict: Collection[str] = ()
 ) -> Calls:
     """What OpenAI's tool_choice, in either of its APIs' forms, makes of the tools.
 
@@ -132,21 +132,21 @@ def openai_calls(
     if choice == "none":
         return Calls({})
     if choice == "required":
-        return force(schemas, schemas, several)
+        return force(schemas, schemas, several, strict)
     if isinstance(choice, dict):
         kind, own = choice.get("type"), choice.get(str(choice.get("type")))
         inner = own if isinstance(own, dict) else choice
         if kind in ("function", "custom"):
-            return force([inner.get("name")], schemas, several=False)
+            return force([inner.get("name")], schemas, several=False, strict=strict)
         if kind == "allowed_tools" and isinstance(inner.get("tools"), list):
             if inner.get("mode") != "required":
                 return Calls(schemas, several=several, strict=strict)
             named = [each.get("function", each) for each in inner["tools"] if isinstance(each, dict)]
-            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, several)
+            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, several, strict)
     raise BadField("tool_choice can be auto, none, required, or name a tool", "tool_choice")
 
 
-def force(names: Iterable[Any], schemas: Schemas, several: bool) -> Calls:
+def force(names: Iterable[Any], schemas: Schemas, several: bool, strict: Collection[str] = ()) -> Calls:
     """Calls of the tools `names`. Raises BadField where there is none, or one is not among the tools."""
     chosen = list(names)
     for name in chosen:
@@ -154,7 +154,7 @@ def force(names: Iterable[Any], schemas: Schemas, several: bool) -> Calls:
             raise BadField(f"tool_choice names {name!r}, which is none of the tools", "tool_choice")
     if not chosen:
         raise BadField("tool_choice forces a call and there are no tools", "tool_choice")
-    return Calls({name: schemas[name] for name in chosen}, forced=True, several=several)
+    return Calls({name: schemas[name] for name in chosen}, forced=True, several=several, strict=strict)
 
 
 def held(
@@ -167,22 +167,17 @@ def held(
     whether the prompt has opened it: reasoning is free.
     """
     grammar = answer
-    strict = calls.strict and answer is None and kind is not None and kind.begin in special
+    strict = bool(calls.strict) and answer is None and kind is not None and kind.begin in special
     if kind is not None and calls.schemas and (calls.forced or strict or answer is not None):
-        written = calls_grammar(kind, calls.schemas, special, several=calls.several)
-        if calls.forced:
-            grammar = written
-        else:
-            start = f"answer | calls\n{_named('answer', answer)}\n" if answer is not None else f"{TEXT} calls?\n"
-            grammar = f"start: {start}{_named('calls', written)}"
+        grammar = calls_grammar(kind, calls.schemas, special, several=calls.several, strict=calls.strict)
+        if not calls.forced:
+            rules = Rules(special)
+            written = rules.grammar(grammar)
+            start = f"{TEXT} {written}?" if answer is None else f"{written} | {rules.grammar(answer)}"
+            grammar = "\n".join([f"start: {start}", *rules.rules])
     if grammar is None or thinking is None:
         return grammar
-    rules = Rules(special, "thought")
+    rules = Rules(special)
     rest = f"{rules.until(END)} {_SPACE}"
     thought = rest if thinking else f"({rules.text(BEGIN)} {rest})?"
-    return "\n".join([f"start: {thought} held", *rules.rules, _named("held", grammar)])
-
-
-def _named(name: str, grammar: str) -> str:
-    """The grammar with its rule `start` called `name`."""
-    return re.sub(r"(?m)^start\s*:", f"{name}:", grammar, count=1)
+    return "\n".join([f"start: {thought} {rules.grammar(grammar)}", *rules.rules])

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from paceline.config import EngineConfig
-from paceline.errors import EngineStopped, Overloaded, PacelineError, TimedOut
+from paceline.errors import BadGrammar, EngineStopped, Overloaded, PacelineError, TimedOut
 from paceline.models.tokenizer import Tokenizer
-from paceline.types import Request, StepOutput, Usage
+from paceline.types import FinishReason, Request, StepOutput, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -174,6 +174,8 @@ class Host:
     have together.
     """
 
+    stop_seconds = 5.0
+
     def __init__(
         self,
         engine: Steps,
@@ -202,6 +204,11 @@ class Host:
     def num_open(self) -> int:
         return len(self._open)
 
+    @property
+    def computing(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
+
     def watch(self, observer: Observer) -> None:
         """Lets one more observer see what passes, after those there are. To be called before `start`."""
         self._observer = observer if self._observer is None else _Both(self._observer, observer)
@@ -219,7 +226,7 @@ class Host:
         if self.state in ("crashed", "stopped"):
             raise EngineStopped("the engine has stopped; see the server's log")
         if self.state == "draining":
-            raise Overloaded("the server is shutting down", retry_after=10)
+            raise self._going()
         if len(self._open) >= self.max_open:
             raise Overloaded(f"{len(self._open)} requests are under way or waiting; try again shortly")
         name = f"request-{next(self._numbers)}"
@@ -248,10 +255,17 @@ class Host:
         if self.state in ("starting", "ready"):
             self.state = "draining"
 
+    def cut(self) -> None:
+        """Ends the drain: requests still under way raise Overloaded."""
+        self._fail(self._going())
+
     async def stop(self) -> None:
-        """Ends the thread; requests still under way raise EngineStopped. Returns when the thread has ended."""
+        """Ends the thread; requests still under way raise EngineStopped.
+
+        A step or a warm-up that goes on for `stop_seconds` is left to end with the process.
+        """
         self._inbox.put(_Stop())
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, self.stop_seconds)
         if self.state != "crashed":
             self._end("stopped")
 
@@ -319,6 +333,10 @@ class Host:
             stream = self._open.get(output.request_id)
             if stream is None:
                 continue
+            if output.finish is FinishReason.FAILED:
+                stream.fail(BadGrammar(output.problem))
+                self._close(stream, False)
+                continue
             if self._observer is not None:
                 self._observer.output(stream, output)
             stream.put(output)
@@ -338,7 +356,12 @@ class Host:
 
     def _end(self, state: str) -> None:
         self.state = state
-        error = EngineStopped("the engine has stopped; see the server's log")
+        self._fail(EngineStopped("the engine has stopped; see the server's log"))
+
+    def _going(self) -> Overloaded:
+        return Overloaded("the server is shutting down; try again shortly", retry_after=10)
+
+    def _fail(self, error: PacelineError) -> None:
         for stream in list(self._open.values()):
             stream.fail(error)
             self.forget(stream)

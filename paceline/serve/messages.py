@@ -76,13 +76,14 @@ class CountBody(Struct, kw_only=True):
         schemas = {each.name: each.input_schema for each in self.active_tools}
         choice = self.tool_choice or ToolChoice("auto")
         several = not choice.disable_parallel_tool_use
+        strict = [each.name for each in self.active_tools if each.strict]
         if choice.type in ("auto", "none"):
-            return Calls(schemas, several=several, strict=any(each.strict for each in self.active_tools))
+            return Calls(schemas, several=several, strict=strict)
         if choice.type not in ("any", "tool"):
             raise BadField("tool_choice can be auto, any, tool or none", "tool_choice")
         if choice.type == "tool":
-            return force([choice.name], schemas, several=False)
-        return force(schemas, schemas, several)
+            return force([choice.name], schemas, several=False, strict=strict)
+        return force(schemas, schemas, several, strict)
 
 
 class MessagesBody(CountBody, kw_only=True):

@@ -118,7 +118,8 @@ class _Writer:
                 async for each in events:
                     yield event(each, each["type"])
         except PacelineError as error:
-            failed = self._response("failed", error={"code": "server_error", "message": str(error)})
+            code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"  # clients retry the latter
+            failed = self._response("failed", error={"code": code, "message": str(error)})
             yield event(self._event("response.failed", response=failed), "response.failed")
 
     async def _events(self) -> AsyncGenerator[dict[str, Any], None]:

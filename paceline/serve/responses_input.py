@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from paceline.engine.grammar import regex
+from paceline.engine.schemas import LARK
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
-from paceline.serve.call_grammars import LARK
 from paceline.serve.constrain import Calls, ResponseFormat, Schema, of_format, openai_calls
 from paceline.serve.conversation import Message, call, fold_systems, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
@@ -48,6 +48,7 @@ class Format(Struct):
     syntax: str = ""
     definition: str = ""
     schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Struct):
@@ -120,7 +121,8 @@ class ResponsesBody(SamplingBody, kw_only=True):
         if form is None:
             return None
         return of_format(
-            ResponseFormat(form.type, None if form.schema is None else Schema(schema=form.schema)), "text.format"
+            ResponseFormat(form.type, None if form.schema is None else Schema("", form.schema, form.strict)),
+            "text.format",
         )
 
     @property
@@ -162,7 +164,7 @@ class Toolbox:
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.functions: list[Message] = []
-        self.strict = False
+        self.strict: set[str] = set()
         self._grammars: dict[str, str] = {}
         self._called: dict[str, Called] = {}
         self._names: dict[Called, str] = {}
@@ -173,7 +175,8 @@ class Toolbox:
             self.functions.append(tool(name, _description(each), _INPUT if called.custom else each.parameters or {}))
             if called.custom and (grammar := _grammar(each.format)) is not None:
                 self._grammars[name] = grammar
-            self.strict |= bool(each.strict) or name in self._grammars
+            if each.strict or name in self._grammars:
+                self.strict.add(name)
 
     def called(self, name: str) -> Called:
         """What the model means by a name. One that is unknown is left to the client to refuse."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import re
+import signal
 import socket
 import sys
 import time
@@ -27,7 +30,6 @@ from paceline.serve.service import MORPH_MODELS, Service
 from paceline.serve.wire import is_loopback
 from paceline.types import Request, Sampling
 
-_DRAIN_SECONDS = 30
 SWITCH_SECONDS = 0.0005  # the event loop waits so long for the engine's thread where both have Python to run
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
@@ -107,10 +109,17 @@ def check_address(host: str, keys: Sequence[str], allow_open: bool) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling the host at once when it is asked to end: no more requests are taken, those under way finish."""
+    """uvicorn, telling the host at once when it is asked to end: no more requests are taken, those under way finish.
+
+    What is not finished after `drain_seconds` ends by an error; clients that do not read it have `last_seconds` more.
+    """
+
+    drain_seconds = 30.0
+    last_seconds = 3
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self._service = service
+        self._signal: int | None = None
         super().__init__(
             uvicorn.Config(
                 make_app(service),
@@ -121,19 +130,32 @@ class Server(uvicorn.Server):
                 ws=RefusedUpgrade,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
+                timeout_graceful_shutdown=math.ceil(self.drain_seconds) + self.last_seconds,
                 timeout_keep_alive=75,
             )
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.host.drain()
+        host = self._service.host
+        host.drain()
+        cut = asyncio.get_running_loop().call_later(self.drain_seconds, host.cut)
         await super().shutdown(sockets)
+        cut.cancel()
+        if self._signal is not None and host.computing:
+            _end_by(self._signal)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the drain, a second ends at once."""
-        self.force_exit = self.should_exit
+        """The first signal begins the drain, a second ends the process, whatever its threads do."""
+        if self.should_exit:
+            _end_by(sig)
+        self._signal = sig
         super().handle_exit(sig, frame)
+
+
+def _end_by(number: int) -> None:
+    """Ends the process now. The interpreter's own way aborts where a thread of it computes."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def keys_of(given: Sequence[str], file: Path | None = None) -> list[str]:

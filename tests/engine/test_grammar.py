@@ -127,3 +127,17 @@ def test_a_grammar_that_does_not_compile_is_refused(grammar: str) -> None:
 def test_min_tokens_with_a_grammar_is_refused() -> None:
     with pytest.raises(RequestError, match="grammar"):
         Sampling(grammar="start: /a/", min_tokens=3)
+
+
+def test_a_grammar_that_becomes_too_much_fails_and_a_draft_that_is_not_followed_does_not_make_it_so() -> None:
+    words = " | ".join('"a" w ' * count for count in range(1, 70))
+    grammar = f'start: "say: " w "."\nw: {words} | "a"\n'
+    source = TOKENIZER.encode(f"say: {'a' * 40}.")
+    for settings, sources in (({"drafter": "none"}, ()), ({"fixed_draft": 32}, (source,))):
+        engine = tiny(TOKENIZER, **settings)
+        ends = Sampling(max_tokens=60, grammar=grammar, logit_bias={ord("."): 100.0})
+        assert engine.generate([Request([1, 2], ends, sources)])[0].text == "say: a."
+        goes_on = Sampling(max_tokens=60, grammar=grammar, logit_bias={ord("a"): 100.0})
+        with pytest.raises(BadGrammar, match="too much to follow"):
+            engine.generate([Request([1, 2], goes_on, sources)])
+        everything_is_back(engine)

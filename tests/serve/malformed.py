@@ -15,6 +15,8 @@ def valid(path: str) -> dict[str, Any]:
     """A body that the endpoint takes."""
     if path == "/v1/completions":
         return {"model": "tiny", "prompt": "Hello", "max_tokens": 3}
+    if path == "/v1/responses":
+        return {"model": "tiny", "input": "Hello"}
     return {"model": "tiny", "messages": _HELLO, "max_tokens": 3}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from paceline.errors import ConfigError
 from paceline.serve.app import hash_key, make_app
 from paceline.serve.connection import Connection
-from paceline.serve.host import Stream
+from paceline.serve.host import Host, Stream
 from paceline.serve.journal import Exchange, JsonFormatter, TextFormatter
 from paceline.serve.openapi import OPERATIONS, document
-from paceline.serve.run import Limits, keys_of, make_service, stored_hash
+from paceline.serve.run import Limits, Server, keys_of, make_service, stored_hash
 from paceline.serve.service import Service
 from paceline.serve.trace import spans
 from paceline.serve.wire import EventStream
@@ -288,36 +291,139 @@ def test_a_span_tells_of_a_request() -> None:
 
 
 SERVED = """
+import time, torch
 from tests.serve.service import Script, scripted
-from paceline.serve.run import Server
-server = Server(scripted(Script("word " * 100_000, size=1)), "127.0.0.1", {port})
+from paceline.serve.run import Host, Server
+matrix = torch.rand(3000, 3000)
+def compute(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        matrix @ matrix
+Host.stop_seconds = 0.2
+script = Script("word " * 100_000, size=1, seconds={step})
+server = Server(scripted(script, warm_up=lambda: compute({warm_up})), "127.0.0.1", {port})
 server.run()
 """
 
 
-def test_a_second_signal_ends_the_drain_at_once() -> None:
+@contextlib.contextmanager
+def served(step: float = 0.0003, warm_up: float = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server in a process of its own, and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", SERVED.format(port=port)]
+    command = [sys.executable, "-c", SERVED.format(port=port, step=step, warm_up=warm_up)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}) as process:
-        until(lambda: _answers(lambda: httpx.get(f"http://127.0.0.1:{port}/health")), 30)
-        with httpx.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json={**valid(CHAT), "stream": True}) as reply:
-            lines = reply.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert process.poll() is None and next(line for line in lines if line)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == -signal.SIGTERM
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: _health(url) == ("starting" if warm_up else "ready"), 30)
+        try:
+            yield process, url
+        finally:
+            process.kill()
 
 
-def _answers(call: Callable[[], httpx.Response]) -> bool:
+def _health(url: str) -> str:
     try:
-        return call().status_code == 200
+        return str(httpx.get(f"{url}/health").json()["status"])
     except httpx.TransportError:
-        return False
+        return ""
+
+
+def test_a_second_signal_ends_the_drain_at_once() -> None:
+    with (
+        served() as (process, url),
+        httpx.stream("POST", url + CHAT, json={**valid(CHAT), "stream": True}) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None and next(line for line in lines if line)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == -signal.SIGTERM
+
+
+def test_a_second_signal_waits_for_no_step_and_no_warm_up() -> None:
+    with served(warm_up=60) as (process, _):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(2) == -signal.SIGINT
+    with served(step=60) as (process, url), httpx.Client() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(url + CHAT, json=valid(CHAT), timeout=0.5)  # it has gone, but its step goes on
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == -signal.SIGTERM
+
+
+def test_one_signal_ends_a_process_that_computes_and_does_not_abort_it() -> None:
+    with served(warm_up=60) as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+
+
+def test_the_end_does_not_wait_for_a_long_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Host, "stop_seconds", 0.2)
+    over = threading.Event()
+
+    async def run() -> str:
+        host = scripted(Script("word"), warm_up=lambda: over.wait(60)).host
+        host.start()
+        await host.stop()
+        return host.state
+
+    began = time.monotonic()
+    assert asyncio.run(run()) == "stopped" and time.monotonic() - began < 5
+    over.set()
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/responses", "/v1/completions"])
+def test_what_the_drain_does_not_finish_ends_in_its_apis_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "drain_seconds", 0.3)
+    service = scripted(Script("word " * 100_000, size=1))
+    with ThreadPoolExecutor(2) as threads:
+        with running(service) as url:
+            bodies = [{**valid(path), "stream": stream} for stream in (False, True)]
+            whole, streamed = [threads.submit(httpx.post, url + path, json=body, timeout=20) for body in bodies]
+            until(lambda: service.host.num_open == 2)
+        reply = whole.result()
+        assert reply.status_code == (529 if path == MESSAGES else 429) and int(reply.headers["retry-after"]) > 1
+        assert "shutting down" in reply.json()["error"]["message"]
+        events = streamed.result().text.rstrip().split("\n\n")
+        name = {MESSAGES: "event: error", "/v1/responses": "event: response.failed"}.get(path, 'data: {"error"')
+        assert events[-1].startswith(name) and "shutting down" in events[-1] and len(events) > 2
+
+
+def test_a_grammar_that_is_too_much_ends_its_request_by_an_error_and_no_other() -> None:
+    words = " | ".join('"a" w ' * count for count in range(1, 70))
+    grammar = f'start: "say: " w "."\nw: {words} | "a"\n'
+    engine = tiny()
+    service = tiny_service(engine)
+    assert engine.tree is not None
+    with running(service) as url, httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(1) as threads:
+        free = {**valid(CHAT), "max_tokens": 100, "seed": 1}
+        alone = client.post(CHAT, json=free).json()["choices"]
+        beside = threads.submit(httpx.post, url + CHAT, json=free, timeout=60)
+        for path, last in ((CHAT, 'data: {"error"'), ("/v1/responses", "event: response.failed")):
+            body = {**valid(path), "max_tokens": 60, "logit_bias": {"97": 100}}
+            body["structured_outputs"] = {"grammar": grammar}
+            whole = client.post(path, json=body)
+            error = whole.json()["error"]
+            assert whole.status_code == 400 and error["type"] == "invalid_request_error"
+            assert "too much to follow" in error["message"] and "\n" not in error["message"]
+            events = client.post(path, json={**body, "stream": True}).text.rstrip().split("\n\n")
+            assert events[-1].startswith(last) and "too much to follow" in events[-1] and len(events) > 3
+        assert beside.result().json()["choices"] == alone
+        until(lambda: service.host.num_open == 0 and not engine.busy)
+        assert engine.pool.num_free + engine.tree.num_evictable == engine.pool.num_pages - 1
+        assert client.post(CHAT, json=free).json()["choices"] == alone
+        body = {**valid(CHAT), "max_tokens": 60, "structured_outputs": {"grammar": grammar}, "logit_bias": {"46": 100}}
+        prediction = {"type": "content", "content": f"say: {'a' * 40}."}
+        reply = client.post(CHAT, json={**body, "prediction": prediction}).json()
+        assert reply["choices"][0]["message"]["content"] == "say: a.", "only a draft that was not followed was too much"
 
 
 def test_a_refusal_arrives_though_its_body_is_still_coming() -> None:
