@@ -11,7 +11,7 @@ from pathlib import PurePath
 import tree_sitter
 
 from paceline.errors import InputError
-from paceline.tasks.merge import candidate_merge
+from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.snippet import is_marker, lines_of
 
 _MOST = 6  # reasons of one kind that are worth telling
@@ -25,12 +25,15 @@ _GRAMMARS = {
 _LIKE = 0.6  # similarity from which a line counts as a variant of one that the edit has
 
 
-def check(code: str, update: str, merged: str, path: str | None = None) -> tuple[str, ...]:
+def check(
+    code: str, update: str, merged: str, path: str | None = None, candidate: Merge | None = None
+) -> tuple[str, ...]:
     """Why the merge may be wrong, a sentence each; empty where every check passes.
 
     It must not be empty, cut off, fenced or hold a marker; parse where the file parsed; hold every file line that the
     edit does not touch and every line of the edit, in order; hold no line that the edit removes, none twice that should
-    stand once, and none that comes from neither. The merge by rule says which those are; its doubts are reasons too.
+    stand once, and none that comes from neither. The merge by rule, made here where `candidate` is not it, says which
+    those are; its doubts are reasons too.
     """
     if not merged.strip():
         return ("the result is empty",) if code.strip() else ()
@@ -38,7 +41,7 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     reasons = _leftovers(lines, code)
     reasons += _syntax(code, merged, path)
     try:
-        candidate = candidate_merge(code, update)
+        candidate = candidate or candidate_merge(code, update)
     except InputError as error:
         return (*reasons, f"the edit could not be placed by rule: {error}")
     reasons += candidate.doubts

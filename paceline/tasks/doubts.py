@@ -13,6 +13,7 @@ from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
 _MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
 _FEW = 3  # file lines that may go without being shown
 _IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
+_IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
 _CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
 
 
@@ -75,9 +76,9 @@ def _open_edges(lines: list[str], placed: Placed) -> list[str]:
 
 def _passed_over(placed: Placed, row: int) -> bool:
     """Whether file lines go where the new line `row` comes."""
-    known = [each for each, match in enumerate(placed.matches) if match >= 0 or placed.markers[each]]
-    above = max((each for each in known if each <= row), default=0)
-    below = min((each for each in known if each > row), default=0)
+    rows = range(len(placed.snippet))
+    above = next((each for each in rows[row::-1] if placed.matches[each] >= 0 or placed.markers[each]), 0)
+    below = next((each for each in rows[row + 1 :] if placed.matches[each] >= 0 or placed.markers[each]), 0)
     return 0 <= placed.matches[above] < placed.matches[below] - 1
 
 
@@ -105,9 +106,10 @@ def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
 
 def repeated(lines: list[str], result: list[str]) -> list[str]:
     """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
-    known = Counter(_named(lines))
-    for name, count in Counter(_named(result)).items():
-        if count > 1 and count > known[name]:
+    twice = {name: count for name, count in Counter(_named(result)).items() if count > 1}
+    known = Counter(_named(lines) if twice else [])
+    for name, count in twice.items():
+        if count > known[name]:
             return [f"{name[-1]!r} would stand twice"]
     return []
 
@@ -120,7 +122,7 @@ def _named(lines: list[str]) -> list[tuple[str, ...]]:
         if name := defined(line):
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
             found.append(tuple(name for _, name in around))
-        elif _IMPORT.match(line):
+        elif line[:1] in _IMPORTS and _IMPORT.match(line):
             found.append((line,))
     return found
 
@@ -144,7 +146,7 @@ def _replaced(lines: list[str], placed: Placed, kept: Sequence[bool], marked: bo
     named = {defined(line) for line in snippet}
     found = [(-1, -1), *((row, match) for row, match in enumerate(placed.matches) if match >= 0)]
     for (above, first), (below, last) in pairwise([*found, (len(snippet), len(lines))]):
-        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if defined(line) and not kept[row]]
+        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if not kept[row] and defined(line)]
         comes = any(defined(line) for line in snippet[above + 1 : below])
         alone = above < 1 or markers[above - 1] or not snippet[above - 1].strip()
         if (not marked or (comes and alone)) and (unnamed := [line for line in gone if defined(line) not in named]):

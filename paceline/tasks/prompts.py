@@ -149,18 +149,27 @@ def policy_named(name: str) -> Policy:
 
 def fence_for(*texts: str) -> str:
     """A fence that no line of the texts can be taken for: three backticks, or one more than the longest such line."""
-    longest = max((len(found[1]) for text in texts for found in _FENCE_LINE.finditer(text)), default=0)
+    fenced = [text for text in texts if FENCE in text]
+    longest = max((len(found[1]) for text in fenced for found in _FENCE_LINE.finditer(text)), default=0)
     return "`" * max(len(FENCE), longest + 1)
 
 
-def messages(policy: Policy, code: str, update: str, instruction: str, candidate: str) -> list[dict[str, str]]:
-    """The chat up to the answer."""
+def shown(policy: Policy, code: str, update: str, candidate: str) -> dict[str, str]:
+    """What the policy shows, by its names in the template, each as it stands between two fences."""
+    texts = {"code": code.rstrip("\n"), "update": strip_fence(update).strip("\n"), "candidate": candidate.rstrip("\n")}
+    return {name: text for name, text in texts.items() if f"{{{name}}}" in policy.template}
+
+
+def messages(
+    policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = ""
+) -> list[dict[str, str]]:
+    """The chat up to the answer. The fence is one for these texts where none is given."""
     chat = [{"role": "system", "content": _SYSTEM}]
     if policy.example:
         asked = _fill(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", _EXAMPLE_MERGED)
         answer = opening(policy) + expected(policy, _EXAMPLE_CODE, _EXAMPLE_MERGED)
         chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate)})
+    chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate, fence)})
     return chat
 
 
@@ -254,12 +263,9 @@ def parse_morph(text: str) -> tuple[str, str, str]:
     return instruction, parts[1], parts[2]
 
 
-def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str) -> str:
-    values = {
-        "code": code.rstrip("\n"),
-        "update": strip_fence(update).strip("\n"),
-        "instruction": f"What the update does: {instruction}\n" if instruction else "",
-        "candidate": candidate.rstrip("\n"),
-        "fence": fence_for(code, update, candidate),
-    }
-    return policy.template.format(**values)
+def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = "") -> str:
+    return policy.template.format(
+        **shown(policy, code, update, candidate),
+        instruction=f"What the update does: {instruction}\n" if instruction else "",
+        fence=fence or fence_for(code, update, candidate),
+    )
