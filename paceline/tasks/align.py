@@ -7,10 +7,10 @@ file lines is free where the snippet has a marker. The costs below were tuned on
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import chain, islice
 
 import numpy
 
@@ -26,6 +26,7 @@ _PASS = 0.02  # the cost of a file line passed over without a marker
 _EDGE = 4.0  # the cost of a line without a match next to a marker: snippets have context there
 _LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
 _SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
+_TOGETHER = 1 << 20  # scores from which alignments at several costs are made one after the other, to take less memory
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
 
 
@@ -52,20 +53,25 @@ def weight(line: str) -> float:
 
 
 class File:
-    """A file's lines, with what snippets are matched by: `headers` are its definitions by name."""
+    """A file's lines, with what snippets are matched by.
+
+    `names` says of each line what it begins to define, `headers` where each definition begins.
+    """
 
     def __init__(self, lines: list[str]) -> None:
         self.lines = lines
+        self.names: dict[str, Name | None] = dict.fromkeys(lines)
         self.headers: dict[Name, list[int]] = {}
         self._bare: dict[str, list[int]] = {}  # where lines stand, by what they are without white space
         for row, line in enumerate(lines):
             words = line.split()
             self._bare.setdefault("".join(words), []).append(row)
             if may_define(words) and (name := defined(line)):
+                self.names[line] = name
                 self.headers.setdefault(name, []).append(row)
-        self._text = "\n".join(lines)
-        self._starts = list(accumulate(map(len, lines), lambda start, length: start + length + 1, initial=0))
-        self._holding: dict[str, list[int]] = {}
+        self._matched: dict[str, tuple[numpy.ndarray, numpy.ndarray]] = {}
+        self._holding: defaultdict[str, list[int]] = defaultdict(list)  # the rows that hold a part of a word
+        self._sizes: list[int] = []  # how many different parts each line has
 
     def scores(self, snippet: list[str], barred: list[bool]) -> numpy.ndarray:
         """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ.
@@ -73,14 +79,10 @@ class File:
         Lines that are `barred` match nothing.
         """
         scores = numpy.full((len(snippet), len(self.lines)), -numpy.inf, dtype=numpy.float32)
-        matches: dict[str, dict[int, float]] = {}
         for row, line in enumerate(snippet):
-            if barred[row]:
-                continue
-            if line not in matches:
-                matches[line] = self._matches(line)
-            if found := matches[line]:
-                scores[row, list(found)] = list(found.values())
+            if not barred[row]:
+                rows, worth = self._matches(line)
+                scores[row, rows] = worth
         self._confine(scores, snippet, barred)
         return scores
 
@@ -94,43 +96,39 @@ class File:
                 scores[row:stop, : places[0]] = -numpy.inf
                 scores[row:stop, block_end(self.lines, places[0]) :] = -numpy.inf
 
-    def _matches(self, line: str) -> dict[int, float]:
-        """What finding a line in the file is worth, by row: as it is, with other white space, or one that it replaces."""
-        found = dict.fromkeys(self.headers.get(defined(line) or ("", ""), []), _NAMED)
-        bare = "".join(line.split())
-        if rows := self._bare.get(bare):
-            worth = weight(line) / len(rows) ** _RARITY
-            found |= {row: worth if self.lines[row] == line else _BARE * worth for row in rows}
-        elif bare:
-            worth = _LIKE * weight(line)
-            for row, likeness in self._like(line).items():
-                found[row] = max(found.get(row, 0.0), float(numpy.float32(likeness) * numpy.float32(worth)))
-        return found
+    def _matches(self, line: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Where a line is found as it is, with other white space, or as one that it replaces, and what that is worth."""
+        if line not in self._matched:
+            found = dict.fromkeys(self.headers.get(defined(line) or ("", ""), []), _NAMED)
+            bare = "".join(line.split())
+            if rows := self._bare.get(bare):
+                worth = weight(line) / len(rows) ** _RARITY
+                found |= {row: worth if self.lines[row] == line else _BARE * worth for row in rows}
+            elif bare:
+                worth = _LIKE * weight(line)
+                for row, likeness in self._like(line).items():
+                    found[row] = max(found.get(row, 0.0), float(numpy.float32(likeness) * numpy.float32(worth)))
+            self._matched[line] = numpy.array(list(found), numpy.intp), numpy.array(list(found.values()))
+        return self._matched[line]
 
     def _like(self, line: str) -> dict[int, float]:
-        """How like a line those of the file are that are like it.
-
-        They lack few of its words. So each has one of any that are one more: of the rarest, whose lines are looked at.
-        """
+        """How like a line those of the file are that are like it."""
+        if not self._sizes:
+            self._index()
         words = _words(line)
-        lacking = int(len(words) * (1 - _LIKENESS / (2 - _LIKENESS)) + 1e-6)
         found = {}
-        for row in set().union(*map(self._with, sorted(words, key=self._text.count)[: lacking + 1])):
-            others = _words(self.lines[row])
-            likeness = 2 * len(words & others) / (len(words) + len(others))
+        for row, common in Counter(chain.from_iterable(self._holding.get(word, ()) for word in words)).items():
+            likeness = 2 * common / (self._sizes[row] + len(words))
             if likeness >= _LIKENESS:
                 found[row] = likeness
         return found
 
-    def _with(self, word: str) -> list[int]:
-        """The rows of the lines that hold these characters."""
-        if word not in self._holding:
-            rows = self._holding[word] = []
-            place = self._text.find(word)
-            while place >= 0:
-                rows.append(bisect_right(self._starts, place) - 1)
-                place = self._text.find(word, self._starts[rows[-1] + 1])
-        return self._holding[word]
+    def _index(self) -> None:
+        for line in self.lines:
+            words = _words(line)
+            for word in words:
+                self._holding[word].append(len(self._sizes))
+            self._sizes.append(len(words))
 
 
 def _words(line: str) -> set[str]:
@@ -144,6 +142,8 @@ def align(scores: numpy.ndarray, markers: list[bool], passing: Sequence[float]) 
     `met[i, k, j]`: at factor k the best score of snippet lines before i and file lines before j where the last two
     match; `apart[i, k, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
     """
+    if len(passing) > 1 and scores.size > _TOGETHER:
+        return [align(scores, markers, (factor,))[0] for factor in passing]
     count, width = scores.shape
     costs = numpy.array([[factor * _PASS] for factor in passing], dtype=numpy.float32)
     ramp = costs * numpy.arange(width + 1, dtype=numpy.float32)

@@ -12,6 +12,7 @@ import tree_sitter
 
 from paceline.errors import InputError
 from paceline.tasks.merge import Merge, candidate_merge
+from paceline.tasks.runs import runs
 from paceline.tasks.snippet import is_marker, lines_of
 
 _MOST = 6  # reasons of one kind that are worth telling
@@ -100,8 +101,8 @@ def _syntax(code: str, merged: str, path: str | None) -> list[str]:
 def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> list[str]:
     """Numbered lines that are not in `lines` in order; blank ones do not count."""
     wanted = [(number, line) for number, line in wanted if line.strip()]
-    matcher = difflib.SequenceMatcher(None, [line for _, line in wanted], lines, autojunk=False)
-    found = {index for block in matcher.get_matching_blocks() for index in range(block.a, block.a + block.size)}
+    common = runs([line for _, line in wanted], lines)
+    found = {index for start, _, size in common for index in range(start, start + size)}
     gone = [pair for index, pair in enumerate(wanted) if index not in found]
     return [message.format(number, line.strip()) for number, line in gone[:_MOST]]
 
@@ -117,23 +118,23 @@ def _first_difference(lines: list[str], wanted: list[str]) -> str:
 def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:
     """Lines that stand more often than in the candidate merge: removed ones that stayed, repeated ones, strangers."""
     allowance = Counter(line for line in wanted if line.strip())
-    known = set(file)
-    reasons = []
+    known, present = set(file), set(wanted)
+    reasons: list[str] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip() or len(reasons) == _MOST:
             continue
         allowance[line] -= 1
         if allowance[line] >= 0:
             continue
-        if line in known and line not in wanted:
+        if line in known and line not in present:
             reasons.append(f"line {number} is one that the edit removes: {line.strip()!r}")
-        elif line in known or line in wanted:
+        elif line in known or line in present:
             reasons.append(f"line {number} stands more often than it should: {line.strip()!r}")
         elif difflib.get_close_matches(line, wanted, n=1, cutoff=_LIKE):
             reasons.append(f"line {number} differs from the line it should be: {line.strip()!r}")
         else:
             reasons.append(f"line {number} is in neither the file nor the edit: {line.strip()!r}")
-    return reasons[:_MOST]
+    return reasons
 
 
 def _shape(node: tree_sitter.Node) -> list[object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import cache
 
 _MODIFIERS = ("export", "default", "public", "private", "protected", "static", "async", "pub", "abstract", "override")
 _KINDS = (
@@ -88,21 +89,26 @@ def replace_definitions(
     blocks = definitions_of(snippet)
     if blocks is None:
         return None
+
+    @cache
+    def body_at(header: int) -> set[str]:
+        return {line.strip() for line in lines[header : block_end(lines, header)]}
+
     edits: list[tuple[int, int, list[str]]] = []
     doubts: list[str] = []
     waiting: list[str] = []
-    others: list[set[str]] | None = None
+    named = {defined(line) for line in snippet}
     reached = taken = 0
     for start, header, stop in blocks:
         blanks, text = snippet[reached:start], snippet[start:stop]
         reached = stop
         places = headers.get(defined(snippet[header]) or ("", ""), [])
-        place = _twin(lines, places[bisect_left(places, taken) :], snippet[header], text)
+        place = _twin(lines, places[bisect_left(places, taken) :], snippet[header], text, body_at)
         if place is None:
-            if others is None:
-                others = _bodies(lines, headers, snippet)
+            # a definition of the file that the snippet does not name may be this one, renamed
+            others = (row for name, rows in headers.items() if name not in named for row in rows)
             body = {line.strip() for line in snippet[header + 1 : stop]} - {""}
-            if any(len(body & other) * 2 > len(body) for other in others):
+            if any(len(body & body_at(row)) * 2 > len(body) for row in others):
                 doubts.append(f"{snippet[header].strip()!r} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
@@ -147,13 +153,6 @@ def _doubts(places: int, block: list[str], text: list[str], shown: int) -> list[
     if any(defined(line) not in named for line in block[:shown] if defined(line)):
         doubts.append(f"{header!r} is shown without definitions that are in it: they may stay or go")
     return doubts
-
-
-def _bodies(lines: list[str], headers: dict[Name, list[int]], snippet: list[str]) -> list[set[str]]:
-    """The lines of each definition of the file that the snippet does not name: a new one may be it, renamed."""
-    shown = {defined(line) for line in snippet}
-    places = [place for name, rows in headers.items() if name not in shown for place in rows]
-    return [{line.strip() for line in lines[place : block_end(lines, place)]} for place in places]
 
 
 def _shown_to(block: list[str], text: list[str]) -> int:
@@ -300,13 +299,14 @@ def indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _twin(lines: list[str], places: list[int], header: str, text: list[str]) -> int | None:
+def _twin(
+    lines: list[str], places: list[int], header: str, text: list[str], body_at: Callable[[int], set[str]]
+) -> int | None:
     """Of the file's headers of the same name the one whose block shares most with `text`."""
     body = {line.strip() for line in text if len(line.strip()) > 2}
 
     def shared(place: int) -> tuple[int, bool]:
-        block = lines[place : block_end(lines, place)]
-        return len(body & {line.strip() for line in block}), indent(lines[place]) == indent(header)
+        return len(body & body_at(place)), indent(lines[place]) == indent(header)
 
     return max(places, key=shared, default=None)
 

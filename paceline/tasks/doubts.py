@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from paceline.tasks.align import Placed, weight
+from paceline.tasks.align import File, Placed, weight
 from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
 
 _MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
@@ -18,7 +18,7 @@ _CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
 
 
 def doubts_of(
-    lines: list[str],
+    file: File,
     placed: Placed,
     kept: Sequence[bool],
     result: list[str],
@@ -29,9 +29,10 @@ def doubts_of(
 
     `other` is the result of an alignment at other costs; `marked` says whether the edit has markers of its own.
     """
+    lines = file.lines
     doubts = _difference(result, other)
     doubts += _open_edges(lines, placed)
-    doubts += repeated(lines, result)
+    doubts += repeated(file, result)
     doubts += _removed(kept)
     doubts += _ends(lines, placed, kept)
     doubts += _replaced(lines, placed, kept, marked)
@@ -104,22 +105,22 @@ def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
     return False
 
 
-def repeated(lines: list[str], result: list[str]) -> list[str]:
+def repeated(file: File, result: list[str]) -> list[str]:
     """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
-    twice = {name: count for name, count in Counter(_named(result)).items() if count > 1}
-    known = Counter(_named(lines) if twice else [])
+    twice = {name: count for name, count in Counter(_named(file, result)).items() if count > 1}
+    known = Counter(_named(file, file.lines) if twice else [])
     for name, count in twice.items():
         if count > known[name]:
             return [f"{name[-1]!r} would stand twice"]
     return []
 
 
-def _named(lines: list[str]) -> list[tuple[str, ...]]:
+def _named(file: File, lines: list[str]) -> list[tuple[str, ...]]:
     """Each definition by kind and name, after those of the definitions around it; each outermost import as it is."""
     around: list[tuple[int, str]] = []
     found = []
     for line in lines:
-        if name := defined(line):
+        if name := file.names[line] if line in file.names else defined(line):
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
             found.append(tuple(name for _, name in around))
         elif line[:1] in _IMPORTS and _IMPORT.match(line):

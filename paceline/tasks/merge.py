@@ -7,7 +7,6 @@ snippet that is nothing but whole definitions, without a marker, replaces those 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ from paceline.tasks.definitions import (
     with_markers_understood,
 )
 from paceline.tasks.doubts import doubts_of, repeated
-from paceline.tasks.snippet import lines_of, marker_rows
+from paceline.tasks.runs import runs
+from paceline.tasks.snippet import has_windows_ends, lines_of, marker_rows, unix
 
 _PASSING = 0.2  # a factor on the cost to pass over a file line that must not matter
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
@@ -68,9 +68,8 @@ def candidate_merge(code: str, update: str) -> Merge:
     update = strip_fence(update)
     if not update.strip():
         raise EmptyEdit("the edit is empty")
-    newline = "\r\n" if code.count("\r\n") * 2 > code.count("\n") else "\n"
-    file = code.replace("\r\n", "\n")
-    update = update.replace("\r\n", "\n")
+    newline = "\r\n" if has_windows_ends(code) else "\n"
+    file, update = unix(code), unix(update)
     if has_blocks(update):
         return _whole(file, apply_blocks(file, update), newline)
     if is_diff(update):
@@ -83,13 +82,13 @@ def candidate_merge(code: str, update: str) -> Merge:
     known = File(lines)
     if not marked and (replaced := replace_definitions(lines, known.headers, snippet)) is not None:
         text = "\n".join(replaced[0]) + ("\n" if file.endswith("\n") else "")
-        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(lines, replaced[0])))
+        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(known, replaced[0])))
     if not marked:
         snippet, markers = with_markers_understood(lines, known.headers, snippet)
     placed, otherwise = _place(known, snippet, markers)
     merge = _build(lines, placed, file.endswith("\n"), newline)
     other = merge if otherwise == placed else _build(lines, otherwise, file.endswith("\n"), newline)
-    doubts = doubts_of(lines, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
+    doubts = doubts_of(known, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
     return replace(merge, doubts=doubts)
 
 
@@ -261,13 +260,13 @@ def _same(left: str, right: str) -> bool:
 
 def _whole(code: str, text: str, newline: str) -> Merge:
     """A merge whose text is known: what it keeps of the file is found by comparing."""
-    lines = lines_of(code)
+    lines, result = lines_of(code), lines_of(text)
     kept = [False] * len(lines)
     touched = []
-    matcher = difflib.SequenceMatcher(None, lines, lines_of(text), autojunk=False)
-    for tag, first, last, _, _ in matcher.get_opcodes():
-        if tag == "equal":
-            kept[first:last] = [True] * (last - first)
-        else:
-            touched.append((first, last))
+    reached = put = 0
+    for start, other, size in [*runs(lines, result), (len(lines), len(result), 0)]:
+        if (start, other) != (reached, put):
+            touched.append((reached, start))
+        reached, put = start + size, other + size
+        kept[start:reached] = [True] * size
     return Merge(text.replace("\n", newline), tuple(kept), tuple(touched), 1.0)

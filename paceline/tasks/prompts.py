@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from paceline.errors import ConfigError, EditNotFound, InputError
 from paceline.tasks.blocks import apply_blocks
 from paceline.tasks.merge import strip_fence
+from paceline.tasks.snippet import has_windows_ends, unix
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 
@@ -185,9 +186,9 @@ def stops(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
 
 def expected(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
     """What the model writes after the opening if it agrees with `merged`: the draft."""
-    text = merged.replace("\r\n", "\n")
+    text = unix(merged)
     if policy.blocks:
-        text = _blocks_of(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
+        text = _blocks_of(unix(code), text).removeprefix(f"{_SEARCH}\n")
     return text.rstrip("\n") + "\n" + (fence if policy.opened else "")
 
 
@@ -196,13 +197,13 @@ def read(policy: Policy, code: str, output: str, fence: str = FENCE) -> str:
 
     Blocks that do not fit the file leave it as it is, which the checks flag.
     """
-    text = output.replace("\r\n", "\n")
+    text = unix(output)
     text = text.removesuffix(fence) if policy.opened else _inside_fence(text)
     if policy.blocks:
-        text = _apply(code.replace("\r\n", "\n"), f"{_SEARCH}\n{text.rstrip()}\n")
-    unix = code.replace("\r\n", "\n")
-    text = text.rstrip("\n") + ("\n" if not code else unix[len(unix.rstrip("\n")) :])
-    return text.replace("\n", "\r\n") if code.count("\r\n") * 2 > code.count("\n") else text
+        text = _apply(unix(code), f"{_SEARCH}\n{text.rstrip()}\n")
+    file = unix(code)
+    text = text.rstrip("\n") + ("\n" if not code else file[len(file.rstrip("\n")) :])
+    return text.replace("\n", "\r\n") if has_windows_ends(code) else text
 
 
 def _inside_fence(text: str) -> str:

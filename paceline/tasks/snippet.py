@@ -69,7 +69,17 @@ def _indent(line: str) -> int:
 
 def lines_of(text: str) -> list[str]:
     """A text's lines without their ends; only a line feed, or one after a carriage return, ends a line."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+    return unix(text).removesuffix("\n").split("\n") if text else []
+
+
+def unix(text: str) -> str:
+    """A text with line feeds alone at its line ends."""
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def has_windows_ends(text: str) -> bool:
+    """Whether most lines of a text end with a carriage return and a line feed."""
+    return "\r" in text and text.count("\r\n") * 2 > text.count("\n")
 
 
 def comment_leader(path: str | None) -> tuple[str, str]:
