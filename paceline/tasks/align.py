@@ -7,12 +7,14 @@ file lines is free where the snippet has a marker. The costs below were tuned on
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy
 
-from paceline.tasks.definitions import block_end, defined
+from paceline.tasks.definitions import Name, block_end, defined, may_define
 
 _LIKE = 0.1  # what a line is worth that stands in for a similar one, as a share of finding it
 _LIKENESS = 0.7  # similarity (Dice, over parts of words) from which a line can stand in for another
@@ -24,6 +26,7 @@ _PASS = 0.02  # the cost of a file line passed over without a marker
 _EDGE = 4.0  # the cost of a line without a match next to a marker: snippets have context there
 _LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
 _SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
+_TOGETHER = 1 << 20  # scores from which alignments at several costs are made one after the other, to take less memory
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
 
 
@@ -39,61 +42,93 @@ class Placed:
 def weight(line: str) -> float:
     """How much finding this line says about where one is."""
     text = line.strip()
-    letters = sum(character.isalnum() for character in text)
     if not text:
         return _BLANK
+    letters = len(list(islice(filter(str.isalnum, text), 40)))
     if letters <= 2:
         return 0.15
     if letters <= 6:
         return 0.5
-    return 1.0 + min(letters, 40) / 80
+    return 1.0 + letters / 80
 
 
-def _scores(lines: list[str], snippet: list[str], barred: list[bool]) -> numpy.ndarray:
-    """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ."""
-    exact: dict[str, list[int]] = {}
-    stripped: dict[str, list[int]] = {}
-    named: dict[tuple[str, str], list[int]] = {}
-    for number, line in enumerate(lines):
-        exact.setdefault(line, []).append(number)
-        stripped.setdefault("".join(line.split()), []).append(number)
-        if definition := defined(line):
-            named.setdefault(definition, []).append(number)
-    counts = Counter("".join(line.split()) for line in lines)
-    index: tuple[dict[str, list[int]], numpy.ndarray] | None = None
-    scores = numpy.full((len(snippet), len(lines)), -numpy.inf, dtype=numpy.float32)
-    for row, line in enumerate(snippet):
-        if barred[row]:
-            continue
-        bare = "".join(line.split())
-        worth = weight(line) / max(1, counts[bare]) ** _RARITY
-        if definition := defined(line):
-            scores[row, named.get(definition, [])] = _NAMED
-        scores[row, stripped.get(bare, [])] = _BARE * worth
-        scores[row, exact.get(line, [])] = worth
-        if bare and bare not in stripped:
-            if index is None:
-                index = _words_index(lines)
-            numpy.maximum(scores[row], _likeness(line, index) * (_LIKE * weight(line)), out=scores[row])
-    _confine(scores, lines, snippet, barred, named)
-    return scores
+class File:
+    """A file's lines, with what snippets are matched by.
 
+    `names` says of each line what it begins to define, `headers` where each definition begins.
+    """
 
-def _confine(
-    scores: numpy.ndarray,
-    lines: list[str],
-    snippet: list[str],
-    barred: list[bool],
-    named: dict[tuple[str, str], list[int]],
-) -> None:
-    """A definition, up to a marker in it, of which the file has one of that name is matched with that one only."""
-    for row, line in enumerate(snippet):
-        places = named.get(defined(line) or ("", ""), [])
-        if len(places) == 1:
-            stop = block_end(snippet, row)
-            stop = next((each for each in range(row, stop) if barred[each]), stop)
-            scores[row:stop, : places[0]] = -numpy.inf
-            scores[row:stop, block_end(lines, places[0]) :] = -numpy.inf
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        self.names: dict[str, Name | None] = dict.fromkeys(lines)
+        self.headers: dict[Name, list[int]] = {}
+        self._bare: dict[str, list[int]] = {}  # where lines stand, by what they are without white space
+        for row, line in enumerate(lines):
+            words = line.split()
+            self._bare.setdefault("".join(words), []).append(row)
+            if may_define(words) and (name := defined(line)):
+                self.names[line] = name
+                self.headers.setdefault(name, []).append(row)
+        self._matched: dict[str, tuple[numpy.ndarray, numpy.ndarray]] = {}
+        self._holding: defaultdict[str, list[int]] = defaultdict(list)  # the rows that hold a part of a word
+        self._sizes: list[int] = []  # how many different parts each line has
+
+    def scores(self, snippet: list[str], barred: list[bool]) -> numpy.ndarray:
+        """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ.
+
+        Lines that are `barred` match nothing.
+        """
+        scores = numpy.full((len(snippet), len(self.lines)), -numpy.inf, dtype=numpy.float32)
+        for row, line in enumerate(snippet):
+            if not barred[row]:
+                rows, worth = self._matches(line)
+                scores[row, rows] = worth
+        self._confine(scores, snippet, barred)
+        return scores
+
+    def _confine(self, scores: numpy.ndarray, snippet: list[str], barred: list[bool]) -> None:
+        """A definition, up to a marker in it, of which the file has one of that name is matched with that one only."""
+        for row, line in enumerate(snippet):
+            places = self.headers.get(defined(line) or ("", ""), [])
+            if len(places) == 1:
+                stop = block_end(snippet, row)
+                stop = next((each for each in range(row, stop) if barred[each]), stop)
+                scores[row:stop, : places[0]] = -numpy.inf
+                scores[row:stop, block_end(self.lines, places[0]) :] = -numpy.inf
+
+    def _matches(self, line: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Where a line is found as it is, with other white space, or as one that it replaces, and what that is worth."""
+        if line not in self._matched:
+            found = dict.fromkeys(self.headers.get(defined(line) or ("", ""), []), _NAMED)
+            bare = "".join(line.split())
+            if rows := self._bare.get(bare):
+                worth = weight(line) / len(rows) ** _RARITY
+                found |= {row: worth if self.lines[row] == line else _BARE * worth for row in rows}
+            elif bare:
+                worth = _LIKE * weight(line)
+                for row, likeness in self._like(line).items():
+                    found[row] = max(found.get(row, 0.0), float(numpy.float32(likeness) * numpy.float32(worth)))
+            self._matched[line] = numpy.array(list(found), numpy.intp), numpy.array(list(found.values()))
+        return self._matched[line]
+
+    def _like(self, line: str) -> dict[int, float]:
+        """How like a line those of the file are that are like it."""
+        if not self._sizes:
+            self._index()
+        words = _words(line)
+        found = {}
+        for row, common in Counter(chain.from_iterable(self._holding.get(word, ()) for word in words)).items():
+            likeness = 2 * common / (self._sizes[row] + len(words))
+            if likeness >= _LIKENESS:
+                found[row] = likeness
+        return found
+
+    def _index(self) -> None:
+        for line in self.lines:
+            words = _words(line)
+            for word in words:
+                self._holding[word].append(len(self._sizes))
+            self._sizes.append(len(words))
 
 
 def _words(line: str) -> set[str]:
@@ -101,60 +136,33 @@ def _words(line: str) -> set[str]:
     return set(_WORD.findall(line))
 
 
-def _words_index(lines: list[str]) -> tuple[dict[str, list[int]], numpy.ndarray]:
-    """Which lines hold a part of a word, and how many parts each line has."""
-    index: dict[str, list[int]] = {}
-    sizes = numpy.zeros(len(lines), dtype=numpy.float32)
-    for number, line in enumerate(lines):
-        words = _words(line)
-        sizes[number] = len(words)
-        for word in words:
-            index.setdefault(word, []).append(number)
-    return index, sizes
+def align(scores: numpy.ndarray, markers: list[bool], passing: Sequence[float]) -> list[list[int]]:
+    """For each snippet line the file line it stands for, or -1; so for each factor on the cost to pass over a file line.
 
-
-def _likeness(line: str, index: tuple[dict[str, list[int]], numpy.ndarray]) -> numpy.ndarray:
-    """How like each file line is to this one, 0 to 1; negative infinity where it is below `_LIKENESS`."""
-    lists, sizes = index
-    words = _words(line) or {""}
-    common = numpy.bincount(
-        numpy.concatenate([numpy.asarray(lists.get(word, []), dtype=numpy.intp) for word in words]),
-        minlength=len(sizes),
-    )
-    dice = (2 * common / (sizes + len(words))).astype(numpy.float32)
-    dice[dice < _LIKENESS] = -numpy.inf
-    return numpy.asarray(dice)
-
-
-def align(
-    lines: list[str],
-    snippet: list[str],
-    markers: list[bool],
-    barred: list[bool],
-    passing: float = 1.0,
-) -> list[int]:
-    """For each snippet line the file line it stands for, or -1.
-
-    Lines that are `barred` match nothing. `passing` multiplies what it costs to pass over a file line.
-
-    `met[i, j]`: the best score of snippet lines before i and file lines before j where the last two match;
-    `apart[i, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
+    `met[i, k, j]`: at factor k the best score of snippet lines before i and file lines before j where the last two
+    match; `apart[i, k, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
     """
-    scores = _scores(lines, snippet, barred)
+    if len(passing) > 1 and scores.size > _TOGETHER:
+        return [align(scores, markers, (factor,))[0] for factor in passing]
     count, width = scores.shape
-    ramp = passing * _PASS * numpy.arange(width + 1, dtype=numpy.float32)
+    costs = numpy.array([[factor * _PASS] for factor in passing], dtype=numpy.float32)
+    ramp = costs * numpy.arange(width + 1, dtype=numpy.float32)
     leave = _LEAVE * min(1.0, count / _SHORT)
-    met = numpy.full((count + 1, width + 1), -numpy.inf, dtype=numpy.float32)
+    met = numpy.full((count + 1, *ramp.shape), -numpy.inf, dtype=numpy.float32)
     apart = numpy.full_like(met, -numpy.inf)
     apart[0] = 0.0
-    for row in range(count):
+    for row, (above, beside, below) in enumerate(zip(met, apart, met[1:], strict=False)):
         if markers[row]:
-            met[row + 1] = numpy.maximum.accumulate(numpy.maximum(met[row], apart[row] - _EDGE))
+            numpy.maximum.accumulate(numpy.maximum(above, beside - _EDGE), axis=1, out=below)
             continue
-        met[row + 1, 1:] = numpy.maximum(met[row], apart[row])[:-1] + scores[row]
-        best = numpy.maximum(numpy.maximum(met[row], met[row + 1]) - leave, apart[row])
-        apart[row + 1] = numpy.maximum.accumulate(best + ramp) - ramp
-    return _trace(met, apart, markers, leave)
+        numpy.add(numpy.maximum(above, beside)[:, :-1], scores[row], out=below[:, 1:])
+        best = numpy.maximum(above, below)
+        best -= leave
+        numpy.maximum(best, beside, out=best)
+        best += ramp
+        numpy.maximum.accumulate(best, axis=1, out=best)
+        numpy.subtract(best, ramp, out=apart[row + 1])
+    return [_trace(met[:, factor], apart[:, factor], markers, leave) for factor in range(len(passing))]
 
 
 def _trace(met: numpy.ndarray, apart: numpy.ndarray, markers: list[bool], leave: float) -> list[int]:

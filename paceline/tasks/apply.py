@@ -23,6 +23,7 @@ from paceline.tasks.prompts import (
     opening,
     policy_named,
     read,
+    shown,
     stops,
 )
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
@@ -77,7 +78,7 @@ class Prepared:
     def conclude(self, output: str, usage: Usage, cut_off: bool) -> Applied:
         """Reads the model's output as a file and checks it."""
         text = read(self.policy, self.code, output, self.fence)
-        reasons = check(self.code, self.update, text, self.path)
+        reasons = check(self.code, self.update, text, self.path, self.merge)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
         return Applied(self.code, text, reasons, usage, self.policy.name, self.path or "file")
@@ -102,8 +103,8 @@ def prepare(
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
     merge = candidate_merge(code, update)
     fence = fence_for(code, update, merge.text)
-    prompt, source = ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
-    limit = len(source) + len(engine.tokenizer.encode(update)) + _OUTPUT_SLACK
+    prompt, source, length = _ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
+    limit = len(source) + length + _OUTPUT_SLACK
     context = engine.config.max_context or 0
     if len(prompt) + limit > context:
         raise ContextExceeded(
@@ -118,10 +119,55 @@ def ask(
     tokenizer: Tokenizer, policy: Policy, code: str, update: str, instruction: str, merge: Merge, fence: str
 ) -> tuple[list[int], list[int]]:
     """The prompt up to where the model goes on, and what it writes if it agrees with the candidate, as tokens."""
-    chat = messages(policy, code, update, instruction, merge.text)
-    prompt = tokenizer.encode_chat(chat) + tokenizer.encode(opening(policy, fence))
-    draft = tokenizer.encode(expected(policy, code, merge.text, fence))
-    return prompt, draft + list(tokenizer.eos_tokens[:1])
+    return _ask(tokenizer, policy, code, update, instruction, merge, fence)[:2]
+
+
+def _ask(
+    tokenizer: Tokenizer, policy: Policy, code: str, update: str, instruction: str, merge: Merge, fence: str
+) -> tuple[list[int], list[int], int]:
+    """What `ask` gives, and how many tokens the update is. No long text is encoded twice, where its tokens stand apart."""
+    texts = shown(policy, code, update, merge.text)
+    tokens = {name: tokenizer.encode(f"{text}\n") for name, text in texts.items()}
+    answer = expected(policy, code, merge.text, fence)
+    prompt = _put_in(tokenizer, policy, instruction, fence, texts, tokens)
+    start = f"{texts.get('candidate')}\n"
+    if prompt is not None and answer.startswith(start):
+        draft = tokens["candidate"] + tokenizer.encode(answer.removeprefix(start))
+    else:
+        draft = tokenizer.encode(answer)
+    if prompt is None:
+        prompt = tokenizer.encode_chat(messages(policy, code, update, instruction, merge.text, fence))
+    prompt += tokenizer.encode(opening(policy, fence))
+    return prompt, draft + list(tokenizer.eos_tokens[:1]), len(tokens["update"])
+
+
+def _put_in(
+    tokenizer: Tokenizer,
+    policy: Policy,
+    instruction: str,
+    fence: str,
+    texts: dict[str, str],
+    tokens: dict[str, list[int]],
+) -> list[int] | None:
+    """The chat's tokens: those of a chat with a short text for each of `texts`, and `tokens` put in in their places.
+
+    The short ones have the ends of the long ones, so that what stands around takes them up alike. None where the tokens
+    of one are not found, or twice, as where an end's token is partly of what stands around.
+    """
+    short = {name: f'{text[:50]}"<{name}>"{text[-50:]}' for name, text in texts.items()}
+    code, update, candidate = (short.get(name, "") for name in ("code", "update", "candidate"))
+    prompt = tokenizer.encode_chat(messages(policy, code, update, instruction, candidate, fence))
+    places = []
+    for name, text in short.items():
+        part = tokenizer.encode(f"{text}\n")
+        size = len(part)
+        found = [row for row, each in enumerate(prompt) if each == part[0] and prompt[row : row + size] == part]
+        if len(found) != 1:
+            return None
+        places.append((found[0], found[0] + size, tokens[name]))
+    for start, stop, put in sorted(places, reverse=True):
+        prompt[start:stop] = put
+    return prompt
 
 
 def apply(

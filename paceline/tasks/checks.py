@@ -11,7 +11,8 @@ from pathlib import PurePath
 import tree_sitter
 
 from paceline.errors import InputError
-from paceline.tasks.merge import candidate_merge
+from paceline.tasks.merge import Merge, candidate_merge
+from paceline.tasks.runs import runs
 from paceline.tasks.snippet import is_marker, lines_of
 
 _MOST = 6  # reasons of one kind that are worth telling
@@ -25,12 +26,15 @@ _GRAMMARS = {
 _LIKE = 0.6  # similarity from which a line counts as a variant of one that the edit has
 
 
-def check(code: str, update: str, merged: str, path: str | None = None) -> tuple[str, ...]:
+def check(
+    code: str, update: str, merged: str, path: str | None = None, candidate: Merge | None = None
+) -> tuple[str, ...]:
     """Why the merge may be wrong, a sentence each; empty where every check passes.
 
     It must not be empty, cut off, fenced or hold a marker; parse where the file parsed; hold every file line that the
     edit does not touch and every line of the edit, in order; hold no line that the edit removes, none twice that should
-    stand once, and none that comes from neither. The merge by rule says which those are; its doubts are reasons too.
+    stand once, and none that comes from neither. The merge by rule, made here where `candidate` is not it, says which
+    those are; its doubts are reasons too.
     """
     if not merged.strip():
         return ("the result is empty",) if code.strip() else ()
@@ -38,7 +42,7 @@ def check(code: str, update: str, merged: str, path: str | None = None) -> tuple
     reasons = _leftovers(lines, code)
     reasons += _syntax(code, merged, path)
     try:
-        candidate = candidate_merge(code, update)
+        candidate = candidate or candidate_merge(code, update)
     except InputError as error:
         return (*reasons, f"the edit could not be placed by rule: {error}")
     reasons += candidate.doubts
@@ -97,8 +101,8 @@ def _syntax(code: str, merged: str, path: str | None) -> list[str]:
 def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> list[str]:
     """Numbered lines that are not in `lines` in order; blank ones do not count."""
     wanted = [(number, line) for number, line in wanted if line.strip()]
-    matcher = difflib.SequenceMatcher(None, [line for _, line in wanted], lines, autojunk=False)
-    found = {index for block in matcher.get_matching_blocks() for index in range(block.a, block.a + block.size)}
+    common = runs([line for _, line in wanted], lines)
+    found = {index for start, _, size in common for index in range(start, start + size)}
     gone = [pair for index, pair in enumerate(wanted) if index not in found]
     return [message.format(number, line.strip()) for number, line in gone[:_MOST]]
 
@@ -114,23 +118,23 @@ def _first_difference(lines: list[str], wanted: list[str]) -> str:
 def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:
     """Lines that stand more often than in the candidate merge: removed ones that stayed, repeated ones, strangers."""
     allowance = Counter(line for line in wanted if line.strip())
-    known = set(file)
-    reasons = []
+    known, present = set(file), set(wanted)
+    reasons: list[str] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip() or len(reasons) == _MOST:
             continue
         allowance[line] -= 1
         if allowance[line] >= 0:
             continue
-        if line in known and line not in wanted:
+        if line in known and line not in present:
             reasons.append(f"line {number} is one that the edit removes: {line.strip()!r}")
-        elif line in known or line in wanted:
+        elif line in known or line in present:
             reasons.append(f"line {number} stands more often than it should: {line.strip()!r}")
         elif difflib.get_close_matches(line, wanted, n=1, cutoff=_LIKE):
             reasons.append(f"line {number} differs from the line it should be: {line.strip()!r}")
         else:
             reasons.append(f"line {number} is in neither the file nor the edit: {line.strip()!r}")
-    return reasons[:_MOST]
+    return reasons
 
 
 def _shape(node: tree_sitter.Node) -> list[object]:

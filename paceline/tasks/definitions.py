@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections.abc import Callable, Container
+from functools import cache
 
-_KEYWORD = re.compile(
-    r"^\s*(?:export\s+|default\s+|public\s+|private\s+|protected\s+|static\s+|async\s+|pub\s+|abstract\s+|override\s+)*"
-    r"(def|class|function|fn|func|interface|struct|enum|impl|trait|type|module|namespace)\s+\*?([A-Za-z_$][\w$]*)"
-)
+_MODIFIERS = ("export", "default", "public", "private", "protected", "static", "async", "pub", "abstract", "override")
+_KINDS = (
+    "def", "class", "function", "fn", "func", "interface", "struct", "enum", "impl", "trait", "type", "module", "namespace",
+)  # fmt: skip
+_FIRST = {*_MODIFIERS, *_KINDS}
+_KEYWORD = re.compile(rf"^\s*(?:(?:{'|'.join(_MODIFIERS)})\s+)*({'|'.join(_KINDS)})\s+\*?([A-Za-z_$][\w$]*)")
 _METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
 _STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
+Name = tuple[str, str]  # of a definition: its kind, and what it is called
 LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
 
 
-def defined(line: str) -> tuple[str, str] | None:
+def may_define(words: list[str]) -> bool:
+    """Whether a line of these words can begin a definition: what is quickly seen of it."""
+    return bool(words) and (words[0] in _FIRST or words[-1].endswith("{"))
+
+
+def defined(line: str) -> Name | None:
     """The kind and the name of what this line begins to define."""
+    if not may_define(line.split(None, 1)):
+        return None
     if found := _KEYWORD.match(line):
         return found[1], found[2]
     method = _METHOD.match(line)
@@ -26,10 +39,11 @@ def block_end(lines: list[str], header: int) -> int:
     depth = indent(lines[header])
     stop = header + 1
     for row in range(header + 1, len(lines)):
-        text = lines[row].strip()
+        text = lines[row].lstrip()
         if not text:
             continue
-        if indent(lines[row]) < depth or (indent(lines[row]) == depth and text[0] not in ")]}"):
+        deeper = len(lines[row]) - len(text) - depth
+        if deeper < 0 or (deeper == 0 and text[0] not in ")]}"):
             break
         stop = row + 1
     return stop
@@ -63,7 +77,9 @@ def definitions_of(snippet: list[str]) -> list[tuple[int, int, int]] | None:
     return blocks if blocks and not any(line.strip() for line in snippet[reached:]) else None
 
 
-def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str], tuple[str, ...]] | None:
+def replace_definitions(
+    lines: list[str], headers: dict[Name, list[int]], snippet: list[str]
+) -> tuple[list[str], tuple[str, ...]] | None:
     """The file with each definition of the snippet in place of the file's of the same name, and what is doubtful in it.
 
     A new definition follows the one before it in the snippet, or else precedes the one after it. Of one that breaks off
@@ -73,16 +89,26 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
     blocks = definitions_of(snippet)
     if blocks is None:
         return None
+
+    @cache
+    def body_at(header: int) -> set[str]:
+        return {line.strip() for line in lines[header : block_end(lines, header)]}
+
     edits: list[tuple[int, int, list[str]]] = []
     doubts: list[str] = []
     waiting: list[str] = []
+    named = {defined(line) for line in snippet}
     reached = taken = 0
     for start, header, stop in blocks:
         blanks, text = snippet[reached:start], snippet[start:stop]
         reached = stop
-        place = _twin(lines, snippet[header], text, taken)
+        places = headers.get(defined(snippet[header]) or ("", ""), [])
+        place = _twin(lines, places[bisect_left(places, taken) :], snippet[header], text, body_at)
         if place is None:
-            if _may_be_renamed(lines, snippet, header):
+            # a definition of the file that the snippet does not name may be this one, renamed
+            others = (row for name, rows in headers.items() if name not in named for row in rows)
+            body = {line.strip() for line in snippet[header + 1 : stop]} - {""}
+            if any(len(body & body_at(row)) * 2 > len(body) for row in others):
                 doubts.append(f"{snippet[header].strip()!r} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
@@ -95,7 +121,7 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
         taken = block_end(lines, place)
         block = lines[place:taken]
         shown = _shown_to(block, snippet[header:stop])
-        doubts += _doubts(lines, block, snippet[header:stop], shown)
+        doubts += _doubts(len(places), block, snippet[header:stop], shown)
         edits.append((first, place + shown, _moved(text, snippet[header], lines[place])))
     if not edits:
         return None
@@ -108,8 +134,11 @@ def replace_definitions(lines: list[str], snippet: list[str]) -> tuple[list[str]
     return result + lines[reached:], tuple(doubts)
 
 
-def _doubts(lines: list[str], block: list[str], text: list[str], shown: int) -> list[str]:
-    """What speaks against replacing the first `shown` lines of a definition in the file by the same one in a snippet."""
+def _doubts(places: int, block: list[str], text: list[str], shown: int) -> list[str]:
+    """What speaks against replacing the first `shown` lines of a definition in the file by the same one in a snippet.
+
+    The file has definitions of its name in `places`.
+    """
     header = text[0].strip()
     body = {line.strip() for line in text if len(line.strip()) > 2}
     gone = {line.strip() for line in block[:shown] if len(line.strip()) > 2}
@@ -117,22 +146,13 @@ def _doubts(lines: list[str], block: list[str], text: list[str], shown: int) -> 
     doubts = []
     if shown < len(block) and not _begins(block, text):
         doubts.append(f"{header!r} is not shown to its end: what follows may stay or go")
-    if sum(defined(line) == defined(text[0]) for line in lines) > 1 and len(body & gone) * 2 <= len(body):
+    if places > 1 and len(body & gone) * 2 <= len(body):
         doubts.append(f"the file has {header!r} in several places, and this one is much like none")
     if len(gone - body) > len(body):
         doubts.append(f"more of {header!r} would go than the edit shows")
     if any(defined(line) not in named for line in block[:shown] if defined(line)):
         doubts.append(f"{header!r} is shown without definitions that are in it: they may stay or go")
     return doubts
-
-
-def _may_be_renamed(lines: list[str], snippet: list[str], row: int) -> bool:
-    """Whether a definition of the file that the snippet does not name holds most of the lines of this new one."""
-    shown = {defined(line) for line in snippet}
-    body = {line.strip() for line in snippet[row + 1 : block_end(snippet, row)]} - {""}
-    others = [place for place, line in enumerate(lines) if defined(line) and defined(line) not in shown]
-    blocks = ({line.strip() for line in lines[place : block_end(lines, place)]} for place in others)
-    return any(len(body & block) * 2 > len(body) for block in blocks)
 
 
 def _shown_to(block: list[str], text: list[str]) -> int:
@@ -153,7 +173,9 @@ def _begins(block: list[str], text: list[str]) -> bool:
     return [line.strip() for line in block if line.strip()][: len(full)] == full
 
 
-def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[str], list[bool]]:
+def with_markers_understood(
+    lines: list[str], names: Container[Name | None], snippet: list[str]
+) -> tuple[list[str], list[bool]]:
     """A snippet without markers, and one at each end and between known outermost definitions and what is around them.
 
     Not where the snippet is the whole file, from its first line to its last.
@@ -163,7 +185,6 @@ def with_markers_understood(lines: list[str], snippet: list[str]) -> tuple[list[
         return snippet, [False] * len(snippet)
     full = [row for row, line in enumerate(snippet) if line.strip()]
     snippet = snippet[full[0] : full[-1] + 1]
-    names = {defined(line) for line in lines} - {None}
     cuts = {0, len(snippet)}
     reached = 0
     for row, line in enumerate(snippet):
@@ -214,14 +235,13 @@ def decorators_start(lines: list[str], header: int) -> int:
 
 
 def new_definitions(
-    lines: list[str], snippet: list[str], markers: list[bool], matches: list[int], same: list[bool]
+    names: Container[Name], snippet: list[str], markers: list[bool], matches: list[int], same: list[bool]
 ) -> list[bool]:
     """Markers, and the lines of definitions that are new: what these have in common with the file is a coincidence.
 
     A definition is new where the file has none of its name and little of its body was found, or found scattered. `same`
-    says of a matched line that its text is the file's.
+    says of a matched line that its text is the file's. `names` are those of the file.
     """
-    names = {defined(line) for line in lines}
     barred = markers[:]
     for row, line in enumerate(snippet):
         name = defined(line)
@@ -279,15 +299,14 @@ def indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _twin(lines: list[str], header: str, text: list[str], least: int) -> int | None:
-    """The file's header of the same name from line `least` on whose block shares most with `text`."""
-    name = defined(header)
-    places = [row for row in range(least, len(lines)) if defined(lines[row]) == name]
+def _twin(
+    lines: list[str], places: list[int], header: str, text: list[str], body_at: Callable[[int], set[str]]
+) -> int | None:
+    """Of the file's headers of the same name the one whose block shares most with `text`."""
     body = {line.strip() for line in text if len(line.strip()) > 2}
 
     def shared(place: int) -> tuple[int, bool]:
-        block = lines[place : block_end(lines, place)]
-        return len(body & {line.strip() for line in block}), indent(lines[place]) == indent(header)
+        return len(body & body_at(place)), indent(lines[place]) == indent(header)
 
     return max(places, key=shared, default=None)
 

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from paceline.tasks.align import Placed, weight
+from paceline.tasks.align import File, Placed, weight
 from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
 
 _MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
 _FEW = 3  # file lines that may go without being shown
 _IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
+_IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
 _CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
 
 
 def doubts_of(
-    lines: list[str],
+    file: File,
     placed: Placed,
     kept: Sequence[bool],
     result: list[str],
@@ -28,9 +29,10 @@ def doubts_of(
 
     `other` is the result of an alignment at other costs; `marked` says whether the edit has markers of its own.
     """
+    lines = file.lines
     doubts = _difference(result, other)
     doubts += _open_edges(lines, placed)
-    doubts += repeated(lines, result)
+    doubts += repeated(file, result)
     doubts += _removed(kept)
     doubts += _ends(lines, placed, kept)
     doubts += _replaced(lines, placed, kept, marked)
@@ -75,9 +77,9 @@ def _open_edges(lines: list[str], placed: Placed) -> list[str]:
 
 def _passed_over(placed: Placed, row: int) -> bool:
     """Whether file lines go where the new line `row` comes."""
-    known = [each for each, match in enumerate(placed.matches) if match >= 0 or placed.markers[each]]
-    above = max((each for each in known if each <= row), default=0)
-    below = min((each for each in known if each > row), default=0)
+    rows = range(len(placed.snippet))
+    above = next((each for each in rows[row::-1] if placed.matches[each] >= 0 or placed.markers[each]), 0)
+    below = next((each for each in rows[row + 1 :] if placed.matches[each] >= 0 or placed.markers[each]), 0)
     return 0 <= placed.matches[above] < placed.matches[below] - 1
 
 
@@ -103,24 +105,25 @@ def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
     return False
 
 
-def repeated(lines: list[str], result: list[str]) -> list[str]:
+def repeated(file: File, result: list[str]) -> list[str]:
     """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
-    known = Counter(_named(lines))
-    for name, count in Counter(_named(result)).items():
-        if count > 1 and count > known[name]:
+    twice = {name: count for name, count in Counter(_named(file, result)).items() if count > 1}
+    known = Counter(_named(file, file.lines) if twice else [])
+    for name, count in twice.items():
+        if count > known[name]:
             return [f"{name[-1]!r} would stand twice"]
     return []
 
 
-def _named(lines: list[str]) -> list[tuple[str, ...]]:
+def _named(file: File, lines: list[str]) -> list[tuple[str, ...]]:
     """Each definition by kind and name, after those of the definitions around it; each outermost import as it is."""
     around: list[tuple[int, str]] = []
     found = []
     for line in lines:
-        if name := defined(line):
+        if name := file.names[line] if line in file.names else defined(line):
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
             found.append(tuple(name for _, name in around))
-        elif _IMPORT.match(line):
+        elif line[:1] in _IMPORTS and _IMPORT.match(line):
             found.append((line,))
     return found
 
@@ -144,7 +147,7 @@ def _replaced(lines: list[str], placed: Placed, kept: Sequence[bool], marked: bo
     named = {defined(line) for line in snippet}
     found = [(-1, -1), *((row, match) for row, match in enumerate(placed.matches) if match >= 0)]
     for (above, first), (below, last) in pairwise([*found, (len(snippet), len(lines))]):
-        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if defined(line) and not kept[row]]
+        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if not kept[row] and defined(line)]
         comes = any(defined(line) for line in snippet[above + 1 : below])
         alone = above < 1 or markers[above - 1] or not snippet[above - 1].strip()
         if (not marked or (comes and alone)) and (unnamed := [line for line in gone if defined(line) not in named]):

@@ -7,13 +7,12 @@ snippet that is nothing but whole definitions, without a marker, replaces those 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from paceline.errors import EditNotFound, EmptyEdit
-from paceline.tasks.align import Placed, align, weight
+from paceline.tasks.align import File, Placed, align, weight
 from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
 from paceline.tasks.definitions import (
     decorators_start,
@@ -25,7 +24,8 @@ from paceline.tasks.definitions import (
     with_markers_understood,
 )
 from paceline.tasks.doubts import doubts_of, repeated
-from paceline.tasks.snippet import lines_of, marker_rows
+from paceline.tasks.runs import runs
+from paceline.tasks.snippet import has_windows_ends, lines_of, marker_rows, unix
 
 _PASSING = 0.2  # a factor on the cost to pass over a file line that must not matter
 _FEW = 3  # file lines at an end that a snippet may leave out without a marker
@@ -68,9 +68,8 @@ def candidate_merge(code: str, update: str) -> Merge:
     update = strip_fence(update)
     if not update.strip():
         raise EmptyEdit("the edit is empty")
-    newline = "\r\n" if code.count("\r\n") * 2 > code.count("\n") else "\n"
-    file = code.replace("\r\n", "\n")
-    update = update.replace("\r\n", "\n")
+    newline = "\r\n" if has_windows_ends(code) else "\n"
+    file, update = unix(code), unix(update)
     if has_blocks(update):
         return _whole(file, apply_blocks(file, update), newline)
     if is_diff(update):
@@ -79,33 +78,46 @@ def candidate_merge(code: str, update: str) -> Merge:
     if not lines:
         return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
     snippet, markers = _rows(update, lines)
-    if not any(markers) and (replaced := replace_definitions(lines, snippet)) is not None:
-        text = "\n".join(replaced[0]) + ("\n" if file.endswith("\n") else "")
-        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(lines, replaced[0])))
     marked = any(markers)
+    known = File(lines)
+    if not marked and (replaced := replace_definitions(lines, known.headers, snippet)) is not None:
+        text = "\n".join(replaced[0]) + ("\n" if file.endswith("\n") else "")
+        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(known, replaced[0])))
     if not marked:
-        snippet, markers = with_markers_understood(lines, snippet)
-    placed = _place(lines, snippet, markers)
+        snippet, markers = with_markers_understood(lines, known.headers, snippet)
+    placed, otherwise = _place(known, snippet, markers)
     merge = _build(lines, placed, file.endswith("\n"), newline)
-    other = _build(lines, _place(lines, snippet, markers, _PASSING), file.endswith("\n"), newline)
-    doubts = doubts_of(lines, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
+    other = merge if otherwise == placed else _build(lines, otherwise, file.endswith("\n"), newline)
+    doubts = doubts_of(known, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
     return replace(merge, doubts=doubts)
 
 
-def _place(lines: list[str], snippet: list[str], markers: list[bool], passing: float = 1.0) -> Placed:
-    """The best alignment. Raises EditNotFound where that finds no line."""
-    matches = align(lines, snippet, markers, markers, passing)
+def _place(file: File, snippet: list[str], markers: list[bool]) -> tuple[Placed, Placed]:
+    """The best alignment, and the best at the other cost to pass over lines. Raises EditNotFound where one has no line."""
+    scores = file.scores(snippet, markers)
+    usual, other = align(scores, markers, (1.0, _PASSING))
+    placed, final = _settled(file, snippet, markers, usual, 1.0)
+    if other == usual and final:
+        return placed, placed
+    return placed, _settled(file, snippet, markers, other, _PASSING)[0]
+
+
+def _settled(
+    file: File, snippet: list[str], markers: list[bool], matches: list[int], passing: float
+) -> tuple[Placed, bool]:
+    """The snippet at the file's indent, aligned anew where that or new definitions ask for it; and whether none did."""
     if not any(match >= 0 and weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
     found = [row for row, line in enumerate(snippet) if matches[row] >= 0 or line.strip()]
     rows = slice(found[0], found[-1] + 1)
     snippet, markers, matches = snippet[rows], markers[rows], matches[rows]
-    shifted = _reindented(lines, snippet, markers, matches)
-    same = [match >= 0 and _same(line, lines[match]) for line, match in zip(shifted, matches, strict=True)]
-    barred = new_definitions(lines, shifted, markers, matches, same)
-    if shifted != snippet or barred != markers:
-        matches = align(lines, shifted, markers, barred, passing)
-    return Placed(shifted, markers, matches)
+    shifted = _reindented(file.lines, snippet, markers, matches)
+    same = [match >= 0 and _same(line, file.lines[match]) for line, match in zip(shifted, matches, strict=True)]
+    barred = new_definitions(file.headers, shifted, markers, matches, same)
+    final = shifted == snippet and barred == markers
+    if not final:
+        (matches,) = align(file.scores(shifted, barred), markers, (passing,))
+    return Placed(shifted, markers, matches), final
 
 
 def _rows(update: str, lines: list[str]) -> tuple[list[str], list[bool]]:
@@ -243,18 +255,18 @@ def _margin(line: str) -> str:
 
 
 def _same(left: str, right: str) -> bool:
-    return "".join(left.split()) == "".join(right.split())
+    return left == right or "".join(left.split()) == "".join(right.split())
 
 
 def _whole(code: str, text: str, newline: str) -> Merge:
     """A merge whose text is known: what it keeps of the file is found by comparing."""
-    lines = lines_of(code)
+    lines, result = lines_of(code), lines_of(text)
     kept = [False] * len(lines)
     touched = []
-    matcher = difflib.SequenceMatcher(None, lines, lines_of(text), autojunk=False)
-    for tag, first, last, _, _ in matcher.get_opcodes():
-        if tag == "equal":
-            kept[first:last] = [True] * (last - first)
-        else:
-            touched.append((first, last))
+    reached = put = 0
+    for start, other, size in [*runs(lines, result), (len(lines), len(result), 0)]:
+        if (start, other) != (reached, put):
+            touched.append((reached, start))
+        reached, put = start + size, other + size
+        kept[start:reached] = [True] * size
     return Merge(text.replace("\n", newline), tuple(kept), tuple(touched), 1.0)

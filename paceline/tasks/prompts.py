@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from paceline.errors import ConfigError, EditNotFound, InputError
 from paceline.tasks.blocks import apply_blocks
 from paceline.tasks.merge import strip_fence
+from paceline.tasks.snippet import has_windows_ends, unix
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 
@@ -149,18 +150,27 @@ def policy_named(name: str) -> Policy:
 
 def fence_for(*texts: str) -> str:
     """A fence that no line of the texts can be taken for: three backticks, or one more than the longest such line."""
-    longest = max((len(found[1]) for text in texts for found in _FENCE_LINE.finditer(text)), default=0)
+    fenced = [text for text in texts if FENCE in text]
+    longest = max((len(found[1]) for text in fenced for found in _FENCE_LINE.finditer(text)), default=0)
     return "`" * max(len(FENCE), longest + 1)
 
 
-def messages(policy: Policy, code: str, update: str, instruction: str, candidate: str) -> list[dict[str, str]]:
-    """The chat up to the answer."""
+def shown(policy: Policy, code: str, update: str, candidate: str) -> dict[str, str]:
+    """What the policy shows, by its names in the template, each as it stands between two fences."""
+    texts = {"code": code.rstrip("\n"), "update": strip_fence(update).strip("\n"), "candidate": candidate.rstrip("\n")}
+    return {name: text for name, text in texts.items() if f"{{{name}}}" in policy.template}
+
+
+def messages(
+    policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = ""
+) -> list[dict[str, str]]:
+    """The chat up to the answer. The fence is one for these texts where none is given."""
     chat = [{"role": "system", "content": _SYSTEM}]
     if policy.example:
         asked = _fill(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", _EXAMPLE_MERGED)
         answer = opening(policy) + expected(policy, _EXAMPLE_CODE, _EXAMPLE_MERGED)
         chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate)})
+    chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate, fence)})
     return chat
 
 
@@ -176,9 +186,9 @@ def stops(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
 
 def expected(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
     """What the model writes after the opening if it agrees with `merged`: the draft."""
-    text = merged.replace("\r\n", "\n")
+    text = unix(merged)
     if policy.blocks:
-        text = _blocks_of(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
+        text = _blocks_of(unix(code), text).removeprefix(f"{_SEARCH}\n")
     return text.rstrip("\n") + "\n" + (fence if policy.opened else "")
 
 
@@ -187,13 +197,13 @@ def read(policy: Policy, code: str, output: str, fence: str = FENCE) -> str:
 
     Blocks that do not fit the file leave it as it is, which the checks flag.
     """
-    text = output.replace("\r\n", "\n")
+    text = unix(output)
     text = text.removesuffix(fence) if policy.opened else _inside_fence(text)
     if policy.blocks:
-        text = _apply(code.replace("\r\n", "\n"), f"{_SEARCH}\n{text.rstrip()}\n")
-    unix = code.replace("\r\n", "\n")
-    text = text.rstrip("\n") + ("\n" if not code else unix[len(unix.rstrip("\n")) :])
-    return text.replace("\n", "\r\n") if code.count("\r\n") * 2 > code.count("\n") else text
+        text = _apply(unix(code), f"{_SEARCH}\n{text.rstrip()}\n")
+    file = unix(code)
+    text = text.rstrip("\n") + ("\n" if not code else file[len(file.rstrip("\n")) :])
+    return text.replace("\n", "\r\n") if has_windows_ends(code) else text
 
 
 def _inside_fence(text: str) -> str:
@@ -254,12 +264,9 @@ def parse_morph(text: str) -> tuple[str, str, str]:
     return instruction, parts[1], parts[2]
 
 
-def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str) -> str:
-    values = {
-        "code": code.rstrip("\n"),
-        "update": strip_fence(update).strip("\n"),
-        "instruction": f"What the update does: {instruction}\n" if instruction else "",
-        "candidate": candidate.rstrip("\n"),
-        "fence": fence_for(code, update, candidate),
-    }
-    return policy.template.format(**values)
+def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = "") -> str:
+    return policy.template.format(
+        **shown(policy, code, update, candidate),
+        instruction=f"What the update does: {instruction}\n" if instruction else "",
+        fence=fence or fence_for(code, update, candidate),
+    )

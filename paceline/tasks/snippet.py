@@ -17,7 +17,7 @@ _STRONG = re.compile(
     r"(remains?|is|are) unchanged|unchanged code|code (remains|stays) the same)\b",
     re.IGNORECASE,
 )
-_BARE = re.compile(r"^\s*(\.\.\.|…)\s*$")
+_ELLIPSES = ("...", "…")
 _LEFT_OUT = {
     "rest", "existing", "unchanged", "unmodified", "same", "omitted", "remaining", "remains", "remain", "untouched",
 }  # fmt: skip
@@ -32,13 +32,13 @@ _ABOUT = _LEFT_OUT | {
 def is_marker(line: str) -> bool:
     """Whether a line stands for left-out code: an ellipsis, or a comment with one, or of nothing but words for that."""
     text = line.strip()
-    if _BARE.match(text):
+    if text in _ELLIPSES:
         return True
-    leader = next((each for each in _LEADERS if text.startswith(each)), None)
-    if leader is None or len(text) > 120:
+    if not text.startswith(_LEADERS) or len(text) > 120:
         return False
+    leader = next(each for each in _LEADERS if text.startswith(each))
     body = text[len(leader) :].strip()
-    dotted = body.startswith(("...", "…")) or body.removesuffix("*/").removesuffix("-->").strip().endswith(("...", "…"))
+    dotted = body.startswith(_ELLIPSES) or body.removesuffix("*/").removesuffix("-->").strip().endswith(_ELLIPSES)
     words = set(re.findall(r"[a-z]+", body.lower()))
     bare = bool(words & _LEFT_OUT) and words <= _ABOUT
     dotted = dotted and (len(body) <= 4 or bool(_WORDS.search(body)) or body.count("...") == 2)
@@ -49,7 +49,7 @@ def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:
     """Which of the snippet's lines are markers: not those that the file has too, nor a body that is an ellipsis."""
     known = set(lines)
     return [
-        is_marker(line) and not (_is_body(snippet, row, known) if _BARE.match(line) else line in known)
+        is_marker(line) and not (_is_body(snippet, row, known) if line.strip() in _ELLIPSES else line in known)
         for row, line in enumerate(snippet)
     ]
 
@@ -69,7 +69,17 @@ def _indent(line: str) -> int:
 
 def lines_of(text: str) -> list[str]:
     """A text's lines without their ends; only a line feed, or one after a carriage return, ends a line."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+    return unix(text).removesuffix("\n").split("\n") if text else []
+
+
+def unix(text: str) -> str:
+    """A text with line feeds alone at its line ends."""
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def has_windows_ends(text: str) -> bool:
+    """Whether most lines of a text end with a carriage return and a line feed."""
+    return "\r" in text and text.count("\r\n") * 2 > text.count("\n")
 
 
 def comment_leader(path: str | None) -> tuple[str, str]:

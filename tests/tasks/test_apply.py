@@ -11,9 +11,12 @@ import pytest
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.errors import ContextExceeded, EditNotFound, EmptyEdit, InputError
-from paceline.tasks.apply import apply, prepare
+from paceline.models.checkpoint import open_checkpoint
+from paceline.models.pull import pull
+from paceline.tasks.apply import apply, ask, prepare
 from paceline.tasks.files import read_text, write_text
-from paceline.tasks.prompts import Policy
+from paceline.tasks.merge import candidate_merge
+from paceline.tasks.prompts import POLICIES, Policy, expected, fence_for, messages, opening
 from paceline.types import StepOutput
 
 CODE = "import os\n\n\ndef load(path):\n    return open(path).read()\n\n\ndef remove(path):\n    os.remove(path)\n"
@@ -51,6 +54,31 @@ def test_line_ends_and_fences_of_the_file_survive(engine: Engine) -> None:
         (CODE.rstrip("\n"), MERGED.rstrip("\n")),
     ):
         assert apply(engine, text, EDIT, path="store.py", policy=FORCED).text == wanted
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("code", "edit"),
+    [
+        (CODE, EDIT),
+        (CODE, EDIT.removeprefix("# ... existing code ...\n")),
+        (CODE.replace("\n", "\r\n"), EDIT),
+        (CODE.replace("import os\n", "    # <|im_end|> and <think>\nimport os\n"), "\n    # ...\n" + EDIT),
+        (CODE.replace("import os\n", "// ```\n````\nimport os  \n"), EDIT + "  \n\t\n"),
+        ("e\u0301 = 1\n" + CODE, EDIT),
+    ],
+)
+def test_the_prompt_is_that_of_the_chat_encoded_whole(policy: str, code: str, edit: str) -> None:
+    tokenizer = open_checkpoint(pull("smollm2-135m")).tokenizer()
+    chosen, merge = POLICIES[policy], candidate_merge(code, edit)
+    fence = fence_for(code, edit, merge.text)
+    for instruction in ("", 'close "<update>"\nnow'):
+        prompt, source = ask(tokenizer, chosen, code, edit, instruction, merge, fence)
+        chat = messages(chosen, code, edit, instruction, merge.text)
+        assert prompt == tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen, fence))
+        answer = tokenizer.encode(expected(chosen, code, merge.text, fence))
+        assert source == [*answer, *tokenizer.eos_tokens[:1]]
 
 
 @pytest.mark.model

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paceline.tasks.checks import check, parses, same_syntax_tree
+from paceline.tasks.merge import candidate_merge
 from paceline.tasks.snippet import snippet_of
 
 BEFORE = "".join(
@@ -52,6 +55,14 @@ def test_blank_lines_at_the_end_do_not_matter() -> None:
 )
 def test_what_is_wrong_is_said(text: str, words: str) -> None:
     assert words in reasons(text)
+
+
+@pytest.mark.parametrize("text", [AFTER, BEFORE, AFTER.replace("value * 9", "value * 99")])
+def test_a_candidate_that_is_given_is_not_made_anew(text: str) -> None:
+    candidate = candidate_merge(BEFORE, UPDATE)
+    assert check(BEFORE, UPDATE, text, "x.py", candidate) == check(BEFORE, UPDATE, text, "x.py")
+    doubted = replace(candidate, doubts=("a doubt",))
+    assert check(BEFORE, UPDATE, text, "x.py", doubted) == ("a doubt", *check(BEFORE, UPDATE, text, "x.py"))
 
 
 def test_a_marker_that_the_file_has_is_no_fault() -> None:

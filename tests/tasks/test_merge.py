@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import EditNotFound, EmptyEdit
+from paceline.tasks.checks import check
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.snippet import snippet_of
 
@@ -312,6 +313,36 @@ def test_three_thousand_lines_take_milliseconds() -> None:
     text = candidate_merge(code, update).text
     assert time.perf_counter() - began < 1.0
     assert text == after
+
+
+EQUAL = "x = 1\n" * 10_000
+FLAT = [f"value_{number} = {number}\n" for number in range(5000)]
+MARKER = "# ... existing code ...\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "update"),
+    [
+        (EQUAL, MARKER + "x = 1\ny = 2\nx = 1\n" + MARKER),
+        (EQUAL, (MARKER + "x = 1\n") * 200),
+        (EQUAL, "<<<<<<< SEARCH\nx = 1\n=======\ny = 1\n>>>>>>> REPLACE\n"),
+        ("".join(FLAT), "".join(MARKER + f"{FLAT[row]}new_{row} = 1\n{FLAT[row + 1]}" for row in range(0, 5000, 50))),
+        ("".join(FLAT), "".join(f"{line[:-1]}  # new\n" if row % 10 else line for row, line in enumerate(FLAT[:300]))),
+        (f"a = [{'1, ' * 300_000}]\nb = 2\nstore = 3\n", f"a = [{'1, ' * 299_999}]\nb = 2\n{MARKER}"),
+        (" " * 1_000_000 + "\nb = 2\nstore = 3\n", MARKER + "b = 3\nstore = 3\n" + " " * 100_000),
+        ("def f():\n    return 1\n\n" * 1000, "def f():\n    return 2\n\n" * 40),
+    ],
+    ids=["equal", "markers", "block", "parts", "alike", "line", "spaces", "definitions"],
+)
+def test_large_and_odd_edits_do_not_take_long(code: str, update: str) -> None:
+    began = time.thread_time()
+    try:
+        text = candidate_merge(code, update).text
+    except EditNotFound:
+        text = code
+    lines = text.split("\n")
+    check(code, update, "\n".join(lines[: len(lines) // 2] + lines[len(lines) // 2 + 1 :]), "x.txt")
+    assert time.thread_time() - began < 6.0, "each of these takes under a second, on a machine at rest"
 
 
 @settings(max_examples=60, deadline=None)
