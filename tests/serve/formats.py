@@ -51,6 +51,22 @@ def hermes(calls: list[tuple[str, Arguments]]) -> str:
     return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
 
 
+def fenced(calls: list[tuple[str, Arguments]]) -> str:
+    """As Qwen2.5-Coder writes hermes calls: in lines, in a fence, without the tags."""
+    bodies = [
+        json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, indent=2) for name, arguments in calls
+    ]
+    return "\n\n".join(f"```json\n{body}\n```" for body in bodies)
+
+
+def bare(calls: list[tuple[str, Arguments]]) -> str:
+    return "\n".join(_json({"name": name, "arguments": arguments}) for name, arguments in calls)
+
+
+def in_tools(calls: list[tuple[str, Arguments]]) -> str:
+    return f"<tools>\n{bare(calls)}\n</tools>"
+
+
 def qwen_coder(calls: list[tuple[str, Arguments]]) -> str:
     def one(name: str, arguments: Arguments) -> str:
         values = [f"<parameter={key}>\n{_plain(value)}\n</parameter>\n" for key, value in arguments.items()]
@@ -101,15 +117,20 @@ def minimax(calls: list[tuple[str, Arguments]]) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none."""
+    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none.
+
+    Those of an `untaught` format are calls only where no text follows.
+    """
 
     parser: Callable[[dict[str, Any]], Parser]
     write: Callable[[list[tuple[str, Arguments]]], str]
     markers: tuple[str, ...]
     garbage: tuple[str, ...]
+    untaught: bool = False
 
 
 _HERMES = ("<tool_call>", "</tool_call>", '{"name": "x", "arguments": {')
+_UNTAUGHT = ("```json\n", "\n```\n", "<tools>", "</tools>", '{"name": "write", "arguments": {', "\n{")
 _QWEN = ("<tool_call>", "<function=x>", "<parameter=path>", "</parameter>", "</function>", "</tool_call>")
 _GLM = ("<tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 _DEEPSEEK = (
@@ -133,6 +154,56 @@ FORMATS: dict[str, Format] = {
         hermes,
         _HERMES,
         ("<tool_call>read a.py</tool_call>", '<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": "x"}} then'),
+    ),
+    "fenced": Format(
+        HermesParser,
+        fenced,
+        _UNTAUGHT,
+        (
+            '```json\n{"name": "other", "arguments": {}}\n```',
+            '```json\n{"name": "write", "arguments": {"path": "a.py"}}\n```\n\nThis writes the file.',
+            '```json\n{"name": "write", "arguments": {}}\n',
+            '```json\n{"name": "write", "arguments": {"a": nothing}}\n```',
+            '```json\n{"name": "write", "arguments": {}, "why": "é"}\n```',
+            '```json\n{"version": 3}\n{"name": "write", "arguments": {}}\n```',
+            '```python\n{"name": "write", "arguments": {}}\n```',
+            'Like this: ```json\n{"name": "write", "arguments": {}}\n```',
+            '```\n```json\n{"name": "write", "arguments": {}}\n```',
+            '```jsonl {"name": "write", "arguments": {}}\n```',
+            "```json\n```",
+        ),
+        untaught=True,
+    ),
+    "bare": Format(
+        HermesParser,
+        bare,
+        _UNTAUGHT,
+        (
+            '{"name": "other", "arguments": {}}',
+            '{"name": "write", "arguments": {}} writes the file.',
+            '{"name": "write", "arguments": []}',
+            '{"name": "write", "parameters": {}}',
+            '{"name": "writer", "arguments": {}}',
+            '{"name": "write"}',
+            '{"name": "write", "arguments": {}',
+            'Write {"name": "write", "arguments": {}}',
+            '[{"name": "write", "arguments": {}}]',
+            '{"calls": [\n{"name": "write", "arguments": {}}\n]}',
+            "{{}}",
+        ),
+        untaught=True,
+    ),
+    "in_tools": Format(
+        HermesParser,
+        in_tools,
+        _UNTAUGHT,
+        (
+            "<tools>",
+            "<tools></tools>",
+            '<tools>\n{"name": "other", "arguments": {}}\n</tools>',
+            '<tools>\n{"type": "function", "function": {"name": "write"}}\n</tools>',
+            '<tools>\n{"name": "write", "arguments": {}} and so on',
+        ),
     ),
     "qwen_coder": Format(
         QwenCoderParser,
@@ -214,8 +285,14 @@ def samples(name: str) -> Iterator[Sample]:
         one, both = written.write([calls[index]]), written.write([calls[index], calls[other]])
         yield Sample(one, [made[index]])
         yield Sample(f"I write é.\n\n{both}\n", [Text("I write é."), made[index], made[other]])
-        yield Sample(f" <tool a < b\n{one}\n\nDone. \n", [Text(" <tool a < b"), made[index], Text("Done. \n")])
-        yield Sample(f"{first} then {one}", [made[1], Text("then"), made[index]])
+        after = f" <tool a < b\n{one}\n\nDone. \n"
+        between = f"{first} then {one}"
+        if written.untaught:
+            yield Sample(after, [Text(after)])
+            yield Sample(between, [Text(between)])
+        else:
+            yield Sample(after, [Text(" <tool a < b"), made[index], Text("Done. \n")])
+            yield Sample(between, [made[1], Text("then"), made[index]])
         yield Sample(
             f"<think>\nFirst {written.markers[0]}, then…\n{first}</think>\n\n{one}",
             [Thought(f"First {written.markers[0]}, then…\n{first}"), made[index]],
@@ -227,7 +304,8 @@ def samples(name: str) -> Iterator[Sample]:
     for each in written.garbage:
         yield Sample(each, [Text(each)])
         yield Sample(f"{each}\n{first}", None)
-        yield Sample(f"{first}\n{each}", [made[1], Text(each)])
+        both = f"{first}\n{each}"
+        yield Sample(both, [Text(both)] if written.untaught else [made[1], Text(each)])
 
 
 def parser_of(name: str, thinks: bool = False) -> Parser:

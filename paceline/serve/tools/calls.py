@@ -17,14 +17,15 @@ _LONE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 c
 class CallParser(ABC):
     """Text up to `begin`, then calls, and so on. Raises nothing: what is no call is text.
 
-    `flaws` are what calls begin with where a model forgets `begin`.
+    `flaws` are what calls begin with where a model forgets `begin`; with `only_taught` those are text.
     """
 
     begin: ClassVar[str]
     flaws: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, schemas: Schemas) -> None:
+    def __init__(self, schemas: Schemas, only_taught: bool = False) -> None:
         self.schemas = schemas
+        self._markers = (self.begin,) if only_taught else (self.begin, *self.flaws)
         self.reader = Reader()
         self._events: list[Event] = []
         self._trimmer = Trimmer()
@@ -58,7 +59,7 @@ class CallParser(ABC):
     def _parse(self) -> Steps[None]:
         try:
             while True:
-                yield from self.reader.stream((self.begin, *self.flaws), self._say)
+                yield from self.reader.stream(self._markers, self._say)
                 with suppress(Malformed):
                     yield from self.section()
                 self._say("".join(self.reader.taken))
