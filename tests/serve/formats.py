@@ -10,6 +10,8 @@ from typing import Any
 from paceline.serve.tools import (
     Call,
     DeepSeekParser,
+    Dsml4Parser,
+    DsmlParser,
     Event,
     GlmParser,
     HermesParser,
@@ -107,6 +109,22 @@ def deepseek_r1(calls: list[tuple[str, Arguments]]) -> str:
     return f"<｜tool▁calls▁begin｜>{newline.join(bodies)}<｜tool▁calls▁end｜>"
 
 
+def dsml(calls: list[tuple[str, Arguments]], section: str = "function_calls") -> str:
+    def one(name: str, arguments: Arguments) -> str:
+        values = [
+            f'<｜DSML｜parameter name="{key}" string="{"true" if isinstance(value, str) else "false"}">'
+            f"{_plain(value)}</｜DSML｜parameter>\n"
+            for key, value in arguments.items()
+        ]
+        return f'<｜DSML｜invoke name="{name}">\n{"".join(values)}</｜DSML｜invoke>\n'
+
+    return f"<｜DSML｜{section}>\n{''.join(one(*each) for each in calls)}</｜DSML｜{section}>"
+
+
+def dsml4(calls: list[tuple[str, Arguments]]) -> str:
+    return dsml(calls, "tool_calls")
+
+
 def minimax(calls: list[tuple[str, Arguments]]) -> str:
     def one(name: str, arguments: Arguments) -> str:
         values = [f'<parameter name="{key}">{_plain(value)}</parameter>\n' for key, value in arguments.items()]
@@ -139,6 +157,14 @@ _DEEPSEEK = (
     "<｜tool▁sep｜>",
     "<｜tool▁call▁end｜>",
     "<｜tool▁calls▁end｜>",
+)
+_DSML = (
+    "<｜DSML｜function_calls>",
+    '<｜DSML｜invoke name="x">',
+    '<｜DSML｜parameter name="path" string="true">',
+    "</｜DSML｜parameter>",
+    "</｜DSML｜invoke>",
+    "</｜DSML｜function_calls>",
 )
 _MINIMAX = (
     "<minimax:tool_call>",
@@ -235,6 +261,18 @@ FORMATS: dict[str, Format] = {
         ),
     ),
     "deepseek_r1": Format(DeepSeekParser, deepseek_r1, _DEEPSEEK, ()),
+    "dsml": Format(
+        DsmlParser,
+        dsml,
+        _DSML,
+        (
+            "<｜DSML｜function_calls>\n</｜DSML｜function_calls>",
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="x">{}</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="x">\n<｜DSML｜parameter name="a" string="maybe">b',
+            "<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>",
+        ),
+    ),
+    "dsml4": Format(Dsml4Parser, dsml4, tuple(each.replace("function_calls", "tool_calls") for each in _DSML), ()),
     "minimax": Format(
         MiniMaxParser,
         minimax,
@@ -279,7 +317,7 @@ def samples(name: str) -> Iterator[Sample]:
     calls = [("write" if index % 2 else "Read.file-2", each) for index, each in enumerate(table)]
     made = [Call(called, _json(each)) for called, each in calls]
     first = written.write([calls[1]])
-    variant = name in ("glm_in_one_line", "deepseek_r1")
+    variant = name in ("glm_in_one_line", "deepseek_r1", "dsml4")
     for index in range(0, len(calls), 3 if variant else 1):
         other = (index + 1) % 3
         one, both = written.write([calls[index]]), written.write([calls[index], calls[other]])
