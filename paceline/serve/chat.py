@@ -17,7 +17,7 @@ from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import morph
 from paceline.serve.constrain import Calls, ResponseFormat, of_format, openai_calls
-from paceline.serve.conversation import Message, call, checked_variables, fold_systems, thinking, tool
+from paceline.serve.conversation import Message, call, checked_variables, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
 from paceline.serve.service import Answer, Service, aside, joined, usage_of
 from paceline.serve.tools import Call, Event, Text, Thought
@@ -132,7 +132,7 @@ def template_messages(messages: list[ChatMessage]) -> list[Message]:
         if role == "tool":
             one["tool_call_id"] = message.tool_call_id
         plain.append(one)
-    return fold_systems(plain)
+    return numbered(fold_systems(plain))
 
 
 async def chat(service: Service, http: HttpRequest) -> Response:

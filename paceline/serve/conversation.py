@@ -37,6 +37,28 @@ def fold_systems(messages: list[Message]) -> list[Message]:
     return folded
 
 
+def numbered(messages: list[Message]) -> list[Message]:
+    """The messages with calls and their results named by tool and number, `functions.read:0`, whatever ids they came with.
+
+    Kimi K2's template writes nothing else of a call's name; other templates write no ids.
+    """
+    names: dict[str, str] = {}
+    count = 0
+    result: list[Message] = []
+    for message in messages:
+        calls = []
+        for each in message.get("tool_calls", ()):
+            names[each["id"]] = f"functions.{each['function']['name']}:{count}"
+            calls.append({**each, "id": names[each["id"]]})
+            count += 1
+        if calls:
+            message = {**message, "tool_calls": calls}
+        elif "tool_call_id" in message:
+            message = {**message, "tool_call_id": names.get(message["tool_call_id"], message["tool_call_id"])}
+        result.append(message)
+    return result
+
+
 def call(name: str, arguments: Any, identity: str) -> Message:
     """An earlier tool call. Arguments that are a JSON object, as text or not, are given as an object: templates write it."""
     if isinstance(arguments, str):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.constrain import Calls, force
-from paceline.serve.conversation import Message, call, fold_systems, thinking, tool
+from paceline.serve.conversation import Message, call, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import checked_limit
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Call, Event, Text, Thought
@@ -134,7 +134,7 @@ def template_messages(body: CountBody) -> list[Message]:
             plain.append({"role": "system", "content": "\n\n".join(_texts(message.content, field))})
         else:
             raise BadField(f"messages.{index}.role: there is no role {message.role!r}", f"messages.{index}.role")
-    return fold_systems(plain)
+    return numbered(fold_systems(plain))
 
 
 def _texts(content: str | list[Block], field: str, shown: bool = False) -> list[str]:

@@ -15,6 +15,7 @@ from paceline.serve.tools import (
     Event,
     GlmParser,
     HermesParser,
+    KimiParser,
     MiniMaxParser,
     Parser,
     QwenCoderParser,
@@ -109,6 +110,14 @@ def deepseek_r1(calls: list[tuple[str, Arguments]]) -> str:
     return f"<｜tool▁calls▁begin｜>{newline.join(bodies)}<｜tool▁calls▁end｜>"
 
 
+def kimi(calls: list[tuple[str, Arguments]]) -> str:
+    bodies = [
+        f"<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>{_json(each)}<|tool_call_end|>"
+        for index, (name, each) in enumerate(calls)
+    ]
+    return f"<|tool_calls_section_begin|>{''.join(bodies)}<|tool_calls_section_end|>"
+
+
 def dsml(calls: list[tuple[str, Arguments]], section: str = "function_calls") -> str:
     def one(name: str, arguments: Arguments) -> str:
         values = [
@@ -157,6 +166,13 @@ _DEEPSEEK = (
     "<｜tool▁sep｜>",
     "<｜tool▁call▁end｜>",
     "<｜tool▁calls▁end｜>",
+)
+_KIMI = (
+    "<|tool_calls_section_begin|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    "<|tool_calls_section_end|>",
 )
 _DSML = (
     "<｜DSML｜function_calls>",
@@ -261,6 +277,17 @@ FORMATS: dict[str, Format] = {
         ),
     ),
     "deepseek_r1": Format(DeepSeekParser, deepseek_r1, _DEEPSEEK, ()),
+    "kimi": Format(
+        KimiParser,
+        kimi,
+        _KIMI,
+        (
+            "<|tool_calls_section_begin|><|tool_calls_section_end|>",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.x<|tool_call_argument_begin|>{}<|tool_call_end|>",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.x:0<|tool_call_argument_begin|>[1]",
+            "<|tool_calls_section_begin|><|tool_call_begin|>x:0<|tool_call_argument_begin|>{x}<|tool_call_end|>",
+        ),
+    ),
     "dsml": Format(
         DsmlParser,
         dsml,

@@ -13,6 +13,7 @@ from paceline.serve.tools import (
     DsmlParser,
     GlmParser,
     HermesParser,
+    KimiParser,
     MiniMaxParser,
     QwenCoderParser,
     parser_for,
@@ -34,6 +35,7 @@ MINIMAX = "{%- set toolcall_begin_token = '<minimax:tool_call>' -%}\n<invoke nam
 MINIMAX_3 = "{%- set token = ']<]minimax[>[' -%}{%- set begin = token ~ '<tool_call>' -%}"
 DSML = """{%- set dsml_token = "｜DSML｜" -%}<{{ dsml_token }}function_calls>{% for call in message.tool_calls %}"""
 DSML_4 = """{{- '<' + '｜DSML｜' + 'tool_calls>' }}{% for call in message.tool_calls %}"""
+KIMI = "<|tool_calls_section_begin|>{%- for call in message.tool_calls -%}<|tool_call_begin|>{{ call['id'] }}"
 LISTS = 'a list of json objects within <tool_call></tool_call> XML tags:\n<tool_call>\n[{"name": <name>}]'
 
 
@@ -47,6 +49,7 @@ LISTS = 'a list of json objects within <tool_call></tool_call> XML tags:\n<tool_
         (GLM, GlmParser),
         (DEEPSEEK, DeepSeekParser),
         (MINIMAX, MiniMaxParser),
+        (KIMI, KimiParser),
         (DSML, DsmlParser),
         (DSML_4, Dsml4Parser),
         (MINIMAX_3, None),

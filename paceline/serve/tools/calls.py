@@ -79,6 +79,36 @@ class CallParser(ABC):
         return events
 
 
+class SectionParser(CallParser):
+    """Calls between `begin` and `end`, each behind its `call_begin`.
+
+    Each call comes when it is whole; what follows it within the section and is none is text.
+    """
+
+    end: ClassVar[str]
+    call_begin: ClassVar[str]
+
+    @abstractmethod
+    def call(self) -> Steps[Call]:
+        """Reads a call behind `call_begin`. Raises Malformed where there is none."""
+
+    def section(self) -> Steps[None]:
+        given = False
+        yield from self.reader.space()
+        while (marker := (yield from self.reader.literal(self.call_begin, self.end))) == self.call_begin:
+            self.give((yield from self.call()))
+            given = True
+            yield from self.reader.space()
+        if not marker or not given:
+            raise Malformed
+        self.reader.taken.clear()
+
+    def expect(self, marker: str) -> Steps[None]:
+        """Takes `marker`. Raises Malformed where something else comes."""
+        if not (yield from self.reader.literal(marker)):
+            raise Malformed
+
+
 def made_call(name: Any, arguments: Any) -> Call:
     """Raises Malformed where the name is no text, the arguments are no object, or JSON cannot hold them."""
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
