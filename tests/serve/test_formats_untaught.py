@@ -93,6 +93,32 @@ def test_without_tools_or_where_the_answer_is_held_only_the_tags_count() -> None
     assert joined(parser.feed(FENCED) + parser.finish()) == [Text(FENCED)]
 
 
+@pytest.mark.parametrize(
+    ("text", "called"),
+    [
+        ('```json\n{\n  "name": "read_file",\n  "arguments": {\n    "path": "a.py"\n  }\n}\n```\n', ["read_file"]),
+        (
+            '```json\n{\n  "name": "read_file",\n  "arguments": {\n    "path": "a.py"\n  }\n}\n'
+            '{\n  "name": "read_file",\n  "arguments": {\n    "path": "b.py"\n  }\n}\n```\n',
+            ["read_file", "read_file"],
+        ),
+        ('{"name": "bash", "arguments": {"command": "python3 a.py"}}', ["bash"]),
+        ('```json\n{\n  "name": "add",\n  "arguments": {\n    "a": 2,\n    "b": 2\n  }\n}\n```\n', []),
+        (
+            '```json\n{\n  "name": "bash",\n  "arguments": {\n    "command": """\n      echo "Hello"\n    """\n  }\n}\n```\n',
+            [],
+        ),
+    ],
+)
+def test_what_qwen_coder_wrote_with_two_tools(text: str, called: list[str]) -> None:
+    """As Qwen2.5-Coder-1.5B wrote it; `add` was no tool, and three quotes are no JSON."""
+    for place in range(len(text) + 1):
+        parser = HermesParser({"read_file": None, "bash": None})
+        events = joined(parser.feed(text[:place]) + parser.feed(text[place:]) + parser.finish())
+        assert [each.name for each in events if isinstance(each, Call)] == called
+        assert called or events == [Text(text)]
+
+
 @pytest.mark.parametrize("drafted", [False, True])
 def test_an_agent_gets_the_call(drafted: bool) -> None:
     script = Script(f"I write.\n{FENCED}\n", size=7 if drafted else 1, drafted=drafted)
