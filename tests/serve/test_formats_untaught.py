@@ -38,6 +38,8 @@ def parsed(*pieces: str, **options: Any) -> list[Event]:
         (f"{FENCED}\n<tool_call>\n{BODY}\n</tool_call>\nDone.", [CALL, CALL, Text("Done.")]),
         (f"So <tools>{BODY}</tools> it is.", [Text("So"), CALL, Text("it is.")]),
         ('{"name": "write", "arguments": {"a": "two\nlines"}}', [Call("write", '{"a": "two\\nlines"}')]),
+        (f"{{{BODY}}}\n{{{BODY}}}", [CALL, CALL]),
+        (f"<tool_call>\n{{{BODY}}}\n</tool_call>\nDone.", [CALL, Text("Done.")]),
         ('{ "name" :"say \\"é\\"" , "arguments":{} }', [Call('say "é"', "{}")]),
     ],
 )
@@ -56,6 +58,8 @@ def test_a_call_without_its_tags_is_a_call(text: str, events: list[Event]) -> No
         f"````\n{FENCED}\n````\n{BODY}",
         f"{FENCED}\n{FENCED[:20]}",
         f"It is {BODY}",
+        f"{{{BODY}",
+        f"<tool_call>{{{BODY}, {{}}}}</tool_call>",
         FENCED.replace("write", "other"),
         FENCED.replace("name", "function"),
     ],
@@ -103,6 +107,7 @@ def test_without_tools_or_where_the_answer_is_held_only_the_tags_count() -> None
             ["read_file", "read_file"],
         ),
         ('{"name": "bash", "arguments": {"command": "python3 a.py"}}', ["bash"]),
+        ('{{"name": "bash", "arguments": {"command": "ls"}}}', ["bash"]),
         ('```json\n{\n  "name": "add",\n  "arguments": {\n    "a": 2,\n    "b": 2\n  }\n}\n```\n', []),
         (
             '```json\n{\n  "name": "bash",\n  "arguments": {\n    "command": """\n      echo "Hello"\n    """\n  }\n}\n```\n',

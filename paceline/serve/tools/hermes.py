@@ -18,7 +18,8 @@ class HermesParser(CallParser):
 
     Qwen2.5-Coder, taught the tags, mostly writes the object alone, in a fence of Markdown, or in `<tools>`. There it is a
     call where it holds the name of one of the tools, then arguments, and nothing else. Alone or in a fence it must begin
-    a line, and nothing but further calls may follow: an object that is explained afterwards is an example.
+    a line, and nothing but further calls may follow: an object that is explained afterwards is an example. Its template
+    shows the braces of the object doubled, and so it may write them.
     """
 
     begin = "<tool_call>"
@@ -90,7 +91,7 @@ class HermesParser(CallParser):
         yield from self.reader.space()
         if not (yield from self.reader.literal(_END)):
             raise Malformed
-        value = read_object(text)
+        value = read_object(text[1:-1] if text.startswith("{{") else text)
         return made_call(value.get("name"), value.get("arguments", {}))
 
     def _objects(self, end: str) -> Steps[list[Call]]:
@@ -107,6 +108,7 @@ class HermesParser(CallParser):
     def _object(self) -> Steps[Call]:
         """A call behind its `{`, refused at the first character that does not fit, so that other JSON is not held back."""
         name = ""
+        end = "}}" if (yield from self.reader.literal("{")) else "}"
         for options in (('"name"',), (":",), self._names, (",",), ('"arguments"',), (":",)):
             yield from self.reader.space()
             found = yield from self.reader.literal(*options)
@@ -116,6 +118,6 @@ class HermesParser(CallParser):
         yield from self.reader.space()
         arguments = yield from self.reader.json_object()
         yield from self.reader.space()
-        if not (yield from self.reader.literal("}")):
+        if not (yield from self.reader.literal(end)):
             raise Malformed
         return made_call(json.loads(name), read_object(arguments))
