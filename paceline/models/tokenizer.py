@@ -104,21 +104,30 @@ class Tokenizer:
         return bytes(table[character] for character in text)
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The chat as the model's template writes it. Raises RequestError where there is none or it refuses."""
+        """The chat as the model's template writes it, given `variables` besides. Raises RequestError where there is none or
+        it refuses.
+        """
         if self.chat_template is None:
             raise RequestError("this model has no chat template")
         try:
-            text: str = _compiled(self.chat_template).render(
-                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **self._markers
-            )
+            own = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+            text: str = _compiled(self.chat_template).render({**(variables or {}), **self._markers, **own})
         except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
             raise RequestError(f"the chat template refuses these messages: {error}") from error
         return text
 
     def encode_chat(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The chat as tokens. Markup in what the caller gives stays text: only the template makes special tokens.
 
@@ -127,22 +136,27 @@ class Tokenizer:
         RequestError where a template rewrites text so that the two cannot be told apart, or what is given nests too deep.
         """
         try:
-            return self._encode_chat(messages, tools, add_generation_prompt)
+            return self._encode_chat(messages, tools, add_generation_prompt, variables)
         except RecursionError as error:
             raise RequestError("these messages or tools are nested too deep") from error
 
     def _encode_chat(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
     ) -> list[int]:
-        given: tuple[Sequence[Message], Sequence[Any] | None] = (messages, tools)
-        plain = self.render(messages, tools, add_generation_prompt)
+        given = (messages, tools, variables)
+        plain = self.render(messages, tools, add_generation_prompt, variables)
         template = self.chat_template or ""
         unspoken = {text for text, index in self.special_tokens.items() if index in self._unspoken}
         looked_for = {*self.special_tokens, *re.findall(r"</?\w+>", template)} - unspoken
         for tokens, visible in ((set(self.special_tokens), set()), (unspoken, looked_for)):
             hiding = _Hiding.choose(tokens, visible, [plain, template, *_strings(given)])
             changed = hiding.hide(given)
-            text = plain if changed == given else self.render(changed[0], changed[1], add_generation_prompt)
+            same = changed == given
+            text = plain if same else self.render(changed[0], changed[1], add_generation_prompt, changed[2])
             if hiding.reveal(text) == plain:
                 return self._encode_rendered(text, hiding)
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")

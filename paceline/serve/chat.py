@@ -17,7 +17,7 @@ from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import morph
 from paceline.serve.constrain import Calls, ResponseFormat, of_format, openai_calls
-from paceline.serve.conversation import Message, call, fold_systems, tool
+from paceline.serve.conversation import Message, call, checked_variables, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
 from paceline.serve.service import Answer, Service, aside, joined, usage_of
 from paceline.serve.tools import Call, Event, Text, Thought
@@ -76,6 +76,15 @@ class ChatBody(SamplingBody, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told besides messages and tools. Raises BadField for what it cannot be."""
+        effort = self.reasoning_effort
+        asked = {} if effort is None else {**thinking(effort != "none"), "reasoning_effort": effort}
+        return asked | checked_variables(self.chat_template_kwargs)
 
     @property
     def limit(self) -> int | None:
@@ -123,7 +132,7 @@ def template_messages(messages: list[ChatMessage]) -> list[Message]:
         if role == "tool":
             one["tool_call_id"] = message.tool_call_id
         plain.append(one)
-    return fold_systems(plain)
+    return numbered(fold_systems(plain))
 
 
 async def chat(service: Service, http: HttpRequest) -> Response:
@@ -150,7 +159,7 @@ def _prompt(tokenizer: Tokenizer, body: ChatBody, calls: Calls) -> tuple[list[in
         for each in body.tools or ()
         if calls.schemas
     ]
-    prompt = tokenizer.encode_chat(template_messages(body.messages), tools or None)
+    prompt = tokenizer.encode_chat(template_messages(body.messages), tools or None, variables=body.variables)
     if body.prediction is None:
         return prompt, ()
     predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
@@ -245,6 +254,7 @@ class TokenizeBody(Struct, kw_only=True):
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
@@ -257,5 +267,6 @@ async def tokenize(service: Service, http: HttpRequest) -> Response:
         tokens = await aside(tokenizer.encode, body.prompt)
     else:
         tools = [msgspec.to_builtins(each) for each in body.tools or ()]
-        tokens = await aside(tokenizer.encode_chat, template_messages(body.messages or []), tools or None)
+        messages, variables = template_messages(body.messages or []), checked_variables(body.chat_template_kwargs)
+        tokens = await aside(tokenizer.encode_chat, messages, tools or None, True, variables)
     return reply({"count": len(tokens), "max_model_len": service.host.capacity, "tokens": tokens})

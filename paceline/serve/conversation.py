@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from paceline.errors import BadField
+
 Message = dict[str, Any]
+_SWITCHES = ("enable_thinking", "thinking")  # Qwen 3 and GLM; DeepSeek
+_OWN = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template")
 
 
 def fold_systems(messages: list[Message]) -> list[Message]:
@@ -33,6 +37,28 @@ def fold_systems(messages: list[Message]) -> list[Message]:
     return folded
 
 
+def numbered(messages: list[Message]) -> list[Message]:
+    """The messages with calls and their results named by tool and number, `functions.read:0`, whatever ids they came with.
+
+    Kimi K2's template writes nothing else of a call's name; other templates write no ids.
+    """
+    names: dict[str, str] = {}
+    count = 0
+    result: list[Message] = []
+    for message in messages:
+        calls = []
+        for each in message.get("tool_calls", ()):
+            names[each["id"]] = f"functions.{each['function']['name']}:{count}"
+            calls.append({**each, "id": names[each["id"]]})
+            count += 1
+        if calls:
+            message = {**message, "tool_calls": calls}
+        elif "tool_call_id" in message:
+            message = {**message, "tool_call_id": names.get(message["tool_call_id"], message["tool_call_id"])}
+        result.append(message)
+    return result
+
+
 def call(name: str, arguments: Any, identity: str) -> Message:
     """An earlier tool call. Arguments that are a JSON object, as text or not, are given as an object: templates write it."""
     if isinstance(arguments, str):
@@ -46,3 +72,18 @@ def call(name: str, arguments: Any, identity: str) -> Message:
 
 def tool(name: str, description: str, parameters: dict[str, Any]) -> Message:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def thinking(wanted: bool | None) -> dict[str, Any]:
+    """The template variables that turn reasoning on or off, by every name that a template may know; none where unsaid."""
+    return {} if wanted is None else dict.fromkeys(_SWITCHES, wanted)
+
+
+def checked_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    """A client's own template variables. Raises BadField for the server's, and for a switch that is no boolean."""
+    for name, value in (given or {}).items():
+        if name in _OWN:
+            raise BadField(f"chat_template_kwargs cannot set {name!r}", "chat_template_kwargs")
+        if name in _SWITCHES and not isinstance(value, bool):  # a template would take "false" for true
+            raise BadField(f"chat_template_kwargs.{name} must be true or false", "chat_template_kwargs")
+    return given or {}

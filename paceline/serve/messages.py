@@ -14,7 +14,7 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.constrain import Calls, force
-from paceline.serve.conversation import Message, call, fold_systems, tool
+from paceline.serve.conversation import Message, call, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import checked_limit
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Call, Event, Text, Thought
@@ -30,6 +30,7 @@ class Block(Struct):
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str = ""
     name: str = ""
     input: dict[str, Any] | None = None
@@ -57,12 +58,25 @@ class ToolChoice(Struct):
     disable_parallel_tool_use: bool | None = None
 
 
+class Thinking(Struct):
+    type: str
+
+
 class CountBody(Struct, kw_only=True):
     model: str
     messages: list[InputMessage]
     system: str | list[Block] | None = None
     tools: list[InputTool] | None = None
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told of reasoning: nothing where it is the model's choice."""
+        kind = self.thinking.type if self.thinking else "adaptive"
+        if kind not in ("enabled", "disabled", "adaptive"):
+            raise BadField("thinking.type can be enabled, disabled or adaptive", "thinking.type")
+        return thinking(None if kind == "adaptive" else kind == "enabled")
 
     @property
     def active_tools(self) -> list[InputTool]:
@@ -98,7 +112,7 @@ class MessagesBody(CountBody, kw_only=True):
 def encode(tokenizer: Tokenizer, body: CountBody) -> list[int]:
     """The prompt's tokens. Those of a conversation's next turn begin with them."""
     tools = [tool(each.name, each.description or "", each.input_schema or {}) for each in body.active_tools]
-    return tokenizer.encode_chat(template_messages(body), tools or None)
+    return tokenizer.encode_chat(template_messages(body), tools or None, variables=body.variables)
 
 
 def template_messages(body: CountBody) -> list[Message]:
@@ -121,7 +135,7 @@ def template_messages(body: CountBody) -> list[Message]:
             plain.append({"role": "system", "content": "\n\n".join(_texts(message.content, field))})
         else:
             raise BadField(f"messages.{index}.role: there is no role {message.role!r}", f"messages.{index}.role")
-    return fold_systems(plain)
+    return numbered(fold_systems(plain))
 
 
 def _texts(content: str | list[Block], field: str, shown: bool = False) -> list[str]:
@@ -143,13 +157,13 @@ def _texts(content: str | list[Block], field: str, shown: bool = False) -> list[
 
 
 def _assistant(content: str | list[Block], field: str) -> Message:
-    blocks = [] if isinstance(content, str) else [each for each in content if each.type == "tool_use"]
-    rest: str | list[Block] = content
-    if not isinstance(content, str):
-        rest = [each for each in content if each.type != "tool_use"]
-    message: Message = {"role": "assistant", "content": "\n\n".join(_texts(rest, field))}
-    if blocks:
-        message["tool_calls"] = [call(each.name, each.input or {}, each.id) for each in blocks]
+    blocks = [Block("text", content)] if isinstance(content, str) else content
+    texts = _texts([each for each in blocks if each.type != "tool_use"], field)
+    message: Message = {"role": "assistant", "content": "\n\n".join(texts)}
+    if thoughts := [each.thinking for each in blocks if each.type == "thinking" and each.thinking]:
+        message["reasoning_content"] = "\n\n".join(thoughts)  # templates that know none ignore it
+    if calls := [call(each.name, each.input or {}, each.id) for each in blocks if each.type == "tool_use"]:
+        message["tool_calls"] = calls
     return message
 
 
@@ -294,7 +308,7 @@ def _delta(each: Event) -> dict[str, Any]:
 
 
 def _closing(index: int, kind: type[Event]) -> bytes:
-    """The end of a block. That of reasoning brings its signature: none, as its text is sent whole and never read back."""
+    """The end of a block. That of reasoning brings its signature: none, as its text is sent whole."""
     signed = b""
     if kind is Thought:
         signed = _event("content_block_delta", index=index, delta={"type": "signature_delta", "signature": ""})

@@ -80,10 +80,10 @@ class Service:
         kind = parser_for(tokenizer.chat_template) if calls.schemas else None
         if calls.schemas and kind is None:
             raise BadField("this model's chat template teaches no form of tool call that Paceline knows", "tools")
+        parser = kind(calls.schemas, only_taught=sampling.grammar is not None) if kind else PlainParser()
         thinking = self._thinking(prompt)
         grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
         sampling = self.fit(prompt, dataclasses.replace(sampling, grammar=grammar), max_tokens)
-        parser = kind(calls.schemas) if kind else PlainParser()
         return await self.start(
             Request(prompt, sampling, sources), parser if thinking is None else ThoughtParser(parser, thinking)
         )

@@ -10,9 +10,12 @@ from typing import Any
 from paceline.serve.tools import (
     Call,
     DeepSeekParser,
+    Dsml4Parser,
+    DsmlParser,
     Event,
     GlmParser,
     HermesParser,
+    KimiParser,
     MiniMaxParser,
     Parser,
     QwenCoderParser,
@@ -49,6 +52,22 @@ def _plain(value: Any) -> str:
 def hermes(calls: list[tuple[str, Arguments]]) -> str:
     bodies = [_json({"name": name, "arguments": arguments}) for name, arguments in calls]
     return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
+
+
+def fenced(calls: list[tuple[str, Arguments]]) -> str:
+    """As Qwen2.5-Coder writes hermes calls: in lines, in a fence, without the tags."""
+    bodies = [
+        json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, indent=2) for name, arguments in calls
+    ]
+    return "\n\n".join(f"```json\n{body}\n```" for body in bodies)
+
+
+def bare(calls: list[tuple[str, Arguments]]) -> str:
+    return "\n".join(_json({"name": name, "arguments": arguments}) for name, arguments in calls)
+
+
+def in_tools(calls: list[tuple[str, Arguments]]) -> str:
+    return f"<tools>\n{bare(calls)}\n</tools>"
 
 
 def qwen_coder(calls: list[tuple[str, Arguments]]) -> str:
@@ -91,6 +110,30 @@ def deepseek_r1(calls: list[tuple[str, Arguments]]) -> str:
     return f"<｜tool▁calls▁begin｜>{newline.join(bodies)}<｜tool▁calls▁end｜>"
 
 
+def kimi(calls: list[tuple[str, Arguments]]) -> str:
+    bodies = [
+        f"<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>{_json(each)}<|tool_call_end|>"
+        for index, (name, each) in enumerate(calls)
+    ]
+    return f"<|tool_calls_section_begin|>{''.join(bodies)}<|tool_calls_section_end|>"
+
+
+def dsml(calls: list[tuple[str, Arguments]], section: str = "function_calls") -> str:
+    def one(name: str, arguments: Arguments) -> str:
+        values = [
+            f'<｜DSML｜parameter name="{key}" string="{"true" if isinstance(value, str) else "false"}">'
+            f"{_plain(value)}</｜DSML｜parameter>\n"
+            for key, value in arguments.items()
+        ]
+        return f'<｜DSML｜invoke name="{name}">\n{"".join(values)}</｜DSML｜invoke>\n'
+
+    return f"<｜DSML｜{section}>\n{''.join(one(*each) for each in calls)}</｜DSML｜{section}>"
+
+
+def dsml4(calls: list[tuple[str, Arguments]]) -> str:
+    return dsml(calls, "tool_calls")
+
+
 def minimax(calls: list[tuple[str, Arguments]]) -> str:
     def one(name: str, arguments: Arguments) -> str:
         values = [f'<parameter name="{key}">{_plain(value)}</parameter>\n' for key, value in arguments.items()]
@@ -101,15 +144,20 @@ def minimax(calls: list[tuple[str, Arguments]]) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none."""
+    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none.
+
+    Those of an `untaught` format are calls only where no text follows.
+    """
 
     parser: Callable[[dict[str, Any]], Parser]
     write: Callable[[list[tuple[str, Arguments]]], str]
     markers: tuple[str, ...]
     garbage: tuple[str, ...]
+    untaught: bool = False
 
 
 _HERMES = ("<tool_call>", "</tool_call>", '{"name": "x", "arguments": {')
+_UNTAUGHT = ("```json\n", "\n```\n", "<tools>", "</tools>", '{"name": "write", "arguments": {', "\n{")
 _QWEN = ("<tool_call>", "<function=x>", "<parameter=path>", "</parameter>", "</function>", "</tool_call>")
 _GLM = ("<tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 _DEEPSEEK = (
@@ -118,6 +166,21 @@ _DEEPSEEK = (
     "<｜tool▁sep｜>",
     "<｜tool▁call▁end｜>",
     "<｜tool▁calls▁end｜>",
+)
+_KIMI = (
+    "<|tool_calls_section_begin|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    "<|tool_calls_section_end|>",
+)
+_DSML = (
+    "<｜DSML｜function_calls>",
+    '<｜DSML｜invoke name="x">',
+    '<｜DSML｜parameter name="path" string="true">',
+    "</｜DSML｜parameter>",
+    "</｜DSML｜invoke>",
+    "</｜DSML｜function_calls>",
 )
 _MINIMAX = (
     "<minimax:tool_call>",
@@ -133,6 +196,56 @@ FORMATS: dict[str, Format] = {
         hermes,
         _HERMES,
         ("<tool_call>read a.py</tool_call>", '<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": "x"}} then'),
+    ),
+    "fenced": Format(
+        HermesParser,
+        fenced,
+        _UNTAUGHT,
+        (
+            '```json\n{"name": "other", "arguments": {}}\n```',
+            '```json\n{"name": "write", "arguments": {"path": "a.py"}}\n```\n\nThis writes the file.',
+            '```json\n{"name": "write", "arguments": {}}\n',
+            '```json\n{"name": "write", "arguments": {"a": nothing}}\n```',
+            '```json\n{"name": "write", "arguments": {}, "why": "é"}\n```',
+            '```json\n{"version": 3}\n{"name": "write", "arguments": {}}\n```',
+            '```python\n{"name": "write", "arguments": {}}\n```',
+            'Like this: ```json\n{"name": "write", "arguments": {}}\n```',
+            '```\n```json\n{"name": "write", "arguments": {}}\n```',
+            '```jsonl {"name": "write", "arguments": {}}\n```',
+            "```json\n```",
+        ),
+        untaught=True,
+    ),
+    "bare": Format(
+        HermesParser,
+        bare,
+        _UNTAUGHT,
+        (
+            '{"name": "other", "arguments": {}}',
+            '{"name": "write", "arguments": {}} writes the file.',
+            '{"name": "write", "arguments": []}',
+            '{"name": "write", "parameters": {}}',
+            '{"name": "writer", "arguments": {}}',
+            '{"name": "write"}',
+            '{"name": "write", "arguments": {}',
+            'Write {"name": "write", "arguments": {}}',
+            '[{"name": "write", "arguments": {}}]',
+            '{"calls": [\n{"name": "write", "arguments": {}}\n]}',
+            "{{}}",
+        ),
+        untaught=True,
+    ),
+    "in_tools": Format(
+        HermesParser,
+        in_tools,
+        _UNTAUGHT,
+        (
+            "<tools>",
+            "<tools></tools>",
+            '<tools>\n{"name": "other", "arguments": {}}\n</tools>',
+            '<tools>\n{"type": "function", "function": {"name": "write"}}\n</tools>',
+            '<tools>\n{"name": "write", "arguments": {}} and so on',
+        ),
     ),
     "qwen_coder": Format(
         QwenCoderParser,
@@ -164,6 +277,29 @@ FORMATS: dict[str, Format] = {
         ),
     ),
     "deepseek_r1": Format(DeepSeekParser, deepseek_r1, _DEEPSEEK, ()),
+    "kimi": Format(
+        KimiParser,
+        kimi,
+        _KIMI,
+        (
+            "<|tool_calls_section_begin|><|tool_calls_section_end|>",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.x<|tool_call_argument_begin|>{}<|tool_call_end|>",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.x:0<|tool_call_argument_begin|>[1]",
+            "<|tool_calls_section_begin|><|tool_call_begin|>x:0<|tool_call_argument_begin|>{x}<|tool_call_end|>",
+        ),
+    ),
+    "dsml": Format(
+        DsmlParser,
+        dsml,
+        _DSML,
+        (
+            "<｜DSML｜function_calls>\n</｜DSML｜function_calls>",
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="x">{}</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="x">\n<｜DSML｜parameter name="a" string="maybe">b',
+            "<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>",
+        ),
+    ),
+    "dsml4": Format(Dsml4Parser, dsml4, tuple(each.replace("function_calls", "tool_calls") for each in _DSML), ()),
     "minimax": Format(
         MiniMaxParser,
         minimax,
@@ -208,14 +344,20 @@ def samples(name: str) -> Iterator[Sample]:
     calls = [("write" if index % 2 else "Read.file-2", each) for index, each in enumerate(table)]
     made = [Call(called, _json(each)) for called, each in calls]
     first = written.write([calls[1]])
-    variant = name in ("glm_in_one_line", "deepseek_r1")
+    variant = name in ("glm_in_one_line", "deepseek_r1", "dsml4")
     for index in range(0, len(calls), 3 if variant else 1):
         other = (index + 1) % 3
         one, both = written.write([calls[index]]), written.write([calls[index], calls[other]])
         yield Sample(one, [made[index]])
         yield Sample(f"I write é.\n\n{both}\n", [Text("I write é."), made[index], made[other]])
-        yield Sample(f" <tool a < b\n{one}\n\nDone. \n", [Text(" <tool a < b"), made[index], Text("Done. \n")])
-        yield Sample(f"{first} then {one}", [made[1], Text("then"), made[index]])
+        after = f" <tool a < b\n{one}\n\nDone. \n"
+        between = f"{first} then {one}"
+        if written.untaught:
+            yield Sample(after, [Text(after)])
+            yield Sample(between, [Text(between)])
+        else:
+            yield Sample(after, [Text(" <tool a < b"), made[index], Text("Done. \n")])
+            yield Sample(between, [made[1], Text("then"), made[index]])
         yield Sample(
             f"<think>\nFirst {written.markers[0]}, then…\n{first}</think>\n\n{one}",
             [Thought(f"First {written.markers[0]}, then…\n{first}"), made[index]],
@@ -227,7 +369,8 @@ def samples(name: str) -> Iterator[Sample]:
     for each in written.garbage:
         yield Sample(each, [Text(each)])
         yield Sample(f"{each}\n{first}", None)
-        yield Sample(f"{first}\n{each}", [made[1], Text(each)])
+        both = f"{first}\n{each}"
+        yield Sample(both, [Text(both)] if written.untaught else [made[1], Text(each)])
 
 
 def parser_of(name: str, thinks: bool = False) -> Parser:

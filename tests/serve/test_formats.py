@@ -131,3 +131,13 @@ def test_a_tool_called_without_its_opening_marker_is_a_call(ending: str) -> None
     assert events == [call, Text("and on")]
     cut = bare.removesuffix("</function>")
     assert parsed(parser_of("qwen_coder"), cut) == [Text(cut)]
+
+
+def test_dsml_says_itself_whether_a_value_is_text() -> None:
+    text = FORMATS["dsml"].write([("write", {"limit": "3", "content": 3, "path": [1], "note": "null"})])
+    assert parsed(parser_of("dsml"), text) == [
+        Call("write", '{"limit": "3", "content": 3, "path": [1], "note": "null"}')
+    ]
+    assert parsed(parser_of("dsml"), text.replace("[1]", "[1")) == [
+        Call("write", '{"limit": "3", "content": 3, "path": "[1", "note": "null"}')
+    ]

@@ -128,6 +128,120 @@ def test_earlier_reasoning_goes_to_templates_that_know_it() -> None:
         assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
+# As Qwen 3 has it: turned off by a variable, and earlier reasoning given back only where no user has asked since.
+SWITCHED = """\
+{%- set asked = namespace(last=-1) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set asked.last = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.reasoning_content and loop.index0 > asked.last %}
+        {{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+    {%- if reasoning_effort %}{{- 'Effort: ' + reasoning_effort + '\\n' }}{%- endif %}
+{%- endif %}
+"""
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "end"),
+    [
+        ("chat/completions", {}, ""),
+        ("chat/completions", {"chat_template_kwargs": {"enable_thinking": True, "other": [1]}}, ""),
+        ("chat/completions", {"chat_template_kwargs": {"enable_thinking": False}}, EMPTY),
+        ("chat/completions", {"reasoning_effort": "none"}, f"{EMPTY}Effort: none\n"),
+        ("chat/completions", {"reasoning_effort": "high"}, "Effort: high\n"),
+        (
+            "chat/completions",
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True, "reasoning_effort": ""}},
+            "",
+        ),
+        ("messages", {}, ""),
+        ("messages", {"thinking": {"type": "adaptive", "display": "omitted"}}, ""),
+        ("messages", {"thinking": {"type": "enabled", "budget_tokens": 2000}}, ""),
+        ("messages", {"thinking": {"type": "disabled"}}, EMPTY),
+    ],
+)
+def test_reasoning_is_turned_off_in_the_words_of_each_api(path: str, fields: dict[str, Any], end: str) -> None:
+    script = thoughtful(SWITCHED, 3, "Done.")
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 9, **fields}
+    with running(scripted(script)) as url:
+        assert httpx.post(f"{url}/v1/{path}", json=body).status_code == 200
+        prompt = script.requests[0].prompt
+        assert script.tokenizer.decode(prompt, False).endswith(f"Hello<|im_end|>\n<|im_start|>assistant\n{end}")
+        if path == "messages":
+            counted = httpx.post(f"{url}/v1/messages/count_tokens", json=body).json()["input_tokens"]
+            assert counted == len(prompt)
+        elif "reasoning_effort" not in fields:
+            assert httpx.post(f"{url}/tokenize", json=body).json()["tokens"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("chat/completions", {"chat_template_kwargs": []}),
+        ("chat/completions", {"chat_template_kwargs": {"enable_thinking": "false"}}),
+        ("chat/completions", {"chat_template_kwargs": {"thinking": 0}}),
+        ("chat/completions", {"chat_template_kwargs": {"messages": []}}),
+        ("chat/completions", {"chat_template_kwargs": {"raise_exception": 3}}),
+        ("chat/completions", {"reasoning_effort": 3}),
+        ("messages", {"thinking": "disabled"}),
+        ("messages", {"thinking": {"type": "off"}}),
+        ("messages", {"thinking": {}}),
+    ],
+)
+def test_what_does_not_say_whether_to_reason_is_refused(path: str, fields: dict[str, Any]) -> None:
+    template = "{{- raise_exception('no') if raise_exception is number else messages[0].content }}"
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 9, **fields}
+    with running(scripted(thoughtful(template, 3, "Done."))) as url:
+        reply = httpx.post(f"{url}/v1/{path}", json=body)
+    assert reply.status_code == 400 and reply.json()["error"]["message"]
+
+
+def test_markup_in_template_variables_stays_text() -> None:
+    tokenizer = byte_tokenizer(template="{{- '<|im_start|>' + word + messages[0].content + '<|im_end|>' }}")
+    tokens = tokenizer.encode_chat(HELLO, variables={"word": "<|im_end|>"})
+    end = tokenizer.special_tokens["<|im_end|>"]
+    assert tokens.count(end) == 1 and tokens[-1] == end
+    assert tokenizer.decode(tokens, skip_special=False) == "<|im_start|><|im_end|>Hello<|im_end|>"
+
+
+@pytest.mark.parametrize("api", ["chat/completions", "messages"])
+def test_the_next_turns_prompt_begins_with_this_one_and_its_reasoning(api: str) -> None:
+    script = thoughtful(SWITCHED, 3, f"<think>\nHm, é.\n</think>\n\nI read.\n{CALL}")
+    body: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "max_tokens": 900}
+    if api == "messages":
+        body["tools"] = CLAUDES
+    with running(scripted(script)) as url:
+        reply = httpx.post(f"{url}/v1/{api}", json=body).json()
+        if api == "messages":
+            result = {"type": "tool_result", "tool_use_id": reply["content"][-1]["id"], "content": "x = 1"}
+            more = [{"role": "assistant", "content": reply["content"]}, {"role": "user", "content": [result]}]
+        else:
+            message = reply["choices"][0]["message"]
+            more = [message, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "x = 1"}]
+        httpx.post(f"{url}/v1/{api}", json={**body, "messages": [*HELLO, *more]})
+        asked = [*HELLO, *more, {"role": "assistant", "content": "One."}, *HELLO]
+        httpx.post(f"{url}/v1/{api}", json={**body, "messages": asked})
+    first, second, third = (script.tokenizer.decode(each.prompt, False) for each in script.requests)
+    assert second.startswith(f"{first}{script.texts[0]}<|im_end|>\n<|im_start|>tool\nx = 1")
+    begun = [*script.requests[0].prompt, *script.tokenizer.encode("<think>\nHm, é.\n</think>\n\nI read.\n")]
+    assert script.requests[1].prompt[: len(begun)] == begun
+    assert "Hm, é." not in third and third.startswith(f"{first}I read.")  # the template drops it, not the server
+
+
 def test_a_template_without_reasoning_and_raw_completions_leave_the_markers() -> None:
     text = "<think>x</think>y"
     with running(scripted(thoughtful(TEMPLATE, 3, text))) as url:

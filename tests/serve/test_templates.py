@@ -9,8 +9,11 @@ import pytest
 
 from paceline.serve.tools import (
     DeepSeekParser,
+    Dsml4Parser,
+    DsmlParser,
     GlmParser,
     HermesParser,
+    KimiParser,
     MiniMaxParser,
     QwenCoderParser,
     parser_for,
@@ -30,6 +33,9 @@ GLM = "format:\n<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg
 DEEPSEEK = "{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'+ tool['function']['name'] + '<｜tool▁sep｜>' + arguments }}"
 MINIMAX = "{%- set toolcall_begin_token = '<minimax:tool_call>' -%}\n<invoke name=\"tool-name-1\">"
 MINIMAX_3 = "{%- set token = ']<]minimax[>[' -%}{%- set begin = token ~ '<tool_call>' -%}"
+DSML = """{%- set dsml_token = "｜DSML｜" -%}<{{ dsml_token }}function_calls>{% for call in message.tool_calls %}"""
+DSML_4 = """{{- '<' + '｜DSML｜' + 'tool_calls>' }}{% for call in message.tool_calls %}"""
+KIMI = "<|tool_calls_section_begin|>{%- for call in message.tool_calls -%}<|tool_call_begin|>{{ call['id'] }}"
 LISTS = 'a list of json objects within <tool_call></tool_call> XML tags:\n<tool_call>\n[{"name": <name>}]'
 
 
@@ -43,6 +49,9 @@ LISTS = 'a list of json objects within <tool_call></tool_call> XML tags:\n<tool_
         (GLM, GlmParser),
         (DEEPSEEK, DeepSeekParser),
         (MINIMAX, MiniMaxParser),
+        (KIMI, KimiParser),
+        (DSML, DsmlParser),
+        (DSML_4, Dsml4Parser),
         (MINIMAX_3, None),
         (LISTS, None),
         ("{{- '<|tool_call>call' }}", None),

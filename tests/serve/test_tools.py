@@ -27,6 +27,13 @@ WORDS = [
     '"',
     "\\",
     "x < y",
+    "```",
+    "```json\n",
+    "\n```\n",
+    "<tools>",
+    "</tools>",
+    '\n{"name": "tool", "arguments": {',
+    '{"name": "tool", "arguments": {"a": "```"}}',
 ]
 VALUES = [
     "a.py",
@@ -44,7 +51,7 @@ VALUES = [
 
 
 def parse(*pieces: str) -> list[Event]:
-    parser = HermesParser({})
+    parser = HermesParser({"tool": {}})
     events: list[Event] = []
     for piece in pieces:
         events += parser.feed(piece)

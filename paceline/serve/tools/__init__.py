@@ -7,9 +7,11 @@ from functools import cache
 
 from paceline.serve.tools.calls import CallParser
 from paceline.serve.tools.deepseek import DeepSeekParser
+from paceline.serve.tools.dsml import Dsml4Parser, DsmlParser
 from paceline.serve.tools.events import Call, Event, Parser, PlainParser, Schemas, Text, Thought
 from paceline.serve.tools.glm import GlmParser
 from paceline.serve.tools.hermes import HermesParser
+from paceline.serve.tools.kimi import KimiParser
 from paceline.serve.tools.minimax import MiniMaxParser
 from paceline.serve.tools.qwen_coder import QwenCoderParser
 from paceline.serve.tools.thoughts import ThoughtParser
@@ -18,9 +20,12 @@ __all__ = [
     "Call",
     "CallParser",
     "DeepSeekParser",
+    "Dsml4Parser",
+    "DsmlParser",
     "Event",
     "GlmParser",
     "HermesParser",
+    "KimiParser",
     "MiniMaxParser",
     "Parser",
     "PlainParser",
@@ -35,7 +40,10 @@ __all__ = [
 
 # What a template must hold, in the order in which they are looked for: several formats share a marker.
 _TAUGHT: tuple[tuple[re.Pattern[str], type[CallParser]], ...] = (
+    (re.compile("｜DSML｜(?s:.*)function_calls>"), DsmlParser),
+    (re.compile("｜DSML｜(?s:.*)tool_calls>"), Dsml4Parser),
     (re.compile("<｜tool▁calls▁begin｜>"), DeepSeekParser),
+    (re.compile(r"<\|tool_calls_section_begin\|>"), KimiParser),
     (re.compile("<minimax:tool_call>"), MiniMaxParser),
     (re.compile("<tool_call>(?s:.*)<arg_key>"), GlmParser),
     (re.compile("<tool_call>(?s:.*)<function="), QwenCoderParser),

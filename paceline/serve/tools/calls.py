@@ -17,14 +17,15 @@ _LONE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 c
 class CallParser(ABC):
     """Text up to `begin`, then calls, and so on. Raises nothing: what is no call is text.
 
-    `flaws` are what calls begin with where a model forgets `begin`.
+    `flaws` are what calls begin with where a model forgets `begin`; with `only_taught` those are text.
     """
 
     begin: ClassVar[str]
     flaws: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, schemas: Schemas) -> None:
+    def __init__(self, schemas: Schemas, only_taught: bool = False) -> None:
         self.schemas = schemas
+        self._markers = (self.begin,) if only_taught else (self.begin, *self.flaws)
         self.reader = Reader()
         self._events: list[Event] = []
         self._trimmer = Trimmer()
@@ -58,7 +59,7 @@ class CallParser(ABC):
     def _parse(self) -> Steps[None]:
         try:
             while True:
-                yield from self.reader.stream((self.begin, *self.flaws), self._say)
+                yield from self.reader.stream(self._markers, self._say)
                 with suppress(Malformed):
                     yield from self.section()
                 self._say("".join(self.reader.taken))
@@ -76,6 +77,36 @@ class CallParser(ABC):
     def _release(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+class SectionParser(CallParser):
+    """Calls between `begin` and `end`, each behind its `call_begin`.
+
+    Each call comes when it is whole; what follows it within the section and is none is text.
+    """
+
+    end: ClassVar[str]
+    call_begin: ClassVar[str]
+
+    @abstractmethod
+    def call(self) -> Steps[Call]:
+        """Reads a call behind `call_begin`. Raises Malformed where there is none."""
+
+    def section(self) -> Steps[None]:
+        given = False
+        yield from self.reader.space()
+        while (marker := (yield from self.reader.literal(self.call_begin, self.end))) == self.call_begin:
+            self.give((yield from self.call()))
+            given = True
+            yield from self.reader.space()
+        if not marker or not given:
+            raise Malformed
+        self.reader.taken.clear()
+
+    def expect(self, marker: str) -> Steps[None]:
+        """Takes `marker`. Raises Malformed where something else comes."""
+        if not (yield from self.reader.literal(marker)):
+            raise Malformed
 
 
 def made_call(name: Any, arguments: Any) -> Call:

@@ -12,12 +12,13 @@ from paceline.serve.tools.values import typed
 class Found(NamedTuple):
     """What comes after a function's name or a value: a parameter's key, the next function's name, or the end.
 
-    Before a next function, `num_pieces` is how many pieces were taken for the call before it.
+    Before a next function, `num_pieces` is how many pieces were taken for the call before it; `form` is a parameter's.
     """
 
     kind: str
     name: str = ""
     num_pieces: int | None = None
+    form: str = ""
 
 
 class TaggedParser(CallParser):
@@ -53,9 +54,9 @@ class TaggedParser(CallParser):
             name, arguments = found.name, dict[str, Any]()
             found = yield from self._next()
             while found and found.kind == "parameter":
-                key = found.name
+                key, form = found.name, found.form
                 value, found = yield from self._value()
-                arguments[key] = typed(value, self.schemas.get(name), key)
+                arguments[key] = self._read(value, name, key, form)
             if found:
                 self.give(made_call(name, arguments), found.num_pieces)
         if found is None or found.kind != "end":
@@ -112,7 +113,8 @@ class TaggedParser(CallParser):
         marker = yield from reader.literal(self.parameter[0], self.function_end or self.end)
         if marker == self.parameter[0]:
             key = yield from reader.word()
-            return Found("parameter", key) if key and (yield from self._follow(self.parameter[1:])) else None
+            form = yield from self._form()
+            return Found("parameter", key, form=form) if key and form is not None else None
         if not marker or not self.function_end or self._bare:
             return Found("end") if marker else None
         num_pieces = len(reader.taken)
@@ -122,6 +124,14 @@ class TaggedParser(CallParser):
             name = yield from self._name()
             return Found("function", name, num_pieces) if name else None
         return Found("end") if marker else None
+
+    def _form(self) -> Steps[str | None]:
+        """Takes what must come after a key, and tells of it what the value depends on; None where it does not come."""
+        return "" if (yield from self._follow(self.parameter[1:])) else None
+
+    def _read(self, text: str, function: str, key: str, form: str) -> Any:
+        """A value from its text."""
+        return typed(text, self.schemas.get(function), key)
 
     def _name(self) -> Steps[str]:
         """A function's name and what must come after it; nothing where that does not, or it is no name."""

@@ -29,17 +29,23 @@ def typed(text: str, parameters: Any, key: str) -> Any:
         kinds &= {"string", *_SAFE_BESIDE_STRING}
     if not kinds - {"string"}:
         return text
+    value = parsed(text)
+    kind = _KINDS[type(value)]
+    if kind == "number" and "number" not in kinds and value.is_integer():
+        kind, value = "integer", int(value)
+    fits = kind != "string" and (kind in kinds or (kind == "integer" and "number" in kinds))
+    return value if fits else text
+
+
+def parsed(text: str) -> Any:
+    """The value that text is as JSON; the text where it is none."""
     try:
         word = text.strip()
         value: Any = _WORDS[word] if word in _WORDS else json.loads(word, strict=False, parse_constant=_refuse)
         json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return text
-    kind = _KINDS[type(value)]
-    if kind == "number" and "number" not in kinds and value.is_integer():
-        kind, value = "integer", int(value)
-    fits = kind != "string" and (kind in kinds or (kind == "integer" and "number" in kinds))
-    return value if fits else text
+    return value
 
 
 def _schema(parameters: Any, key: str) -> Any:
