@@ -12,8 +12,11 @@ from paceline.engine.schemas import LARK, bounded
 from paceline.serve.tools import (
     CallParser,
     DeepSeekParser,
+    Dsml4Parser,
+    DsmlParser,
     GlmParser,
     HermesParser,
+    KimiParser,
     MiniMaxParser,
     QwenCoderParser,
     Schemas,
@@ -114,6 +117,22 @@ def _deepseek(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
     return [rules.text(begin), rules.json(schema), rules.text("<｜tool▁call▁end｜>")]
 
 
+def _dsml(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    def before(key: str) -> str:
+        kinds = kinds_of(schema["properties"][key], schema)
+        return f'<｜DSML｜parameter name="{key}" string="{"false" if kinds and "string" not in kinds else "true"}">'
+
+    inner = rules.parameters(schema, before, "</｜DSML｜parameter>\n")
+    return [rules.text(f'<｜DSML｜invoke name="{name}">\n'), inner, rules.text("</｜DSML｜invoke>\n")]
+
+
+def _kimi(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
+    begin = f"<|tool_call_begin|>functions.{name}:"
+    number = rules.rule("/[0-9]+/")
+    argument, end = rules.text("<|tool_call_argument_begin|>"), rules.text("<|tool_call_end|>")
+    return [rules.text(begin), number, argument, rules.json(schema), end]
+
+
 def _qwen_coder(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
     inner = rules.parameters(schema, lambda each: f"<parameter={each}>\n", "\n</parameter>\n")
     return [rules.text(f"<tool_call>\n<function={name}>\n"), inner, rules.text("</function>\n</tool_call>")]
@@ -132,6 +151,9 @@ def _minimax(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
 FORMS: dict[type[CallParser], Form] = {
     HermesParser: Form(_hermes),
     DeepSeekParser: Form(_deepseek, "", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    DsmlParser: Form(_dsml, "", "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
+    Dsml4Parser: Form(_dsml, "", "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"),
+    KimiParser: Form(_kimi, "", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     QwenCoderParser: Form(_qwen_coder),
     GlmParser: Form(_glm),
     MiniMaxParser: Form(_minimax, "", "<minimax:tool_call>\n", "</minimax:tool_call>"),
