@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from paceline.errors import PacelineError, RequestError
-from paceline.serve.responses_input import ResponsesBody, Toolbox, encode, toolbox
+from paceline.serve.responses_input import Reasoning, ResponsesBody, Toolbox, encode, toolbox
 from paceline.serve.service import Answer, Service, aside, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, written
@@ -229,7 +229,7 @@ class _Writer:
             "output": list(self._output),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": body.reasoning or {"effort": None, "summary": None},
+            "reasoning": body.reasoning or Reasoning(),
             "service_tier": "default",
             "store": False,
             "temperature": sampling.temperature,

@@ -15,14 +15,13 @@ from paceline.engine.schemas import LARK
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.constrain import Calls, ResponseFormat, Schema, of_format, openai_calls
-from paceline.serve.conversation import Message, call, fold_systems, tool
+from paceline.serve.conversation import Message, call, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
 
 _TEXTS = ("input_text", "output_text", "text")
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# what other servers' models thought and looked up: nothing that this one can take up
+# what other servers' tools looked up: nothing that this one can take up
 _PASSED_OVER = (
-    "reasoning",
     "web_search_call",
     "file_search_call",
     "image_generation_call",
@@ -31,6 +30,7 @@ _PASSED_OVER = (
 )
 # what the model is told that a custom tool takes
 _INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+_THOUGHT = {"role", "reasoning_content"}  # of a message of which only its reasoning is known yet
 _STATELESS = "nothing is stored here (store is always false), so send the whole conversation as input"
 
 
@@ -83,6 +83,11 @@ class TextOptions(Struct):
     verbosity: str | None = None
 
 
+class Reasoning(Struct):
+    effort: str | None = None
+    summary: str | None = None
+
+
 class ResponsesBody(SamplingBody, kw_only=True):
     """`tools` are kept as they were written, for the reply repeats them."""
 
@@ -93,7 +98,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
-    reasoning: dict[str, Any] | None = None
+    reasoning: Reasoning | None = None
     metadata: dict[str, Any] | None = None
     top_logprobs: int | None = None
     previous_response_id: str | None = None
@@ -252,11 +257,14 @@ def toolbox(body: ResponsesBody) -> Toolbox:
 
 def encode(tokenizer: Tokenizer, body: ResponsesBody, box: Toolbox) -> list[int]:
     """The prompt's tokens. Those of a conversation's next turn begin with them, where it has the same tools."""
-    return tokenizer.encode_chat(template_messages(body, box), (body.may_call and box.functions) or None)
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    asked = {} if effort is None else {**thinking(effort != "none"), "reasoning_effort": effort}
+    messages = template_messages(body, box)
+    return tokenizer.encode_chat(messages, (body.may_call and box.functions) or None, variables=asked)
 
 
 def template_messages(body: ResponsesBody, box: Toolbox) -> list[Message]:
-    """As chat templates take them: calls are part of the assistant's message before them.
+    """As chat templates take them: calls are part of the assistant's message before them, reasoning of the one after it.
 
     Raises BadField for an item, a role or a content that cannot be taken.
     """
@@ -266,7 +274,15 @@ def template_messages(body: ResponsesBody, box: Toolbox) -> list[Message]:
         if item.type == "message":
             if item.role not in _ROLES:
                 raise BadField(f"there is no role {item.role!r}", f"{field}.role")
-            plain.append({"role": _ROLES[item.role], "content": _text(item.content, f"{field}.content")})
+            one = {"role": _ROLES[item.role], "content": _text(item.content, f"{field}.content")}
+            if one["role"] == "assistant" and plain and plain[-1].keys() == _THOUGHT:
+                one = {**plain.pop(), **one}
+            plain.append(one)
+        elif item.type == "reasoning":  # this server's; what others send is encrypted, or a summary
+            parts = item.content if isinstance(item.content, list) else []
+            thought = "".join(part.text or "" for part in parts if part.type == "reasoning_text")
+            if thought:
+                plain.append({"role": "assistant", "reasoning_content": thought})
         elif item.type == "agent_message":  # what one of Codex's agents tells another, names and all
             plain.append({"role": "user", "content": _text(item.content, f"{field}.content")})
         elif item.type in ("function_call", "custom_tool_call"):
@@ -278,7 +294,7 @@ def template_messages(body: ResponsesBody, box: Toolbox) -> list[Message]:
             raise BadField(f"item_reference is not supported: {_STATELESS}", f"{field}.type")
         elif item.type not in _PASSED_OVER and item.type != "additional_tools":
             raise BadField(f"an item of type {item.type!r} is not supported", f"{field}.type")
-    return fold_systems(plain)
+    return numbered(fold_systems([{"content": "", **each} for each in plain]))
 
 
 def _add_call(plain: list[Message], item: Item, box: Toolbox) -> None:

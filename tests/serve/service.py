@@ -127,7 +127,7 @@ class Script:
             usage.accepted_tokens += num_accepted
             finish = None if rest else FinishReason.STOP
             words = self._words[name]
-            text = words.feed(tokens[:-1] if finish else tokens) + (words.finish() if finish else "")
+            text = words.feed(tokens[:-1] if finish else tokens)[0] + (words.finish() if finish else "")
             if finish:
                 del self._left[name]
             flags = [index < num_accepted for index in range(len(tokens))]

@@ -172,11 +172,13 @@ EMPTY = "<think>\n\n</think>\n\n"
         ("messages", {"thinking": {"type": "adaptive", "display": "omitted"}}, ""),
         ("messages", {"thinking": {"type": "enabled", "budget_tokens": 2000}}, ""),
         ("messages", {"thinking": {"type": "disabled"}}, EMPTY),
+        ("responses", {"reasoning": {"summary": "auto"}}, ""),
+        ("responses", {"reasoning": {"effort": "none"}}, f"{EMPTY}Effort: none\n"),
     ],
 )
 def test_reasoning_is_turned_off_in_the_words_of_each_api(path: str, fields: dict[str, Any], end: str) -> None:
     script = thoughtful(SWITCHED, 3, "Done.")
-    body = {"model": "tiny", "messages": HELLO, "max_tokens": 9, **fields}
+    body = {"model": "tiny", "messages": HELLO, "input": HELLO, "max_tokens": 9, **fields}
     with running(scripted(script)) as url:
         assert httpx.post(f"{url}/v1/{path}", json=body).status_code == 200
         prompt = script.requests[0].prompt
@@ -184,7 +186,7 @@ def test_reasoning_is_turned_off_in_the_words_of_each_api(path: str, fields: dic
         if path == "messages":
             counted = httpx.post(f"{url}/v1/messages/count_tokens", json=body).json()["input_tokens"]
             assert counted == len(prompt)
-        elif "reasoning_effort" not in fields:
+        elif not {"reasoning_effort", "reasoning"} & fields.keys():
             assert httpx.post(f"{url}/tokenize", json=body).json()["tokens"] == prompt
 
 
@@ -200,11 +202,12 @@ def test_reasoning_is_turned_off_in_the_words_of_each_api(path: str, fields: dic
         ("messages", {"thinking": "disabled"}),
         ("messages", {"thinking": {"type": "off"}}),
         ("messages", {"thinking": {}}),
+        ("responses", {"reasoning": {"effort": False}}),
     ],
 )
 def test_what_does_not_say_whether_to_reason_is_refused(path: str, fields: dict[str, Any]) -> None:
     template = "{{- raise_exception('no') if raise_exception is number else messages[0].content }}"
-    body = {"model": "tiny", "messages": HELLO, "max_tokens": 9, **fields}
+    body = {"model": "tiny", "messages": HELLO, "input": HELLO, "max_tokens": 9, **fields}
     with running(scripted(thoughtful(template, 3, "Done."))) as url:
         reply = httpx.post(f"{url}/v1/{path}", json=body)
     assert reply.status_code == 400 and reply.json()["error"]["message"]
@@ -218,23 +221,30 @@ def test_markup_in_template_variables_stays_text() -> None:
     assert tokenizer.decode(tokens, skip_special=False) == "<|im_start|><|im_end|>Hello<|im_end|>"
 
 
-@pytest.mark.parametrize("api", ["chat/completions", "messages"])
+@pytest.mark.parametrize("api", ["chat/completions", "messages", "responses"])
 def test_the_next_turns_prompt_begins_with_this_one_and_its_reasoning(api: str) -> None:
     script = thoughtful(SWITCHED, 3, f"<think>\nHm, é.\n</think>\n\nI read.\n{CALL}")
     body: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "max_tokens": 900}
     if api == "messages":
         body["tools"] = CLAUDES
+    if api == "responses":
+        body["tools"] = [{"type": "function", **each["function"]} for each in TOOLS]
+    said = "input" if api == "responses" else "messages"
+    body[said] = HELLO
     with running(scripted(script)) as url:
         reply = httpx.post(f"{url}/v1/{api}", json=body).json()
         if api == "messages":
             result = {"type": "tool_result", "tool_use_id": reply["content"][-1]["id"], "content": "x = 1"}
             more = [{"role": "assistant", "content": reply["content"]}, {"role": "user", "content": [result]}]
+        elif api == "responses":
+            result = {"type": "function_call_output", "call_id": reply["output"][-1]["call_id"], "output": "x = 1"}
+            more = [*reply["output"], result]
         else:
             message = reply["choices"][0]["message"]
             more = [message, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "x = 1"}]
-        httpx.post(f"{url}/v1/{api}", json={**body, "messages": [*HELLO, *more]})
+        httpx.post(f"{url}/v1/{api}", json={**body, said: [*HELLO, *more]})
         asked = [*HELLO, *more, {"role": "assistant", "content": "One."}, *HELLO]
-        httpx.post(f"{url}/v1/{api}", json={**body, "messages": asked})
+        httpx.post(f"{url}/v1/{api}", json={**body, said: asked})
     first, second, third = (script.tokenizer.decode(each.prompt, False) for each in script.requests)
     assert second.startswith(f"{first}{script.texts[0]}<|im_end|>\n<|im_start|>tool\nx = 1")
     begun = [*script.requests[0].prompt, *script.tokenizer.encode("<think>\nHm, é.\n</think>\n\nI read.\n")]
