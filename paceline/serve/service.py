@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from paceline.serve.tools.thoughts import BEGIN, END
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 
 Result = TypeVar("Result")
+_aside = ThreadPoolExecutor(4, "aside")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
 _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
 
@@ -103,8 +105,11 @@ class Service:
 
 
 async def aside(function: Callable[..., Result], *arguments: object) -> Result:
-    """Runs what takes long (templates, encoding) beside the event loop."""
-    return await asyncio.to_thread(function, *arguments)
+    """Runs what takes long (templates, encoding) beside the event loop.
+
+    A few at a time, in order: each thread more that wants the interpreter makes the engine's wait for it longer.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_aside, function, *arguments)
 
 
 class Answer:
