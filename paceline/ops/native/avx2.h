@@ -6,8 +6,8 @@ typedef __m256i ints;
 typedef int mask_t;    // how many lanes, from the first, a load or a store means
 typedef float left_t;  // left operands of products
 
-enum { LANES = 8, BLOCK_PAIRS = 512 };  // of K at once: 128 KB of a panel, which stays in the L2 cache
-enum { CHUNK = 64 };                    // pairs that a tile reads several times, from the L1 cache
+enum { LANES = 8, BLOCK_PAIRS = 256 };  // of K at once: 64 KB of a panel, which stays in the L2 cache
+enum { CHUNK = 32, AHEAD = CHUNK * PAIR };  // pairs that a tile reads several times, from the L1 cache
 
 static inline mask_t lanes(index_t left) { return left >= 8 ? 8 : left <= 0 ? 0 : left; }
 
@@ -162,7 +162,7 @@ strip(const int rows, const int parts, const float *x, index_t stride, const bf1
     for (index_t pair = 0; pair < pairs; pair++) {
 #pragma GCC unroll 4
         for (int line = 0; line < parts / 2; line++)
-            _mm_prefetch((const char *)(ahead + pair * step + line * 32), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead + pair * step + line * 32), _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
             vec w[8];

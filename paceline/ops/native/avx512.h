@@ -6,6 +6,7 @@ typedef __mmask16 mask_t;  // the lanes that a load or a store means
 typedef bf16 left_t;       // left operands of products
 
 enum { LANES = 16, BLOCK_PAIRS = 1024 };  // of K at once: 256 KB of a panel, which stays in the L2 cache
+enum { AHEAD = 32 * PANEL };
 
 static inline mask_t lanes(index_t left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1; }
 

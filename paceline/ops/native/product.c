@@ -119,7 +119,7 @@ static void panel_by_rows(const weight_t *weight, index_t panel, const left_t *x
         for (index_t group = 0; group < groups; group++) {
             const index_t row = group * count / groups, rows = (group + 1) * count / groups - row;
             const bf16 *ahead = block;  // one group reads from memory itself; of more, the first four fetch what comes next
-            if (groups == 1) ahead += 32 * PANEL;
+            if (groups == 1) ahead += AHEAD;
             else if (group < 4) ahead += length * PAIR + group * length * step;
             tile(rows, x + (from + row) * stride + 2 * begin, stride, block, length, sums + row * PANEL, begin == 0,
                  ahead, step);
