@@ -1,7 +1,7 @@
 """Kernels in C for bfloat16 on CPUs that multiply it (AVX512-BF16), or else multiply float32 in vectors of 8 (AVX2).
 
-Not on those with AMX, or with AVX-512 but no bfloat16: oneDNN serves them. The library is built once per machine by its own `cc` and kept in the cache. Where it cannot be, one line of the log says
-why and the implementations in torch serve.
+Not on those with AMX, or with AVX-512 but no bfloat16: oneDNN serves them. The library is built once per machine by its
+own `cc` and kept in the cache. Where it cannot be, one line of the log says why and the implementations in torch serve.
 """
 
 from __future__ import annotations
