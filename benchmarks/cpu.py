@@ -1,9 +1,10 @@
-"""One decoder layer's operations on a CPU: the native kernels against torch's (oneDNN), and the rate of plain reads.
+"""One decoder layer's operations on a CPU: the native kernels against torch's, and the rates of plain reads and products.
 
     python benchmarks/cpu.py --models smollm2-135m --rows 1,17,257
 
 Each operation runs over the copies of its weight that all layers hold, so that weights come from memory as in decoding.
-The rows are one request's queries after --context tokens. The two take turns; the best of --repeats counts.
+The rows are one request's queries after --context tokens. The two take turns; the best of --repeats counts. torch
+multiplies bfloat16 packed for oneDNN where oneDNN has kernels for it, else float32.
 """
 
 from __future__ import annotations
@@ -55,20 +56,28 @@ def main() -> None:
     torch.manual_seed(0)
     rows = list(map(int, arguments.rows.split(",")))
     read = read_rate(arguments.repeats)
-    print(f"plain reads: {read:.1f} GB/s; native kernels: {native.library() is not None}")
+    work = work_rate(arguments.repeats)
+    print(f"plain reads: {read:.1f} GB/s; float32 products: {work:.0f} GFLOP/s; native: {native.library() is not None}")
     results = []
     for name in arguments.models.split(","):
         shape = SHAPES[name]
         for result in [*products(shape, rows, arguments.repeats), *others(shape, rows, arguments)]:
             results.append({"model": name, **result})
             print("  ".join(f"{key} {value}" for key, value in results[-1].items()), flush=True)
-    finish({"benchmark": "cpu", "context": arguments.context, "read_gb_per_s": round(read, 1), "operations": results})
+    rates = {"read_gb_per_s": round(read, 1), "float32_gflop_per_s": round(work)}
+    finish({"benchmark": "cpu", "context": arguments.context, **rates, "operations": results})
 
 
 def read_rate(repeats: int) -> float:
     """GB/s of a sum over 400 MB on all threads."""
     data = torch.ones(100_000_000, dtype=torch.int32)
     return data.nbytes / best([data.max], repeats) / 1e9
+
+
+def work_rate(repeats: int) -> float:
+    """GFLOP/s of torch's product of two square matrices of float32 on all threads."""
+    square = torch.ones(1536, 1536)
+    return float(2 * 1536**3 / best([partial(torch.mm, square, square)], repeats) / 1e9)
 
 
 def products(shape: Shape, rows: list[int], repeats: int) -> list[dict[str, Any]]:
@@ -85,12 +94,13 @@ def products(shape: Shape, rows: list[int], repeats: int) -> list[dict[str, Any]
     ):
         matrix = random(width, columns, scale=columns**-0.5)
         ours = [Weight(matrix, gated=name == "gate_up") for _ in range(copies)]
-        torchs = [packed_for_onednn(matrix) for _ in range(copies)]
+        torchs = [for_torch(matrix) for _ in range(copies)]
         norm = random(columns)
         for count in rows:
             x, residual = random(count, columns), random(count, width)
+            wide = [each if linear.packs() else each.float() for each in (x, norm, residual)]
             calls = ([call(name, native_linear, x, norm, residual, each) for each in ours],
-                     [call(name, linear, x, norm, residual, each) for each in torchs])  # fmt: skip
+                     [call(name, linear, *wide, each) for each in torchs])  # fmt: skip
             moved, work = 2 * width * columns, 2 * count * width * columns
             found.append(record(name, count, moved, work, best_of(calls, repeats)))
     return found
@@ -105,10 +115,11 @@ def call(name: str, module: Any, x: Tensor, norm: Tensor, residual: Tensor, weig
     return partial(getattr(module, f"{operation}{end}"), x, norm, 1e-6, weight)
 
 
-def packed_for_onednn(matrix: Tensor) -> Weight:
+def for_torch(matrix: Tensor) -> Weight:
     """The weight as it is where there are no native kernels."""
     weight = Weight(matrix.float())
-    weight.packed, weight.plain = torch.ops.mkldnn._reorder_linear_weight(matrix, 16), None
+    if linear.packs():
+        weight.packed, weight.plain = torch.ops.mkldnn._reorder_linear_weight(matrix, 16), None
     return weight
 
 

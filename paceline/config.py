@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
@@ -22,7 +23,7 @@ class EngineConfig:
     """How one engine runs. `None` means: chosen by `resolve` for the machine."""
 
     device: str = _setting("auto", "cpu, cuda, or auto: CUDA where there is a GPU")
-    dtype: str = _setting("auto", "float32, bfloat16, float16, or auto: bfloat16")
+    dtype: str = _setting("auto", "float32, bfloat16, float16, or auto: bfloat16 where it is fast, else float32")
     threads: int | None = _setting(None, "CPU threads (default: one a core)")
     max_context: int | None = _setting(
         None, "longest prompt and output together, in tokens (default: the model's, at most 32768)"
@@ -73,22 +74,32 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What `resolve` needs to know of the machine. `free_bytes` is of the device's memory."""
+    """What `resolve` needs to know of the machine. `free_bytes` is of the device's memory.
+
+    `bfloat16`: its products are fast, by the device itself, by oneDNN or by the native kernels.
+    """
 
     cuda: bool
     cores: int
     free_bytes: int
+    bfloat16: bool = True
 
     @classmethod
     def detect(cls) -> Hardware:
         if torch.cuda.is_available():
             return cls(True, _cores(), torch.cuda.mem_get_info()[0])
         pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-        return cls(False, _cores(), pages * size)
+        return cls(False, _cores(), pages * size, _bfloat16_on_cpu())
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _bfloat16_on_cpu() -> bool:
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return True
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and shutil.which("cc") is not None
 
 
 def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> EngineConfig:
@@ -105,7 +116,7 @@ def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> Eng
     return dataclasses.replace(
         config,
         device=device,
-        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        dtype=("bfloat16" if on_gpu or hardware.bfloat16 else "float32") if config.dtype == "auto" else config.dtype,
         threads=config.threads or hardware.cores,
         max_context=context,
         prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from paceline import errors
 from paceline.config import EngineConfig, Hardware, resolve
 from paceline.errors import ConfigError, DeviceError, PacelineError
+from paceline.ops import linear
 
 CPU = Hardware(False, 4, 8 << 30)
 GPU = Hardware(True, 16, 80 << 30)
@@ -41,6 +43,18 @@ def test_resolve_makes_every_choice_and_a_new_object() -> None:
     assert (done.device, done.dtype, done.threads, done.max_context) == ("cpu", "bfloat16", 4, 4096)
     assert resolve(config, GPU, 100_000).device == "cuda" and config == EngineConfig()
     assert resolve(done, CPU, 4096) == done
+
+
+def test_the_dtype_is_bfloat16_where_that_is_fast() -> None:
+    slow = dataclasses.replace(CPU, bfloat16=False)
+    assert resolve(EngineConfig(), slow, 4096).dtype == "float32"
+    assert resolve(EngineConfig(dtype="bfloat16"), slow, 4096).dtype == "bfloat16"
+
+
+def test_without_a_compiler_bfloat16_is_fast_only_by_onednn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    detected = Hardware.detect()
+    assert detected.bfloat16 == (detected.cuda or linear.packs())
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

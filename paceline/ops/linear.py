@@ -31,8 +31,7 @@ class Weight:
         self.packed: Tensor | None = None
         self.plain: Tensor | None = matrix
         self.native = native.pack(matrix, bias, gated)
-        on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.bfloat16
-        if self.native is None and on_cpu and torch.backends.mkldnn.is_available():
+        if self.native is None and matrix.device.type == "cpu" and matrix.dtype == torch.bfloat16 and packs():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), _PACK_ROWS)
         if (self.native is not None or self.packed is not None) and not keep_plain:
             self.plain = None
@@ -42,6 +41,11 @@ class Weight:
         """The plain matrix, for the kernels and devices that use it."""
         assert self.plain is not None
         return self.plain
+
+
+def packs() -> bool:
+    """Whether oneDNN packs bfloat16 weights here; it refuses on processors that it has no bfloat16 kernels for."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""Kernels in C for bfloat16 on CPUs that multiply it (AVX512-BF16) but have no AMX; oneDNN is as good on those that have.
+"""Kernels in C for bfloat16 on CPUs that multiply it (AVX512-BF16), or else multiply float32 in vectors of 8 (AVX2).
 
-The library is built once per machine by its own `cc` and kept in the cache. Where it cannot be, one line of the log says
-why and the implementations in torch serve.
+Not on those with AMX, or with AVX-512 but no bfloat16: oneDNN serves them. The library is built once per machine by its
+own `cc` and kept in the cache. Where it cannot be, one line of the log says why and the implementations in torch serve.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch import Tensor
 
 from paceline.env import cache_dir
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.h", "product.c", "attention.c")]
-_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.h", "avx512.h", "avx2.h", "product.c", "attention.c")]
+_COMPILED = [source for source in _SOURCES if source.suffix == ".c"]
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_AVX2 = {"avx2", "fma"}
 _COMPILE = ["-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-std=gnu11"]
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
@@ -71,8 +73,8 @@ def build(directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             linked = os.path.join(scratch, "kernels.so")
-            objects = [os.path.join(scratch, f"{source.stem}.o") for source in _SOURCES[1:]]
-            for source, compiled in zip(_SOURCES[1:], objects, strict=True):
+            objects = [os.path.join(scratch, f"{source.stem}.o") for source in _COMPILED]
+            for source, compiled in zip(_COMPILED, objects, strict=True):
                 _run([compiler, *_COMPILE, "-c", str(source), "-o", compiled])
             _run([compiler, "-shared", *objects, "-o", linked])
             os.replace(linked, path)  # whole or not there, whoever else builds it at this moment
@@ -92,15 +94,17 @@ def processor_flags() -> set[str]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if platform.machine() == "x86_64" and info.exists() else []
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    if not flags >= _NEEDED:
-        raise Unavailable("the processor has no AVX512-BF16")
+    if not flags >= _AVX2:
+        raise Unavailable("the processor has neither AVX512-BF16 nor AVX2 with FMA")
+    if flags >= _AVX512 and "avx512_bf16" not in flags:
+        raise Unavailable("the processor has AVX-512 without bfloat16, for which oneDNN has kernels")
     if "amx_bf16" in flags:
         raise Unavailable("the processor has AMX, which oneDNN uses well")
     return flags
 
 
 class _WeightRecord(ctypes.Structure):
-    """weight_t of kernels.c."""
+    """weight_t of product.c."""
 
     _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("rows", _SIZE), ("columns", _SIZE), ("gated", _SIZE))
 

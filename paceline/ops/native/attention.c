@@ -1,7 +1,6 @@
 // Rotary embedding with the write to the cache, and paged attention.
 
 #include <math.h>
-#include <string.h>
 
 #include "kernels.h"
 
@@ -16,12 +15,12 @@ typedef struct {  // AttentionBatch
 
 static void rotate(const bf16 *x, const float *table, index_t dim, bf16 *out) {
     const index_t half = dim / 2;
-    for (index_t i = 0; i < half; i += 16) {
-        const __mmask16 mask = lanes(half - i);
-        const __m512 cosine = _mm512_maskz_loadu_ps(mask, table + i), sine = _mm512_maskz_loadu_ps(mask, table + half + i);
-        const __m512 low = load(x + i, mask), high = load(x + half + i, mask);
-        store(out + i, mask, _mm512_fnmadd_ps(high, sine, _mm512_mul_ps(low, cosine)));
-        store(out + half + i, mask, _mm512_fmadd_ps(low, sine, _mm512_mul_ps(high, cosine)));
+    for (index_t i = 0; i < half; i += LANES) {
+        const mask_t mask = lanes(half - i);
+        const vec cosine = load_floats(table + i, mask), sine = load_floats(table + half + i, mask);
+        const vec low = load(x + i, mask), high = load(x + half + i, mask);
+        store(out + i, mask, multiply_add(-high, sine, low * cosine));
+        store(out + half + i, mask, multiply_add(low, sine, high * cosine));
     }
 }
 
@@ -49,53 +48,29 @@ void rope_and_cache(bf16 *qkv, const float *table, const int64_t *positions, con
 // so its bits depend neither on the other queries nor, where nothing branches, on how many there are.
 
 typedef struct {
-    bf16 query[ROWS * MAX_PANELS * PANEL], keys[MAX_PANELS * PANEL / 2 * PAIR], values[MAX_PANELS * KEYS / 2 * PAIR];
-    bf16 weights[ROWS * KEYS];
-    float scores[ROWS * KEYS], output[MAX_PANELS * ROWS * PANEL], total[ROWS * 16], most[ROWS];
+    left_t query[ROWS * MAX_PANELS * PANEL], weights[ROWS * KEYS];
+    bf16 keys[MAX_PANELS * PANEL / 2 * PAIR], values[MAX_PANELS * KEYS / 2 * PAIR];
+    float scores[ROWS * KEYS], output[MAX_PANELS * ROWS * PANEL], total[ROWS * LANES], most[ROWS];
     uint64_t seen[ROWS];
 } __attribute__((aligned(64))) workspace_t;
 
-static void transpose(__m512i x[16]) {  // 16 x 16 of 32 bits: swap blocks of 8, 4, 2 and 1 off the diagonal
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-#pragma GCC unroll 4
-    for (int size = 8; size; size /= 2) {
-        const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(size));
-        const __m512i shift = _mm512_set1_epi32(size), other = _mm512_set1_epi32(16);
-        const __m512i low = _mm512_mask_add_epi32(lane, upper, _mm512_sub_epi32(lane, shift), other);
-        const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, shift), upper, lane, other);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            if (!(i & size)) {
-                const __m512i first = x[i], second = x[i + size];
-                x[i] = _mm512_permutex2var_epi32(first, low, second);
-                x[i + size] = _mm512_permutex2var_epi32(first, high, second);
-            }
-    }
-}
-
 // Keys and values of `count` slots as panels: keys [dim / 2][64 keys][2], values [64 keys / 2][64 of dim][2].
 static void gather(const bf16 *const *keys, const bf16 *const *values, index_t count, index_t dim, workspace_t *work) {
-    for (index_t group = 0; group < KEYS; group += 16)
-        for (index_t i = 0; i < dim; i += 32) {
-            __m512i x[16];
+    for (index_t group = 0; group < KEYS; group += LANES)
+        for (index_t i = 0; i < dim; i += 2 * LANES) {
+            ints x[LANES];
 #pragma GCC unroll 16
-            for (int key = 0; key < 16; key++)
-                x[key] = group + key < count ? _mm512_loadu_si512(keys[group + key] + i) : _mm512_setzero_si512();
+            for (int key = 0; key < LANES; key++)
+                x[key] = group + key < count ? load_ints(keys[group + key] + i) : (ints){0};
             transpose(x);
 #pragma GCC unroll 16
-            for (int pair = 0; pair < 16; pair++)
-                _mm512_store_si512(work->keys + (i / 2 + pair) * PAIR + 2 * group, x[pair]);
+            for (int pair = 0; pair < LANES; pair++) store_ints(work->keys + (i / 2 + pair) * PAIR + 2 * group, x[pair]);
         }
-    const __m512i even = _mm512_cvtepu16_epi32(_mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    const __m512i low = _mm512_or_si512(even, _mm512_slli_epi32(_mm512_add_epi32(even, _mm512_set1_epi32(32)), 16));
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (index_t key = 0; key < KEYS; key += 2)
-        for (index_t i = 0; i < dim; i += 32) {
-            const __m512i a = key < count ? _mm512_loadu_si512(values[key] + i) : _mm512_setzero_si512();
-            const __m512i b = key + 1 < count ? _mm512_loadu_si512(values[key + 1] + i) : _mm512_setzero_si512();
-            bf16 *to = work->values + (i / PANEL * KEYS / 2 + key / 2) * PAIR + 2 * (i % PANEL);
-            _mm512_store_si512(to, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(a, high, b));
+        for (index_t i = 0; i < dim; i += 2 * LANES) {
+            const ints a = key < count ? load_ints(values[key] + i) : (ints){0};
+            const ints b = key + 1 < count ? load_ints(values[key + 1] + i) : (ints){0};
+            interleave(a, b, work->values + (i / PANEL * KEYS / 2 + key / 2) * PAIR + 2 * (i % PANEL));
         }
 }
 
@@ -104,34 +79,33 @@ static inline uint64_t below(index_t bit) { return bit <= 0 ? 0 : bit >= 64 ? ~0
 // Weights of one row's 64 scores, in bfloat16; its maximum, total and output so far are brought to the new maximum.
 static void softmax(workspace_t *work, index_t row, float scale, index_t panels) {
     const uint64_t seen = work->seen[row];
-    bf16 *weights = work->weights + row * KEYS;
+    left_t *weights = work->weights + row * KEYS;
     if (!seen) {
-        memset(weights, 0, KEYS * sizeof(bf16));
+        memset(weights, 0, KEYS * sizeof(left_t));
         return;
     }
-    __m512 score[4], most = _mm512_set1_ps(work->most[row]), total = _mm512_load_ps(work->total + row * 16);
-    for (int part = 0; part < 4; part++) {
-        score[part] = _mm512_mul_ps(_mm512_load_ps(work->scores + row * KEYS + part * 16), _mm512_set1_ps(scale));
-        most = _mm512_mask_max_ps(most, seen >> 16 * part, most, score[part]);
+    vec score[PARTS], most = all(work->most[row]), total = load_floats(work->total + row * LANES, lanes(LANES));
+    for (int part = 0; part < PARTS; part++) {
+        score[part] = load_floats(work->scores + row * KEYS + part * LANES, lanes(LANES)) * all(scale);
+        most = larger_where(seen >> LANES * part, most, score[part]);
     }
-    const float before = work->most[row], now = _mm512_reduce_max_ps(most);
+    const float before = work->most[row], now = most_of(most);
     if (now > before) {
-        const __m512 factor = power_of_two(_mm512_set1_ps(before - now));
-        total = _mm512_mul_ps(total, factor);
+        const vec factor = power_of_two(all(before - now));
+        total *= factor;
         for (index_t panel = 0; panel < panels; panel++)
-            for (int part = 0; part < 4; part++) {
-                float *place = work->output + (panel * ROWS + row) * PANEL + part * 16;
-                _mm512_store_ps(place, _mm512_mul_ps(_mm512_load_ps(place), factor));
+            for (int part = 0; part < PARTS; part++) {
+                float *place = work->output + (panel * ROWS + row) * PANEL + part * LANES;
+                store_floats(place, load_floats(place, lanes(LANES)) * factor);
             }
         work->most[row] = now;
     }
-    for (int part = 0; part < 4; part++) {
-        const __m512 power = power_of_two(_mm512_sub_ps(score[part], _mm512_set1_ps(now)));
-        const __m512 weight = _mm512_maskz_mov_ps(seen >> 16 * part, power);
-        total = _mm512_add_ps(total, weight);
-        store(weights + part * 16, 0xffff, weight);
+    for (int part = 0; part < PARTS; part++) {
+        const vec weight = only_where(seen >> LANES * part, power_of_two(score[part] - all(now)));
+        total += weight;
+        store_left(weights + part * LANES, weight);
     }
-    _mm512_store_ps(work->total + row * 16, total);
+    store_floats(work->total + row * LANES, total);
 }
 
 // Queries [first, last) of a request (counted from its root) and the `group` heads of one key head.
@@ -144,10 +118,10 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
     const index_t heads = group * kv_heads, length = context + last;
     for (index_t row = 0; row < rows; row++) {
         const bf16 *from = query + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
-        memcpy(work->query + row * dim, from, dim * sizeof(bf16));
+        copy_left(work->query + row * dim, from, dim);
         work->most[row] = -1e30f;
     }
-    memset(work->total, 0, rows * 16 * sizeof(float));
+    memset(work->total, 0, rows * LANES * sizeof(float));
     for (index_t panel = 0; panel < panels; panel++)
         memset(work->output + panel * ROWS * PANEL, 0, rows * PANEL * sizeof(float));
     if (dim % PANEL) memset(work->values, 0, sizeof(work->values));  // columns that no value fills
@@ -180,10 +154,10 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
     }
     for (index_t row = 0; row < rows; row++) {
         bf16 *to = output + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
-        const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(work->total + row * 16)));
-        for (index_t i = 0; i < dim; i += 16) {
+        const vec share = all(1.0f / sum_of(load_floats(work->total + row * LANES, lanes(LANES))));
+        for (index_t i = 0; i < dim; i += LANES) {
             const float *from = work->output + (i / PANEL * ROWS + row) * PANEL + i % PANEL;
-            store(to + i, lanes(dim - i), _mm512_mul_ps(_mm512_load_ps(from), share));
+            store(to + i, lanes(dim - i), load_floats(from, lanes(LANES)) * share);
         }
     }
 }

@@ -2,13 +2,11 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "kernels.h"
 
-enum { BLOCK_PAIRS = 1024 };  // of K at once: 256 KB of a panel, which stays in the L2 cache
-enum { BLOCK_ROWS = 192 };    // rows of x at once
+enum { BLOCK_ROWS = 192 };  // rows of x at once
 
 typedef struct {
     const bf16 *panels;
@@ -46,42 +44,9 @@ void pack(const bf16 *matrix, bf16 *panels, index_t rows, index_t columns, index
     }
 }
 
-// ---- a tile: sums [rows, 64] = or += x [rows, 2 * pairs] times a panel
+// ---- a tile
 
-static inline __attribute__((always_inline)) void
-multiply(const int rows, const bf16 *x, index_t stride, const bf16 *panel, index_t pairs, float *sums, int fresh,
-         const bf16 *ahead, index_t step) {
-    __m512 sum[TILE][4];
-#pragma GCC unroll 6
-    for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; part++)
-            sum[row][part] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + row * PANEL + part * 16);
-    for (index_t pair = 0; pair < pairs; pair++) {
-        _mm_prefetch((const char *)(ahead + pair * step), _MM_HINT_T1);
-        _mm_prefetch((const char *)(ahead + pair * step + step / 2), _MM_HINT_T1);
-        const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + pair * PAIR);
-        const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + pair * PAIR + 32);
-        const __m512bh w2 = (__m512bh)_mm512_loadu_si512(panel + pair * PAIR + 64);
-        const __m512bh w3 = (__m512bh)_mm512_loadu_si512(panel + pair * PAIR + 96);
-#pragma GCC unroll 6
-        for (int row = 0; row < rows; row++) {
-            int both;
-            memcpy(&both, x + row * stride + 2 * pair, 4);
-            const __m512bh v = (__m512bh)_mm512_set1_epi32(both);
-            sum[row][0] = _mm512_dpbf16_ps(sum[row][0], v, w0);
-            sum[row][1] = _mm512_dpbf16_ps(sum[row][1], v, w1);
-            sum[row][2] = _mm512_dpbf16_ps(sum[row][2], v, w2);
-            sum[row][3] = _mm512_dpbf16_ps(sum[row][3], v, w3);
-        }
-    }
-#pragma GCC unroll 6
-    for (int row = 0; row < rows; row++)
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; part++) _mm512_storeu_ps(sums + row * PANEL + part * 16, sum[row][part]);
-}
-
-void tile(int rows, const bf16 *x, index_t stride, const bf16 *panel, index_t pairs, float *sums, int fresh,
+void tile(int rows, const left_t *x, index_t stride, const bf16 *panel, index_t pairs, float *sums, int fresh,
           const bf16 *ahead, index_t step) {
     switch (rows) {
     case 1: multiply(1, x, stride, panel, pairs, sums, fresh, ahead, step); break;
@@ -95,26 +60,25 @@ void tile(int rows, const bf16 *x, index_t stride, const bf16 *panel, index_t pa
 
 // One row of one panel's sums on its way out: bias; then gate, or residual. Rounded wherever the reference rounds.
 static void finish(const weight_t *weight, index_t panel, const float *sums, const bf16 *residual, bf16 *out) {
-    __m512 value[4];
-    for (int part = 0; part < 4; part++) {
-        value[part] = _mm512_loadu_ps(sums + part * 16);
-        if (weight->bias)
-            value[part] = _mm512_add_ps(value[part], _mm512_loadu_ps(weight->bias + panel * PANEL + part * 16));
+    vec value[PARTS];
+    for (int part = 0; part < PARTS; part++) {
+        value[part] = load_floats(sums + part * LANES, lanes(LANES));
+        if (weight->bias) value[part] += load_floats(weight->bias + panel * PANEL + part * LANES, lanes(LANES));
     }
     if (weight->gated) {
-        for (int part = 0; part < 2; part++) {
-            const index_t column = panel * 32 + part * 16;
-            const __m512 gate = rounded(value[part]), up = rounded(value[part + 2]), one = _mm512_set1_ps(1.0f);
-            const __m512 below = _mm512_add_ps(one, power_of_two(_mm512_mul_ps(gate, _mm512_set1_ps(-1.44269504f))));
-            const __m512 active = rounded(_mm512_div_ps(gate, below));
-            store(out + column, lanes(weight->rows / 2 - column), _mm512_mul_ps(active, up));
+        for (int part = 0; part < PARTS / 2; part++) {
+            const index_t column = panel * 32 + part * LANES;
+            const vec gate = rounded(value[part]), up = rounded(value[part + PARTS / 2]);
+            const vec below = all(1.0f) + power_of_two(gate * all(-1.44269504f));
+            const vec active = rounded(gate / below);
+            store(out + column, lanes(weight->rows / 2 - column), active * up);
         }
         return;
     }
-    for (int part = 0; part < 4; part++) {
-        const index_t column = panel * PANEL + part * 16;
-        const __mmask16 mask = lanes(weight->rows - column);
-        if (residual) value[part] = _mm512_add_ps(load(residual + column, mask), rounded(value[part]));
+    for (int part = 0; part < PARTS; part++) {
+        const index_t column = panel * PANEL + part * LANES;
+        const mask_t mask = lanes(weight->rows - column);
+        if (residual) value[part] = load(residual + column, mask) + rounded(value[part]);
         store(out + column, mask, value[part]);
     }
 }
@@ -122,28 +86,29 @@ static void finish(const weight_t *weight, index_t panel, const float *sums, con
 // ---- rows
 
 void normalise(const bf16 *x, const bf16 *factors, float eps, index_t columns, bf16 *out) {
-    __m512 squares = _mm512_setzero_ps();
-    for (index_t k = 0; k < columns; k += 16) {
-        const __m512 value = load(x + k, lanes(columns - k));
-        squares = _mm512_fmadd_ps(value, value, squares);
+    vec squares = all(0);
+    for (index_t k = 0; k < columns; k += LANES) {
+        const vec value = load(x + k, lanes(columns - k));
+        squares = multiply_add(value, value, squares);
     }
-    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / columns + eps));
-    for (index_t k = 0; k < columns; k += 16) {
-        const __mmask16 mask = lanes(columns - k);
-        const __m512 value = rounded(_mm512_mul_ps(load(x + k, mask), scale));
-        store(out + k, mask, _mm512_mul_ps(value, load(factors + k, mask)));
+    const vec scale = all(1.0f / sqrtf(sum_of(squares) / columns + eps));
+    for (index_t k = 0; k < columns; k += LANES) {
+        const mask_t mask = lanes(columns - k);
+        const vec value = rounded(load(x + k, mask) * scale);
+        store(out + k, mask, value * load(factors + k, mask));
     }
 }
 
 // x as the tiles read it: normalised where there is a norm, padded to whole pairs
-static void prepare(const bf16 *x, const bf16 *norm, float eps, index_t columns, bf16 *out) {
+static void prepare(const bf16 *x, const bf16 *norm, float eps, index_t columns, left_t *out) {
+    bf16 *normed = (bf16 *)(out + columns) - columns;  // the row's end, from which it is widened in place
     if (columns % 2) out[columns] = 0;
-    if (norm) normalise(x, norm, eps, columns, out);
-    else memcpy(out, x, columns * sizeof(bf16));
+    if (norm) normalise(x, norm, eps, columns, normed), x = normed;
+    if (x != (const void *)out) copy_left(out, x, columns);
 }
 
 // Rows [from, to) by one panel; sums has room for BLOCK_ROWS rows.
-static void panel_by_rows(const weight_t *weight, index_t panel, const bf16 *x, index_t stride, index_t from, index_t to,
+static void panel_by_rows(const weight_t *weight, index_t panel, const left_t *x, index_t stride, index_t from, index_t to,
                           const bf16 *residual, bf16 *out, float *sums) {
     const index_t pairs = stride / 2, width = weight->gated ? weight->rows / 2 : weight->rows;
     const index_t count = to - from, groups = (count + TILE - 1) / TILE;
@@ -154,7 +119,7 @@ static void panel_by_rows(const weight_t *weight, index_t panel, const bf16 *x, 
         for (index_t group = 0; group < groups; group++) {
             const index_t row = group * count / groups, rows = (group + 1) * count / groups - row;
             const bf16 *ahead = block;  // one group reads from memory itself; of more, the first four fetch what comes next
-            if (groups == 1) ahead += 32 * PANEL;
+            if (groups == 1) ahead += AHEAD;
             else if (group < 4) ahead += length * PAIR + group * length * step;
             tile(rows, x + (from + row) * stride + 2 * begin, stride, block, length, sums + row * PANEL, begin == 0,
                  ahead, step);
@@ -174,7 +139,8 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
     const index_t panels = weight->gated ? (weight->rows / 2 + 31) / 32 : (weight->rows + PANEL - 1) / PANEL;
     index_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     if (rows > 2 * TILE && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
-    bf16 *ready = norm || columns % 2 ? malloc(rows * stride * sizeof(bf16)) : 0;
+    const int as_it_is = !norm && columns % 2 == 0 && sizeof(left_t) == sizeof(bf16);
+    left_t *ready = as_it_is ? 0 : malloc(rows * stride * sizeof(left_t));
     const int by_panel = rows <= BLOCK_ROWS;  // all rows of a panel in a row; else all panels of a block
     if (!residual) use_huge_pages(out, rows * (weight->gated ? weight->rows / 2 : weight->rows) * sizeof(bf16));
     const int together = rows > 2;  // fewer are not worth a barrier
@@ -187,7 +153,7 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
             for (index_t row = 0; row < rows; row++)
                 prepare(x + row * columns, norm, eps, columns, ready + row * stride);
         }
-        const bf16 *from = ready ? ready : x;
+        const left_t *from = ready ? ready : (const left_t *)x;
         float sums[BLOCK_ROWS * PANEL] __attribute__((aligned(64)));
 #pragma omp for
         for (index_t task = 0; task < blocks * panels; task++) {
@@ -202,17 +168,12 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
 void argmax(const bf16 *x, index_t rows, index_t columns, int64_t *choices, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows > 1)
     for (index_t row = 0; row < rows; row++) {
-        const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        __m512 most = _mm512_set1_ps(-INFINITY);
-        __m512i place = _mm512_setzero_si512();
-        for (index_t column = 0; column < columns; column += 16) {
-            const __mmask16 mask = lanes(columns - column);
-            const __m512 value = load(x + row * columns + column, mask);
-            const __mmask16 more = _mm512_mask_cmp_ps_mask(mask, value, most, _CMP_GT_OQ);
-            most = _mm512_mask_mov_ps(most, more, value);
-            place = _mm512_mask_add_epi32(place, more, lane, _mm512_set1_epi32(column));
+        vec most = all(-INFINITY);
+        ints place = {0};
+        for (index_t column = 0; column < columns; column += LANES) {
+            const mask_t mask = lanes(columns - column);
+            take_larger(load(x + row * columns + column, mask), mask, column, &most, &place);
         }
-        const __mmask16 best = _mm512_cmp_ps_mask(most, _mm512_set1_ps(_mm512_reduce_max_ps(most)), _CMP_EQ_OQ);
-        choices[row] = best ? _mm512_mask_reduce_min_epi32(best, place) : 0;
+        choices[row] = first_of_largest(most, place);
     }
 }
