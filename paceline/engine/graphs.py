@@ -282,6 +282,7 @@ class GraphRunner(Runner):
         slots = torch.full((size,), self.spare, dtype=torch.int64, device=self.device)
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
         graph, (step, batch, logits) = self._captured(lambda: self.forward(slots, starts, size * queries, queries))
+        graph.replay()  # a capture alone leaves its outputs unwritten, and the ends read them
 
         def end(margin: bool) -> End:
             def run() -> Tensor:
