@@ -25,6 +25,7 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.types import FinishReason, Request, StepOutput, Usage
 
 _log = logging.getLogger(__name__)
+_EACH_SECONDS = 0.00025  # between two deliveries for each open request, so that writing them leaves the engine its time
 
 
 class Steps(Protocol):
@@ -270,16 +271,24 @@ class Host:
             self._end("stopped")
 
     def _run(self) -> None:
+        waiting: list[StepOutput] = []
+        delivered = 0.0
         try:
             if self._warm_up is not None:
                 self._warm_up()
             self._call(self._ready)
             while self._read_inbox():
                 if self.engine.busy:
-                    outputs = self.engine.step()
-                    if outputs:
-                        self._call(self._deliver, outputs)
+                    waiting += self.engine.step()
+                    now = time.perf_counter()
+                    ends = any(
+                        output.usage is not None for output in waiting
+                    )  # the first output of a request, or its last
+                    if waiting and (ends or now - delivered >= _EACH_SECONDS * len(self._open)):
+                        self._call(self._deliver, waiting)
+                        waiting, delivered = [], now
         except BaseException:
+            self._call(self._deliver, waiting)
             _log.critical("the engine's thread ended by an error; every request will fail", exc_info=True)
             self._call(self._end, "crashed")
 
