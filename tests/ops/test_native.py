@@ -44,6 +44,19 @@ def close(result: Tensor, expected: Tensor) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("tokens", [13, 40, 200])
+def test_any_number_of_threads_gives_the_same_bits(tokens: int) -> None:
+    weight, x, alone = Weight(random(960, 576)), random(tokens, 576), torch.get_num_threads()
+    expected = linear.linear(x, weight)
+    try:
+        for threads in (1, 7, 16, 64):
+            torch.set_num_threads(threads)
+            assert torch.equal(linear.linear(x, weight), expected)
+    finally:
+        torch.set_num_threads(alone)
+
+
+@needs_native
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_products(shape: tuple[int, int], tokens: int) -> None:

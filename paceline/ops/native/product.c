@@ -138,7 +138,7 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
     const index_t columns = weight->columns, stride = (columns + 1) / 2 * 2;
     const index_t panels = weight->gated ? (weight->rows / 2 + 31) / 32 : (weight->rows + PANEL - 1) / PANEL;
     index_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    if (rows > 2 * TILE && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
+    if (rows > TILE * threads && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
     const int as_it_is = !norm && columns % 2 == 0 && sizeof(left_t) == sizeof(bf16);
     left_t *ready = as_it_is ? 0 : malloc(rows * stride * sizeof(left_t));
     const int by_panel = rows <= BLOCK_ROWS;  // all rows of a panel in a row; else all panels of a block
