@@ -1,0 +1,131 @@
+"""The graph runner without a GPU: CUDA's captures stood in for by functions that run again.
+
+As with a real capture, what one gives is unwritten until it is replayed, and a replay writes to the same tensors. So the
+order of captures and replays, padded shapes and the choice of graphs are tested everywhere; the kernels and CUDA itself
+are left to test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from paceline.engine import engine as engines
+from paceline.engine import graphs
+from paceline.engine.engine import Engine
+from paceline.engine.graphs import GraphRunner
+from paceline.types import Request, Sampling
+from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
+from tests.tiny import tiny_engine
+
+_UNWRITTEN = 10**9
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+class Capture:
+    """`run` again, into the tensors that it gave first; those that it read are left alone."""
+
+    def __init__(self, run: Callable[[], Any], result: Any) -> None:
+        self._run, self._result = run, result
+
+    def replay(self) -> None:
+        for old, new in zip(tensors(self._result), tensors(self._run()), strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
+
+
+class Event:
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def captured(runner: GraphRunner, run: Callable[[], Any]) -> tuple[Capture, Any]:
+    read = [cell.cell_contents for cell in run.__closure__ or ()]
+    known = [runner.page_table, runner.margins, *tensors(runner.state), runner.cache.data, *tensors(read)]
+    places = {each.untyped_storage().data_ptr() for each in known}
+    result = run()
+    for each in tensors(result):
+        if each.untyped_storage().data_ptr() not in places and each.dtype != torch.bool:
+            each.fill_(float("nan") if each.is_floating_point() else _UNWRITTEN)
+    return Capture(run, result), result
+
+
+@pytest.fixture
+def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
+    """Makes a tiny engine on such graphs."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(GraphRunner, "_captured", captured)
+    monkeypatch.setattr(graphs, "_time", lambda graph: 0.001)
+
+    def make(family: str = "qwen2", **settings: Any) -> Engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(engines, "_make_runner", GraphRunner)
+            return tiny_engine(family, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_tokens_are_those_of_plain_steps(on_graphs: Callable[..., Engine], temperature: float) -> None:
+    draw = random.Random(11)
+    requests = [copying_request(draw, temperature=temperature, seed=index) for index in range(12)]
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),)) if index % 2 else each
+        for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
+    ]
+    for settings in ({}, {"fixed_draft": 64}, {"drafter": "none"}):
+        served = on_graphs(max_batch=6, **settings)
+        for _ in range(2):
+            assert [each.tokens for each in served.generate(requests)] == expected, settings
+        everything_is_back(served)
+
+
+def test_margins_are_those_of_plain_steps(on_graphs: Callable[..., Engine]) -> None:
+    draw = random.Random(3)
+    requests = [copying_request(draw) for _ in range(8)]
+    written = plain(tiny_engine(drafter="none"), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),), margin=4.0 * (index % 2))
+        for index, (each, tokens) in enumerate(zip(requests, written, strict=True))
+    ]
+    expected = [each.tokens for each in tiny_engine(fixed_draft=16).generate(requests)]
+    assert expected != written, "no margin took a token"
+    assert [each.tokens for each in on_graphs(fixed_draft=16).generate(requests)] == expected
+
+
+def test_prompts_are_replays_alone_and_together(on_graphs: Callable[..., Engine]) -> None:
+    draw = random.Random(7)
+    long = [draw.randrange(256) for _ in range(1350)]
+    prompts = [long[:63], long[:64], long[:900], long[:1281], [*long[:1300], 5, 6], long[150:700]]
+    prompts += [long[start : start + 20] for start in range(12)]  # more than are replayed one by one
+    requests = [Request(prompt, Sampling(max_tokens=6, ignore_eos=True)) for prompt in prompts]
+    settings: dict[str, Any] = {"max_context": 1400, "cache_tokens": 12800, "prefill_chunk": 2048}
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False, **settings), requests)
+    served = on_graphs(max_batch=16, **settings)
+    assert isinstance(served.runner, GraphRunner)
+    served.runner._prompts = {size: served.runner._capture_prompt(size) for size in (64, 256, 1024, 1280)}
+    for _ in range(2):
+        assert [served.generate([each])[0].tokens for each in requests] == expected
+        assert [each.tokens for each in served.generate(requests)] == expected
+    everything_is_back(served)
