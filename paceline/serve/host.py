@@ -281,10 +281,9 @@ class Host:
                 if self.engine.busy:
                     waiting += self.engine.step()
                     now = time.perf_counter()
-                    ends = any(
-                        output.usage is not None for output in waiting
-                    )  # the first output of a request, or its last
-                    if waiting and (ends or now - delivered >= _EACH_SECONDS * len(self._open)):
+                    # a request's first output and its last, which have usage, do not wait
+                    at_once = any(output.usage is not None for output in waiting)
+                    if waiting and (at_once or now - delivered >= _EACH_SECONDS * len(self._open)):
                         self._call(self._deliver, waiting)
                         waiting, delivered = [], now
         except BaseException:
