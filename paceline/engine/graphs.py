@@ -251,7 +251,10 @@ class GraphRunner(Runner):
         self.model.forward(zeros, self.cache, batch, zeros[:count])
 
     def _captured(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """Runs twice to compile and to settle the allocator, then captures; returns the graph and what `run` gave in it."""
+        """Runs twice to compile and to settle the allocator, then captures; returns the graph and what `run` gave in it.
+
+        It is replayed once: a capture alone leaves what it gives unwritten, and the first replay takes longest.
+        """
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -259,6 +262,11 @@ class GraphRunner(Runner):
             run()
             run()
         torch.cuda.current_stream().wait_stream(stream)
+        graph, result = self._capture_of(run)
+        graph.replay()
+        return graph, result
+
+    def _capture_of(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = run()
@@ -282,7 +290,6 @@ class GraphRunner(Runner):
         slots = torch.full((size,), self.spare, dtype=torch.int64, device=self.device)
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
         graph, (step, batch, logits) = self._captured(lambda: self.forward(slots, starts, size * queries, queries))
-        graph.replay()  # a capture alone leaves its outputs unwritten, and the ends read them
 
         def end(margin: bool) -> End:
             def run() -> Tensor:

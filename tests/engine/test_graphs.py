@@ -7,6 +7,7 @@ are left to test_cuda.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
@@ -50,10 +51,14 @@ class Capture:
                 old.copy_(new)
 
 
-class Event:
+class Anything:
+    """An event or a stream, of which there is only one."""
+
     def record(self) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def wait_stream(self, other: Anything) -> None: ...
 
 
 def captured(runner: GraphRunner, run: Callable[[], Any]) -> tuple[Capture, Any]:
@@ -72,9 +77,12 @@ def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """Makes a tiny engine on such graphs."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(GraphRunner, "_captured", captured)
+    for name in ("Event", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Anything)
+    for name in ("synchronize", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(GraphRunner, "_capture_of", captured)
     monkeypatch.setattr(graphs, "_time", lambda graph: 0.001)
 
     def make(family: str = "qwen2", **settings: Any) -> Engine:
