@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -92,7 +93,11 @@ def body(path: str, max_tokens: int) -> bytes:
 
 
 MARKS = {"/v1/chat/completions": b'"content":"d', "/v1/messages": b'"text":"d'}  # the engine's text begins so
-DELTAS = {"/v1/chat/completions": b'"delta":{"content":', "/v1/messages": b'"delta":{"type":"text_delta"'}
+# a delta's text, as JSON writes it
+DELTAS = {
+    "/v1/chat/completions": re.compile(rb'"delta":\{"content":("(?:[^"\\]|\\.)*")'),
+    "/v1/messages": re.compile(rb'"delta":\{"type":"text_delta","text":("(?:[^"\\]|\\.)*")'),
+}
 END = b"0\r\n\r\n"
 
 
@@ -125,32 +130,33 @@ async def streaming(server: Served, path: str, arguments: argparse.Namespace) ->
     """CPU of the server while all streams run, over the time between two looks inside."""
     address = urlsplit(server.url)
     request = body(path, 100_000)
-    counts = {"tokens": 0, "writes": 0}
+    received: list[bytearray] = []
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        received.append(mine := bytearray())
         try:
             writer.write(request)
-            rest = b""
             while data := await reader.read(1 << 16):
-                counts["writes"] += 1
-                counts["tokens"] += (rest + data).count(DELTAS[path])
-                rest = data[1 - len(DELTAS[path]) :]
+                mine += data
         finally:
             writer.close()
 
     tasks = [asyncio.ensure_future(client()) for _ in range(arguments.streams)]
     await asyncio.sleep(2.0)
     first, began = await asyncio.to_thread(server.inside), time.perf_counter()
-    seen = dict(counts)
+    sizes = [len(each) for each in received]
     await asyncio.sleep(arguments.seconds)
     last, wall = await asyncio.to_thread(server.inside), time.perf_counter() - began
-    events = counts["tokens"] - seen["tokens"]
+    written = [bytes(each[size:]) for each, size in zip(received, sizes, strict=True)]
+    num_tokens = sum(
+        len(json.loads(text)) for each in written for text in DELTAS[path].findall(each)
+    )  # a character each
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     figures = {
-        "tokens_a_second": round(events / wall, 1),
+        "tokens_a_second": round(num_tokens / wall, 1),
         "loop_cores": round((last.loop_seconds - first.loop_seconds) / wall, 3),
         "process_cores": round((last.process_seconds - first.process_seconds) / wall, 3),
     }
