@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from paceline.errors import BadWeights, RequestError
 from paceline.models.earlier import Earlier
+from paceline.models.hiding import Hiding, any_of, strings
 
 # How GGUF's `pre` names split text before byte-level BPE; the patterns are those of the models' own tokenizer.json.
 _QWEN2_SPLIT = (
@@ -153,7 +153,7 @@ class Tokenizer:
         unspoken = {text for text, index in self.special_tokens.items() if index in self._unspoken}
         looked_for = {*self.special_tokens, *re.findall(r"</?\w+>", template)} - unspoken
         for tokens, visible in ((set(self.special_tokens), set()), (unspoken, looked_for)):
-            hiding = _Hiding.choose(tokens, visible, [plain, template, *_strings(given)])
+            hiding = Hiding.choose(tokens, visible, [plain, template, *strings(given)])
             changed = hiding.hide(given)
             same = changed == given
             text = plain if same else self.render(changed[0], changed[1], add_generation_prompt, changed[2])
@@ -161,8 +161,8 @@ class Tokenizer:
                 return self._encode_rendered(text, hiding)
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
 
-    def _encode_rendered(self, text: str, hiding: _Hiding) -> list[int]:
-        pieces = _any_of(self.special_tokens).split(text)
+    def _encode_rendered(self, text: str, hiding: Hiding) -> list[int]:
+        pieces = any_of(self.special_tokens).split(text)
         tokens: list[int] = []
         for index, piece in enumerate(pieces):
             if index % 2:
@@ -346,78 +346,3 @@ def _compiled(template: str) -> jinja2.Template:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.filters["tojson"] = to_json
     return environment.from_string(template)
-
-
-_PRIVATE = range(0xF0000, 0xFFFFE)  # code points that no standard will ever give a meaning
-_STAND_IN = re.compile("[\U000f0000-\U000ffffd]")
-
-
-@dataclass(frozen=True)
-class _Hiding:
-    """Replaces one character of each token, wherever in the given text it stands, by one that occurs nowhere else.
-
-    So a template can cut text up and join it as it likes without making a token of it, and lengths stay the same. Only
-    the `visible` texts, none of which can be a part of a token, are left as they are.
-    """
-
-    stand_ins: Mapping[str, str]
-    visible: re.Pattern[str]
-
-    @classmethod
-    def choose(cls, tokens: Iterable[str], visible: Iterable[str], used: Iterable[str]) -> _Hiding:
-        taken = {each for text in used if not text.isascii() for each in _STAND_IN.findall(text)}
-        free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
-        stand_ins = {character: next(free) for character in sorted({_telling(text) for text in tokens})}
-        harmless = [text for text in visible if not any(_could_overlap(text, token) for token in tokens)]
-        return cls(stand_ins, _any_of(harmless))
-
-    def hide(self, value: Any) -> Any:
-        """`value` with every string in it, names in mappings too, made harmless."""
-        if isinstance(value, str):
-            pieces = self.visible.split(value)
-            pieces[::2] = [self._hide(piece) for piece in pieces[::2]]
-            return "".join(pieces)
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.hide(each) for each in value)
-        return value
-
-    def _hide(self, text: str) -> str:
-        # a replacement each is many times as fast as str.translate
-        for character, stand_in in self.stand_ins.items():
-            text = text.replace(character, stand_in)
-        return text
-
-    def reveal(self, text: str) -> str:
-        for character, stand_in in self.stand_ins.items():
-            text = text.replace(stand_in, character)
-        return text
-
-
-def _telling(token: str) -> str:
-    """The character of a token to hide: its first that words are not made of, where it has one."""
-    return next((each for each in token if not each.isalnum() and not each.isspace()), token[0])
-
-
-def _could_overlap(text: str, token: str) -> bool:
-    """Whether `token` could begin within `text`."""
-    return any(token.startswith(text[start:]) or text.startswith(token, start) for start in range(len(text)))
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _strings(key)
-            yield from _strings(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _strings(each)
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Splits text into what is none of `texts` and what is one, in turn; the longest wins at each place."""
-    pattern = "|".join(re.escape(each) for each in sorted(texts, key=len, reverse=True))
-    return re.compile(f"({pattern or '(?!)'})")
