@@ -149,9 +149,8 @@ async def streaming(server: Served, path: str, arguments: argparse.Namespace) ->
     await asyncio.sleep(arguments.seconds)
     last, wall = await asyncio.to_thread(server.inside), time.perf_counter() - began
     written = [bytes(each[size:]) for each, size in zip(received, sizes, strict=True)]
-    num_tokens = sum(
-        len(json.loads(text)) for each in written for text in DELTAS[path].findall(each)
-    )  # a character each
+    texts = [json.loads(text) for each in written for text in DELTAS[path].findall(each)]
+    num_tokens = sum(map(len, texts))  # the engine's tokens are a character each
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

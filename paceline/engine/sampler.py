@@ -40,7 +40,7 @@ class Row:
 def choose(logits: Tensor, rows: list[Row], step: StepTokens, state: CopyState) -> Tensor:
     """logits [T, V] -> the choices [T] int64. Rows cover all T queries. Works on a copy where it must change logits."""
     if any(row.sampling.adjusts_logits for row in rows):
-        logits = logits.float().clone()
+        logits = logits.to(torch.float32, copy=True)
         for row in rows:
             if row.sampling.adjusts_logits:
                 _adjust(logits[row.first : row.last], row, step, state)
