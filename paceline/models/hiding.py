@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 _PRIVATE = range(0xF0000, 0xFFFFE)  # code points that no standard will ever give a meaning
@@ -23,16 +24,14 @@ class Hiding:
     visible: re.Pattern[str]
 
     @classmethod
-    def choose(cls, tokens: Iterable[str], visible: Iterable[str], used: Iterable[str]) -> Hiding:
-        taken = {each for text in used if not text.isascii() for each in _STAND_IN.findall(text)}
-        free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
-        stand_ins = {character: next(free) for character in sorted({_telling(text) for text in tokens})}
-        harmless = [text for text in visible if not any(_could_overlap(text, token) for token in tokens)]
-        return cls(stand_ins, any_of(harmless))
+    def choose(cls, tokens: frozenset[str], visible: frozenset[str], used: Iterable[str]) -> Hiding:
+        return _chosen(tokens, visible, frozenset(each for text in used for each in _stand_ins(text)))
 
     def hide(self, value: Any) -> Any:
         """`value` with every string in it, names in mappings too, made harmless."""
         if isinstance(value, str):
+            if not any(character in value for character in self.stand_ins):
+                return value
             pieces = self.visible.split(value)
             pieces[::2] = [self._hide(piece) for piece in pieces[::2]]
             return "".join(pieces)
@@ -52,6 +51,18 @@ class Hiding:
         for character, stand_in in self.stand_ins.items():
             text = text.replace(stand_in, character)
         return text
+
+
+@lru_cache(maxsize=16)
+def _chosen(tokens: frozenset[str], visible: frozenset[str], taken: frozenset[str]) -> Hiding:
+    free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
+    stand_ins = {character: next(free) for character in sorted({_telling(text) for text in tokens})}
+    harmless = [text for text in visible if not any(_could_overlap(text, token) for token in tokens)]
+    return Hiding(stand_ins, any_of(harmless))
+
+
+def _stand_ins(text: str) -> list[str]:
+    return [] if text.isascii() else _STAND_IN.findall(text)
 
 
 def _telling(token: str) -> str:

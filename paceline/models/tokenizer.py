@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +149,8 @@ class Tokenizer:
     ) -> list[int]:
         given = (messages, tools, variables)
         plain = self.render(messages, tools, add_generation_prompt, variables)
-        template = self.chat_template or ""
-        unspoken = {text for text, index in self.special_tokens.items() if index in self._unspoken}
-        looked_for = {*self.special_tokens, *re.findall(r"</?\w+>", template)} - unspoken
-        for tokens, visible in ((set(self.special_tokens), set()), (unspoken, looked_for)):
-            hiding = Hiding.choose(tokens, visible, [plain, template, *strings(given)])
+        for tokens, visible in self._hidden:
+            hiding = Hiding.choose(tokens, visible, [plain, self.chat_template or "", *strings(given)])
             changed = hiding.hide(given)
             same = changed == given
             text = plain if same else self.render(changed[0], changed[1], add_generation_prompt, changed[2])
@@ -161,8 +158,20 @@ class Tokenizer:
                 return self._encode_rendered(text, hiding)
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
 
+    @cached_property
+    def _hidden(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+        """Which added tokens to hide from the template, and what to leave visible then; the second where the first fails."""
+        every = frozenset(self.special_tokens)
+        unspoken = frozenset(text for text, index in self.special_tokens.items() if index in self._unspoken)
+        looked_for = every.union(re.findall(r"</?\w+>", self.chat_template or "")) - unspoken
+        return (every, frozenset()), (unspoken, looked_for)
+
+    @cached_property
+    def _any_added(self) -> re.Pattern[str]:
+        return any_of(self.special_tokens)
+
     def _encode_rendered(self, text: str, hiding: Hiding) -> list[int]:
-        pieces = any_of(self.special_tokens).split(text)
+        pieces = self._any_added.split(text)
         tokens: list[int] = []
         for index, piece in enumerate(pieces):
             if index % 2:

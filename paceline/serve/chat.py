@@ -19,7 +19,7 @@ from paceline.serve import morph
 from paceline.serve.constrain import Calls, ResponseFormat, of_format, openai_calls
 from paceline.serve.conversation import Message, call, checked_variables, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import SamplingBody, checked_limit
-from paceline.serve.service import Answer, Service, aside, joined, usage_of
+from paceline.serve.service import Answer, Service, aside_if_long, joined, usage_of
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, reply, written
 from paceline.types import FinishReason, TokenLogprob
@@ -145,9 +145,10 @@ async def chat(service: Service, http: HttpRequest) -> Response:
     service.check_model(body.model)
     tokenizer = service.host.tokenizer
     sampling = body.sampling(body.num_logprobs, tokenizer.vocab_size)
-    sampling = dataclasses.replace(sampling, grammar=of_format(body.response_format) or sampling.grammar)
+    if grammar := of_format(body.response_format):
+        sampling = dataclasses.replace(sampling, grammar=grammar)
     calls = body.calls
-    prompt, sources = await aside(_prompt, tokenizer, body, calls)
+    prompt, sources = await aside_if_long(http, _prompt, tokenizer, body, calls)
     answer = await service.ask(prompt, sampling, calls, body.limit, sources)
     return await written(http, Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
@@ -264,9 +265,9 @@ async def tokenize(service: Service, http: HttpRequest) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise BadField("give either prompt or messages", "prompt")
     if body.prompt is not None:
-        tokens = await aside(tokenizer.encode, body.prompt)
+        tokens = await aside_if_long(http, tokenizer.encode, body.prompt)
     else:
         tools = [msgspec.to_builtins(each) for each in body.tools or ()]
         messages, variables = template_messages(body.messages or []), checked_variables(body.chat_template_kwargs)
-        tokens = await aside(tokenizer.encode_chat, messages, tools or None, True, variables)
+        tokens = await aside_if_long(http, tokenizer.encode_chat, messages, tools or None, True, variables)
     return reply({"count": len(tokens), "max_model_len": service.host.capacity, "tokens": tokens})

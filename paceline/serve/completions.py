@@ -13,7 +13,7 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.sampling import SamplingBody, checked_limit
-from paceline.serve.service import Answer, Service, aside, usage_of
+from paceline.serve.service import Answer, Service, aside_if_long, usage_of
 from paceline.serve.tools import PlainParser, Text
 from paceline.serve.wire import OPENAI, event, read_body, written
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob
@@ -41,7 +41,7 @@ async def completions(service: Service, http: HttpRequest) -> Response:
     specials = tokenizer.special_tokens
     ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
     sampling = body.sampling(body.logprobs, tokenizer.vocab_size, ends)
-    answer = await service.start(await aside(_request, service, body, sampling), PlainParser())
+    answer = await service.start(await aside_if_long(http, _request, service, body, sampling), PlainParser())
     return await written(http, _Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class Connection(HttpToolsProtocol):
     """uvicorn's connection, closed where a request's head is not whole after `head_seconds` or `head_limit` bytes."""
 
     head_seconds = 30.0
@@ -31,24 +30,19 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._stop()  # the head is whole: the application waits for the rest
             return
         # what comes of a body after its reply (a refusal) is read: closing on unread bytes would reset the reply away
-        self._head_size = 0 if self._in_body() else self._head_size + len(data)
+        self._head_size = 0 if self._body else self._head_size + len(data)
         if self._head_size > self.head_limit:
             self.transport.close()
         elif self._late is None:
             self._wait()
 
     def on_headers_complete(self) -> None:
-        """Called by httptools' parser, as the next one."""
         self._body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._body = False
         super().on_message_complete()
-
-    def _in_body(self) -> bool:
-        connection = getattr(self, "conn", None)  # h11's, where that is the parser
-        return self._body if connection is None else connection.their_state is h11.SEND_BODY
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()

@@ -16,7 +16,7 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.serve.constrain import Calls, force
 from paceline.serve.conversation import Message, call, fold_systems, numbered, thinking, tool
 from paceline.serve.sampling import checked_limit
-from paceline.serve.service import Answer, Service, aside, joined
+from paceline.serve.service import Answer, Service, aside_if_long, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
 from paceline.types import FinishReason, Sampling
@@ -191,7 +191,7 @@ async def messages(service: Service, http: HttpRequest) -> Response:
         top_k=max(body.top_k or 0, 0),
         stop=tuple(body.stop_sequences or ()),
     )
-    prompt = await aside(encode, service.host.tokenizer, body)
+    prompt = await aside_if_long(http, encode, service.host.tokenizer, body)
     answer = await service.ask(prompt, sampling, body.calls, body.max_tokens)
     return await written(
         http, _Writer(body, answer, service.host.tokenizer), bool(body.stream), ANTHROPIC, answer.close
@@ -201,7 +201,7 @@ async def messages(service: Service, http: HttpRequest) -> Response:
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CountBody, service.body_limit)
     service.check_model(body.model, "claude")
-    return reply({"input_tokens": len(await aside(encode, service.host.tokenizer, body))})
+    return reply({"input_tokens": len(await aside_if_long(http, encode, service.host.tokenizer, body))})
 
 
 class _Writer:

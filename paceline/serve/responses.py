@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from paceline.errors import PacelineError, RequestError
 from paceline.serve.responses_input import Reasoning, ResponsesBody, Toolbox, encode, toolbox
-from paceline.serve.service import Answer, Service, aside, joined
+from paceline.serve.service import Answer, Service, aside_if_long, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, written
 from paceline.types import FinishReason
@@ -30,8 +30,9 @@ async def responses(service: Service, http: HttpRequest) -> Response:
     body.check()
     box = toolbox(body)
     sampling = body.sampling(None, service.host.tokenizer.vocab_size)
-    sampling = dataclasses.replace(sampling, grammar=body.text_grammar or sampling.grammar)
-    prompt = await aside(encode, service.host.tokenizer, body, box)
+    if grammar := body.text_grammar:
+        sampling = dataclasses.replace(sampling, grammar=grammar)
+    prompt = await aside_if_long(http, encode, service.host.tokenizer, body, box)
     answer = await service.ask(prompt, sampling, box.calls(body), body.limit)
     return await written(http, _Writer(body, box, answer), bool(body.stream), OPENAI, answer.close)
 
@@ -47,8 +48,8 @@ class RefusedUpgrade(asyncio.Protocol):
     def __init__(self, **settings: object) -> None:
         """uvicorn gives its configuration and state, which take no part."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+    def connection_made(self, given: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.WriteTransport, given)  # uvloop's is no subclass
         error = RequestError("WebSockets are not served: POST /v1/responses")
         body = msgspec.json.encode(OPENAI.body(error))
         head = (

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from starlette.requests import Request as HttpRequest
+
 from paceline.errors import BadField, ContextExceeded, UnknownModel
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.constrain import Calls, check_schemas, held
@@ -34,6 +36,7 @@ from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 Result = TypeVar("Result")
 _aside = ThreadPoolExecutor(4, "aside")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
+_SHORT = 2048  # bytes of a body
 _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
 
 
@@ -85,10 +88,10 @@ class Service:
         parser = kind(calls.schemas, only_taught=sampling.grammar is not None) if kind else PlainParser()
         thinking = self._thinking(prompt)
         grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
-        sampling = self.fit(prompt, dataclasses.replace(sampling, grammar=grammar), max_tokens)
-        return await self.start(
-            Request(prompt, sampling, sources), parser if thinking is None else ThoughtParser(parser, thinking)
-        )
+        if grammar != sampling.grammar:
+            sampling = dataclasses.replace(sampling, grammar=grammar)
+        request = Request(prompt, self.fit(prompt, sampling, max_tokens), sources)
+        return await self.start(request, parser if thinking is None else ThoughtParser(parser, thinking))
 
     def _thinking(self, prompt: Sequence[int]) -> bool | None:
         """Whether the prompt's end opens reasoning; None for a model that knows none."""
@@ -102,6 +105,16 @@ class Service:
         stream = await self.host.submit(request)
         note(stream)
         return Answer(stream, parser, self.host.tokenizer)
+
+
+async def aside_if_long(http: HttpRequest, function: Callable[..., Result], *arguments: object) -> Result:
+    """Runs what makes a prompt of a body, at once where the body is short: the way aside and back takes a third of a
+    millisecond, encoding `_SHORT` bytes two.
+    """
+    size = http.headers.get("content-length", "")
+    if size.isdecimal() and int(size) <= _SHORT:
+        return function(*arguments)
+    return await aside(function, *arguments)
 
 
 async def aside(function: Callable[..., Result], *arguments: object) -> Result:

@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -156,22 +156,33 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
-    """What `work` gives; where the client goes first, `work` is cancelled and ClientDisconnect raised.
+@contextlib.asynccontextmanager
+async def while_there(receive: Receive) -> AsyncIterator[None]:
+    """Cancels what the block waits for when the client goes, and raises ClientDisconnect.
 
     The request's body must have been read.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
     watch = asyncio.ensure_future(_gone(receive))
+    cut = False
+
+    def end(watch: asyncio.Future[None]) -> None:
+        nonlocal cut
+        if not watch.cancelled():
+            cut = True
+            task.cancel()
+
+    watch.add_done_callback(end)
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        yield
+    except asyncio.CancelledError:
+        if cut and task.uncancel() == 0:  # else somebody cancels the whole task
+            raise ClientDisconnect from None
+        raise
     finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        watch.remove_done_callback(end)
+        watch.cancel()
 
 
 class EventStream(Response):
@@ -180,29 +191,36 @@ class EventStream(Response):
     One in which nothing is sent for `idle_seconds` says so, in its API's form.
     """
 
-    media_type = "text/event-stream"
     idle_seconds = 10.0
+    head = (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    )
 
     def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIForm, close: Callable[[], None]) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
+        self.status_code, self.background = 200, None
+        self.raw_headers = list(self.head)
         self._events = events
         self._form = form
         self._close = close
         self._sent = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        beat = asyncio.ensure_future(self._beat(send))
         try:
             with contextlib.suppress(ClientDisconnect):
-                await unless_gone(receive, self._run(send, beat))
+                async with while_there(receive):
+                    await self._run(send)
         finally:
-            beat.cancel()
+            self._end_beat()
             self._close()
 
-    async def _run(self, send: Send, beat: asyncio.Future[None]) -> None:
-        self._sent = asyncio.get_running_loop().time()
+    async def _run(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._sent = asyncio.get_running_loop().time()
+        self._beat(send)
         async with contextlib.aclosing(self._events) as events:
             try:
                 async for each in events:
@@ -214,22 +232,26 @@ class EventStream(Response):
             except Exception:
                 _log.exception("a stream failed")
                 await self._send(send, self._form.event(PacelineError("the server failed; its log says why")))
-        beat.cancel()
+        self._end_beat()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._sent = asyncio.get_running_loop().time()
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _beat(self, send: Send) -> None:
+    def _beat(self, send: Send) -> None:
+        """Says that nothing is to be said where that is so, and comes again when it may be so."""
         loop = asyncio.get_running_loop()
-        left = self.idle_seconds
-        while True:
-            await asyncio.sleep(left)
-            left = self._sent + self.idle_seconds - loop.time()
-            if left <= 0:
-                await self._send(send, self._form.idle())
-                left = self.idle_seconds
+        left = self._sent + self.idle_seconds - loop.time()
+        if left <= 0:
+            self._idle = loop.create_task(self._send(send, self._form.idle()))
+            left = self.idle_seconds
+        self._timer = loop.call_later(left, self._beat, send)
+
+    def _end_beat(self) -> None:
+        for each in (self._timer, self._idle):
+            if each is not None:
+                each.cancel()
 
 
 class Writes(Protocol):
@@ -247,6 +269,7 @@ async def written(
     if streamed:
         return EventStream(writer.stream(), form, close)
     try:
-        return reply(await unless_gone(http.receive, writer.whole()))
+        async with while_there(http.receive):
+            return reply(await writer.whole())
     finally:
         close()
