@@ -57,14 +57,9 @@ class Sampling:
                 raise RequestError(message)
 
     @property
-    def greedy(self) -> bool:
-        """True when the choice is the argmax of the raw logits, so nothing but the argmax is computed."""
-        return self.temperature == 0 and not self.adjusts_logits and self.grammar is None
-
-    @property
-    def filters(self) -> tuple[int, float, float]:
-        """top_k, top_p and min_p."""
-        return self.top_k, self.top_p, self.min_p
+    def plain(self) -> bool:
+        """True when tokens are chosen by the raw logits and nothing is told but the tokens."""
+        return not self.adjusts_logits and self.grammar is None and self.logprobs is None
 
     @property
     def adjusts_logits(self) -> bool:

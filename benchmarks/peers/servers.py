@@ -24,7 +24,7 @@ from export import export
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
 
-KINDS = ("paceline", "paceline-plain", "vllm", "vllm-ngram")
+KINDS = ("paceline", "paceline-plain", "vllm", "vllm-float32", "vllm-ngram")
 _NGRAM = {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 _START_SECONDS = 600.0
 
@@ -107,7 +107,7 @@ def _command(kind: str, model: str, port: int, threads: int, context: int) -> tu
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--dtype",
-        "bfloat16",
+        "float32" if kind == "vllm-float32" else "bfloat16",  # float32 is the faster one on CPUs without AVX-512
         "--max-model-len",
         str(context),
         "--max-num-seqs",

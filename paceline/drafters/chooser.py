@@ -10,7 +10,7 @@ against the plain choice brings drafting back when the output starts to copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
 # before anything is seen: the chance that a draft's first token is accepted, and each one after an accepted one
 _PRIORS = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
 _DECAY, _SLOW_DECAY = 0.8, 0.98
-_PRIOR_WEIGHT = 2.0
+_PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0
 _LEAST_GAIN = 1.07
 
 
@@ -40,11 +40,24 @@ class _Rate:
     def value(self) -> float:
         return min(self.hits / self.trials, 0.998)
 
-    def weighing(self, trials: float) -> _Rate:
-        return _Rate(self.value * trials, trials)
+
+@dataclass
+class _OwnRate(_Rate):
+    """A request's decayed count, with `weight` trials besides at the rate of all requests, which its own soon outweigh."""
+
+    habit: _Rate
+    weight: float
+
+    def add(self, hits: float, trials: float, decay: float) -> None:
+        super().add(hits, trials, decay)
+        self.weight *= decay
+
+    @property
+    def value(self) -> float:
+        return min((self.hits + self.weight * self.habit.value) / (self.trials + self.weight), 0.998)
 
 
-Rates = list[tuple[_Rate, _Rate]]
+Rates = Sequence[tuple[_Rate, _Rate]]
 
 
 def _learn(rates: Rates, state: int, drafted: int, accepted: int, hit: bool, decay: float) -> None:
@@ -88,11 +101,15 @@ class Habits:
     """How drafts fare over many requests, slowly forgotten: what a new request is expected to be like."""
 
     def __init__(self) -> None:
-        self._rates: Rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in _PRIORS]
+        self._rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in _PRIORS]
 
     def newcomer(self) -> Acceptance:
-        """A record that starts from these habits and soon follows its own request."""
-        return Acceptance([(first.weighing(_PRIOR_WEIGHT), more.weighing(16.0)) for first, more in self._rates])
+        """A record that follows these habits, also as they change, until it knows its own request."""
+        rates = [
+            (_OwnRate(0.0, 0.0, first, _PRIOR_WEIGHT), _OwnRate(0.0, 0.0, more, _PRIOR_WEIGHT_MORE))
+            for first, more in self._rates
+        ]
+        return Acceptance(rates)
 
     def observe(self, state: int, drafted: int, accepted: int, hit: bool) -> None:
         _learn(self._rates, state, drafted, accepted, hit, _SLOW_DECAY)

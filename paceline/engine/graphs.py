@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.drafters.chooser import LENGTHS
 from paceline.engine.runner import Flight, Runner, _entries
+from paceline.engine.sampler import drawn
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.engine.transfer import to_device
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass
 class End:
-    """The end of a step whose requests are all greedy: from logits to accept's `result`."""
+    """The end of a step whose requests are all plain: from logits to accept's `result`."""
 
     graph: torch.cuda.CUDAGraph
     result: Tensor
@@ -43,8 +44,8 @@ class End:
 
 @dataclass
 class StepGraph:
-    """One captured shape, up to the logits. `margin` is the end for steps in which a request has one; `seconds` takes in
-    `greedy`.
+    """One captured shape, up to the logits. `margin` is the end for steps in which a request has one, `drawing` for those
+    in which one has a temperature, or both; `seconds` takes in `greedy`.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -55,6 +56,7 @@ class StepGraph:
     logits: Tensor
     greedy: End
     margin: End
+    drawing: End
     seconds: float
 
 
@@ -153,14 +155,14 @@ class GraphRunner(Runner):
         started = time.perf_counter()
         sequences, length = work.sequences, max(work.lengths)
         self.update_pages(sequences)
-        plain = all(each.request.sampling.greedy and each.request.sampling.logprobs is None for each in sequences)
-        margin = any(each.request.margin for each in sequences)
         captured = self._graph(_bucket(len(sequences)), length)
         self._set_slots(captured, sequences)
         captured.graph.replay()
         lengths = [length] * len(sequences)
-        if plain:
-            end = captured.margin if margin else captured.greedy
+        if all(each.request.sampling.plain for each in sequences):
+            drawing = any(each.request.sampling.temperature for each in sequences)
+            margin = any(each.request.margin for each in sequences)
+            end = captured.drawing if drawing else captured.margin if margin else captured.greedy
             end.graph.replay()
             queries = len(sequences) * (length + 1)
             flight = Flight(_entries(sequences, work.lengths), end.result, True, queries, started)
@@ -291,15 +293,20 @@ class GraphRunner(Runner):
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
         graph, (step, batch, logits) = self._captured(lambda: self.forward(slots, starts, size * queries, queries))
 
-        def end(margin: bool) -> End:
+        def end(margin: bool, drawing: bool) -> End:
             def run() -> Tensor:
-                return self.verify(slots, starts, step, batch, logits, argmax(logits), queries, margin)
+                choices = argmax(logits)
+                if drawing:
+                    choices = drawn(logits, choices, step, self.state, slots, starts, self.draws)
+                return self.verify(slots, starts, step, batch, logits, choices, queries, margin)
 
             return End(*self._captured(run))
 
-        greedy = end(False)
-        margin = end(True) if length else greedy  # a margin is for drafts
-        return StepGraph(graph, slots, starts, step, batch, logits, greedy, margin, _time(graph) + _time(greedy.graph))
+        greedy = end(False, False)
+        margin = end(True, False) if length else greedy  # a margin is for drafts
+        drawing = end(bool(length), True)
+        seconds = _time(graph) + _time(greedy.graph)
+        return StepGraph(graph, slots, starts, step, batch, logits, greedy, margin, drawing, seconds)
 
 
 def _bucket(count: int) -> int:

@@ -13,17 +13,21 @@ from torch import Tensor
 from paceline.config import EngineConfig
 from paceline.engine.cost import StepCost
 from paceline.engine.grammar import forbid
-from paceline.engine.sampler import Row, choose, first_within_margin, logprobs, within_margin
+from paceline.engine.sampler import Row, adjusted, drawn, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.engine.transfer import to_device
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
+from paceline.ops.argmax import argmax
 from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
+from paceline.ops.draw import Draws, signed
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
+
+_COLDEST = 1e-30  # a temperature that float32 still tells from 0
 
 
 @dataclass
@@ -112,6 +116,7 @@ class Runner:
         width = -(-(config.max_context + slack) // cache.page_size)
         self.page_table = torch.zeros(config.max_batch + 1, width, dtype=torch.int32, device=self.device)
         self.margins = torch.zeros(config.max_batch + 1, device=self.device)
+        self.draws = Draws.empty(config.max_batch + 1, self.device)
         # a branch's keys lie elsewhere in the cache than plain decoding would put them, so kernels sum them in another order
         self._most_branches = 1 if config.deterministic else MAX_BRANCHES
         self._written = [0] * (config.max_batch + 1)
@@ -144,6 +149,7 @@ class Runner:
         begins = bool(parts) and sequence.prompt_length == len(sequence.tokens)
         text = np.concatenate([*parts, sequence.array(0, len(sequence.tokens))])
         slot, state = sequence.slot, self.state
+        sampling = sequence.request.sampling
         self._written[slot] = 0
         state.text[slot, : len(text)] = to_device(text, torch.int32, self.device)
         sequence.acceptance.streak = 32 if begins else 0
@@ -154,10 +160,16 @@ class Runner:
             (state.anchor, 0 if history else -1),
             (state.streak, sequence.acceptance.streak),
             (self.margins, sequence.request.margin),
+            (self.draws.seeds, signed(sequence.seed)),
+            (self.draws.filters[:, 0], max(sampling.temperature, _COLDEST) if sampling.temperature else 0.0),
         ):
             field[slot : slot + 1].fill_(
                 value
             )  # `field[slot] = value` would copy from the host and wait for the device
+        if sampling.temperature:
+            top_k = min(sampling.top_k, self.model.config.vocab_size)
+            filters = to_device([top_k, sampling.top_p, sampling.min_p], torch.float32, self.device)
+            self.draws.filters[slot, 1:].copy_(filters)
 
     def update_pages(self, sequences: list[Sequence]) -> None:
         """Writes to the sequences' rows of the page table what was added since they last ran, for new ones all."""
@@ -257,11 +269,15 @@ class Runner:
         """The end of a step whose sequences may sample, adjust logits or want log-probabilities."""
         bounds = _bounds(lengths)
         rows = [
-            Row(each.request.sampling, each.slot, first, last, each.prompt_length, each.seed, tuple(each.stops))
+            Row(each.request.sampling, each.slot, first, last, each.prompt_length, tuple(each.stops))
             for each, first, last in zip(sequences, bounds, bounds[1:], strict=False)
+            if each.request.sampling.adjusts_logits
         ]
         self._hold(sequences, bounds, logits, step)
-        choices = choose(logits, rows, step, self.state)
+        wanted_logits = adjusted(logits, rows, step, self.state)
+        choices = argmax(wanted_logits)
+        if any(each.request.sampling.temperature for each in sequences):
+            choices = drawn(wanted_logits, choices, step, self.state, slots, starts, self.draws)
         margin = any(each.request.margin for each in sequences)
         if margin and batch is None:
             choices = first_within_margin(logits, choices, self.state, slots, self.margins[slots])

@@ -1,29 +1,26 @@
 """The target's choice after every query of a step.
 
-Sampling inverts the distribution's cumulative sum at one uniform number per (seed, position). The choice is thus a
-function of seed, position and logits alone: a request draws the same tokens whatever is drafted, batched or preempted,
-and a draft is accepted exactly when the target would have drawn it, which keeps the target's distribution.
+It is a function of seed, position and logits alone: a request draws the same tokens whatever is drafted, batched or
+preempted, and a draft is accepted exactly when the target would have drawn it, which keeps the target's distribution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from paceline.engine.transfer import to_device
-from paceline.ops.argmax import argmax
 from paceline.ops.copy_draft import CopyState, StepTokens
+from paceline.ops.draw import Draws, draw
+from paceline.ops.layout import owners
 from paceline.types import Sampling
-
-_TOGETHER = 256  # queries whose distributions are worked out at once
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request of a step, as the sampler sees it: its queries are `first:last`, its state is at `slot`.
+    """A request whose logits are to be changed: its queries are `first:last`, its state is at `slot`.
 
     `prompt_length` is where its output starts; `stops` are the tokens that end it, which `min_tokens` holds back.
     """
@@ -33,34 +30,28 @@ class Row:
     first: int
     last: int
     prompt_length: int
-    seed: int
     stops: tuple[int, ...]
 
 
-def choose(logits: Tensor, rows: list[Row], step: StepTokens, state: CopyState) -> Tensor:
-    """logits [T, V] -> the choices [T] int64. Rows cover all T queries. Works on a copy where it must change logits."""
-    if any(row.sampling.adjusts_logits for row in rows):
+def adjusted(logits: Tensor, rows: list[Row], step: StepTokens, state: CopyState) -> Tensor:
+    """logits [T, V] with what the requests in `rows` want changed: a float32 copy where there are any, else themselves."""
+    if rows:
         logits = logits.to(torch.float32, copy=True)
         for row in rows:
-            if row.sampling.adjusts_logits:
-                _adjust(logits[row.first : row.last], row, step, state)
-    choices = argmax(logits)
-    sampled = [row for row in rows if row.sampling.temperature > 0]
-    for filters in dict.fromkeys(row.sampling.filters for row in sampled):
-        alike = [row for row in sampled if row.sampling.filters == filters]
-        queries = np.concatenate([np.arange(row.first, row.last) for row in alike])
-        counts = [row.last - row.first for row in alike]
-        numbers = np.repeat([(row.slot, _signed(row.seed)) for row in alike], counts, axis=0).T
-        places, slots, seeds = to_device([queries, *numbers], torch.int64, logits.device)
-        temperatures = to_device(
-            np.repeat([row.sampling.temperature for row in alike], counts), torch.float32, logits.device
-        )
-        positions = (state.end[slots] - state.history_start[slots]).long() + step.depths[places].long()
-        for begin in range(0, len(queries), _TOGETHER):
-            part = slice(begin, begin + _TOGETHER)
-            scaled = logits[places[part]].float() / temperatures[part, None]
-            choices[places[part]] = _draw(filtered(scaled, filters), seeds[part], positions[part])
-    return choices
+            _adjust(logits[row.first : row.last], row, step, state)
+    return logits
+
+
+def drawn(
+    logits: Tensor, choices: Tensor, step: StepTokens, state: CopyState, slots: Tensor, starts: Tensor, draws: Draws
+) -> Tensor:
+    """The choices [T] after drawing from logits [T, V], where a request does; given the greedy `choices` [T].
+
+    slots [B] int64 and starts [B + 1] int32 are the requests' slots and where their queries start.
+    """
+    owner = slots[owners(starts, len(choices))]
+    positions = (state.end[owner] - state.history_start[owner]).long() + step.depths.long()
+    return draw(logits, choices, owner, positions, draws)
 
 
 def logprobs(logits: Tensor, choices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,14 +67,15 @@ def logprobs(logits: Tensor, choices: Tensor, count: int) -> tuple[Tensor, Tenso
 def within_margin(logits: Tensor, step: StepTokens, choices: Tensor, first: Tensor, margins: Tensor) -> Tensor:
     """[T] bool: drafted tokens whose logit is at most their request's margin below the choice's.
 
-    first [T] is the index of each query's root, margins [T] its request's margin in nats.
+    first [T] is the index of each query's root, margins [T] its request's margin in nats; with 0 nothing but the choice
+    is taken, be another token as likely or, where the choice is drawn, likelier.
     """
     query = torch.arange(len(first), device=logits.device)
     opens = query - first == step.branch_starts
     parent = torch.where(opens, first, (query - 1).clamp(min=0)).long()
     best = logits.gather(1, choices[:, None])[parent, 0].float()
     drafted = logits[parent, step.tokens].float()
-    return best - drafted <= margins
+    return (margins > 0) & (best - drafted <= margins)
 
 
 def first_within_margin(logits: Tensor, choices: Tensor, state: CopyState, slots: Tensor, margins: Tensor) -> Tensor:
@@ -131,50 +123,3 @@ def _counts(logits: Tensor, row: Row, step: StepTokens, state: CopyState) -> tup
     drafted = step.tokens[row.first : row.last][None, :].expand_as(before)
     added = torch.zeros_like(logits).scatter_add_(1, drafted, before.to(logits.dtype))
     return written + added, whole + added
-
-
-def _draw(probabilities: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """A token from each row of probabilities [T, V], by its seed [T] and position [T]."""
-    cumulative = probabilities.double().cumsum(dim=-1)
-    target = uniform(seeds, positions)[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return drawn.clamp(max=probabilities.shape[1] - 1)
-
-
-def filtered(scaled: Tensor, filters: tuple[int, float, float]) -> Tensor:
-    """Probabilities [T, V] of scaled logits after top-k, then top-p, then min-p; filtered tokens get 0."""
-    top_k, top_p, min_p = filters
-    if top_k and top_k < scaled.shape[-1]:
-        least = scaled.topk(top_k, dim=-1).values[:, -1:]
-        scaled = torch.where(scaled < least, float("-inf"), scaled)
-    probabilities = torch.softmax(scaled, dim=-1)
-    if top_p < 1:
-        ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        kept = torch.where(before < top_p, ordered, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, index, kept)
-    if min_p > 0:
-        least = min_p * probabilities.max(dim=-1, keepdim=True).values
-        probabilities = torch.where(probabilities < least, 0.0, probabilities)
-    return probabilities
-
-
-def uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """[T] float64 in [0, 1): a number for each seed and position, both [T] int64, by the splitmix64 finaliser (Steele, Lea,
-    Flood 2014).
-    """
-    mixed = position * _signed(0x9E3779B97F4A7C15) + seed
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ _shift(mixed, shift)) * _signed(factor)
-    mixed = mixed ^ _shift(mixed, 31)
-    return _shift(mixed, 11).double() * 2.0**-53
-
-
-def _shift(value: Tensor, bits: int) -> Tensor:
-    """A logical right shift of int64."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

@@ -63,7 +63,13 @@ class Anything:
 
 def captured(runner: GraphRunner, run: Callable[[], Any]) -> tuple[Capture, Any]:
     read = [cell.cell_contents for cell in run.__closure__ or ()]
-    known = [runner.page_table, runner.margins, *tensors(runner.state), runner.cache.data, *tensors(read)]
+    known = [
+        runner.page_table,
+        runner.margins,
+        *tensors([runner.draws, runner.state]),
+        runner.cache.data,
+        *tensors(read),
+    ]
     places = {each.untyped_storage().data_ptr() for each in known}
     result = run()
     for each in tensors(result):

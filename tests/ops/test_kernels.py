@@ -16,11 +16,13 @@ if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-from paceline.ops import argmax, attention, linear, rope  # noqa: E402
+from paceline.ops import argmax, attention, draw, linear, rope  # noqa: E402
 from paceline.ops.attention import AttentionBatch  # noqa: E402
+from paceline.ops.draw import Draws  # noqa: E402
 from paceline.ops.linear import Weight  # noqa: E402
 from paceline.ops.triton import argmax as argmax_kernel  # noqa: E402
 from paceline.ops.triton import attention as attention_kernel  # noqa: E402
+from paceline.ops.triton import draw as draw_kernel  # noqa: E402
 from paceline.ops.triton import linear as linear_kernel  # noqa: E402
 from paceline.ops.triton import norm as norm_kernel  # noqa: E402
 from paceline.ops.triton import rope as rope_kernel  # noqa: E402
@@ -283,3 +285,44 @@ def test_argmax_takes_the_lowest_of_equals() -> None:
     logits[3] = 0.0
     assert argmax_kernel.argmax(logits).tolist() == [0, 17, 5, 0]
     assert argmax.reference(logits[1:]).tolist()[0] in (17, 2_048, 29_999)
+
+
+# temperature, top-k, top-p, min-p
+FILTERS = [
+    (0.0, 0, 1.0, 0.0),
+    (1.0, 0, 1.0, 0.0),
+    (0.7, 1, 1.0, 0.0),
+    (0.8, 20, 1.0, 0.0),
+    (0.9, 0, 0.8, 0.0),
+    (1.0, 20, 0.8, 0.0),
+    (1.5, 0, 1.0, 0.05),
+    (1.0, 50, 0.95, 0.01),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "rows, vocabulary, spread", [(5, 9_000, 3.0), (2, 151_936, 4.0), (3, 100, 1.0), (3, 5_000, 0.1)]
+)
+def test_draw(dtype: torch.dtype, rows: int, vocabulary: int, spread: float) -> None:
+    """The kernel keeps what the reference keeps, and draws the token at which the sums reach its number."""
+    count = rows * len(FILTERS)
+    logits = random(rows, vocabulary, dtype=dtype, scale=spread).repeat(len(FILTERS), 1)
+    logits[0, ::3] = -float("inf")
+    best = logits.float().argmax(dim=-1)
+    slots = torch.randperm(count).to(DEVICE)
+    positions = torch.arange(count, device=DEVICE) * 1000
+    filters = torch.empty(count, 4, device=DEVICE)
+    filters[slots] = torch.tensor(FILTERS, device=DEVICE).repeat_interleave(rows, dim=0)
+    draws = Draws(torch.randint(-(1 << 62), 1 << 62, (count,)).to(DEVICE), filters)
+    drawn = draw_kernel.draw(logits, best, slots, positions, draws)
+    assert torch.equal(drawn[:rows], best[:rows])
+    logits, best, slots, positions, place = (each[rows:] for each in (logits, best, slots, positions, drawn[:, None]))
+    kept = draw.weights(logits, best, filters[slots]).double()
+    share = kept / kept.sum(dim=-1, keepdim=True)
+    number = draw.uniform(draws.seeds[slots], positions)
+    above = share.cumsum(dim=-1).gather(1, place)[:, 0]
+    below = above - share.gather(1, place)[:, 0]
+    assert bool((share.gather(1, place) > 0).all())
+    assert bool(((below - 1e-6 <= number) & (number <= above + 1e-6)).all())
+    assert (place[:, 0] == draw.reference(logits, best, slots, positions, draws)).float().mean() > 0.9
