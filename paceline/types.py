@@ -137,7 +137,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepOutput:
     """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
 

@@ -12,7 +12,7 @@ def cost(length: int) -> float:
 
 def record(streak: int, lost: int = 0) -> Acceptance:
     made = Habits().newcomer()
-    made.streak, made.lost = streak, lost
+    made.stand(streak, lost)
     return made
 
 

@@ -23,6 +23,7 @@ _PRIORS = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
 _DECAY, _SLOW_DECAY = 0.8, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0
 _LEAST_GAIN = 1.07
+_SUREST = 0.998  # nothing is certain
 
 
 @dataclass
@@ -32,13 +33,13 @@ class _Rate:
     hits: float
     trials: float
 
+    def __post_init__(self) -> None:
+        self.share = self.hits / self.trials if self.trials else 0.0
+
     def add(self, hits: float, trials: float, decay: float) -> None:
         self.hits = self.hits * decay + hits
         self.trials = self.trials * decay + trials
-
-    @property
-    def value(self) -> float:
-        return min(self.hits / self.trials, 0.998)
+        self.share = self.hits / self.trials if self.trials else 0.0
 
 
 @dataclass
@@ -54,13 +55,12 @@ class _OwnRate(_Rate):
 
     @property
     def value(self) -> float:
-        return min((self.hits + self.weight * self.habit.value) / (self.trials + self.weight), 0.998)
+        return min((self.hits + self.weight * self.habit.share) / (self.trials + self.weight), _SUREST)
 
 
-Rates = Sequence[tuple[_Rate, _Rate]]
-
-
-def _learn(rates: Rates, state: int, drafted: int, accepted: int, hit: bool, decay: float) -> None:
+def _learn(
+    rates: Sequence[tuple[_Rate, _Rate]], state: int, drafted: int, accepted: int, hit: bool, decay: float
+) -> None:
     first, more = rates[state]
     first.add(float(hit or accepted > 0), 1.0, decay)
     if accepted:
@@ -69,17 +69,21 @@ def _learn(rates: Rates, state: int, drafted: int, accepted: int, hit: bool, dec
 
 @dataclass
 class Acceptance:
-    """One request's record. `streak` is the tokens of agreement so far, `lost` the steps since agreement ended."""
+    """One request's record. `streak` is the tokens of agreement so far, `lost` the steps since agreement ended; `stand` sets
+    both, and the state that follows from them.
+    """
 
-    rates: Rates
+    rates: Sequence[tuple[_OwnRate, _OwnRate]]
     streak: int = 0
     lost: int = 0
+    state: int = LOST
 
-    @property
-    def state(self) -> int:
-        if self.streak == 0:
-            return LOST if self.lost <= 2 else LOST_LONG
-        return SHORT if self.streak < 8 else STEADY if self.streak < 32 else LONG
+    def stand(self, streak: int, lost: int = 0) -> None:
+        self.streak, self.lost = streak, lost
+        if streak == 0:
+            self.state = LOST if lost <= 2 else LOST_LONG
+        else:
+            self.state = SHORT if streak < 8 else STEADY if streak < 32 else LONG
 
     def expected(self, length: int) -> float:
         """Tokens a step is expected to give with a draft of `length`."""
@@ -93,8 +97,7 @@ class Acceptance:
         counting it so keeps what is expected true to what is known when it is.
         """
         _learn(self.rates, state, drafted, accepted, hit, _DECAY)
-        self.streak = streak
-        self.lost = 0 if streak else self.lost + 1
+        self.stand(streak, 0 if streak else self.lost + 1)
 
 
 class Habits:
@@ -120,19 +123,17 @@ def choose_uniform(records: list[Acceptance], limit: int, cost: Callable[[int], 
 
     A draft must promise a gain beyond the noise of the estimate: plain decoding wins what is close.
     """
-    rates = np.array([[rate.value for rate in record.rates[record.state]] for record in records])
-    first, more = rates.T
-    best, chosen = _LEAST_GAIN * len(records) / cost(0), 0
-    for length in LENGTHS[1:]:
-        seconds = cost(length) if length <= limit else math.inf
-        if seconds < math.inf:
-            rate = (len(records) + float(np.sum(_gain(first, more, length)))) / seconds
-            if rate > best:
-                best, chosen = rate, length
-    return chosen
+    rates = [record.rates[record.state] for record in records]
+    first, more = (np.array([each.value for each in column]) for column in zip(*rates, strict=True))
+    costs = {length: cost(length) for length in LENGTHS if length <= limit}
+    lengths = np.array([length for length, seconds in costs.items() if seconds < math.inf])
+    tokens = len(records) + _gain(first, more, lengths[:, None]).sum(axis=1)
+    gains = tokens / np.array([costs[length] for length in lengths])
+    gains[0] *= _LEAST_GAIN
+    return int(lengths[gains.argmax()])
 
 
-def _gain(first: Any, more: Any, length: int) -> Any:
+def _gain(first: Any, more: Any, length: Any) -> Any:
     """Tokens beyond the one of plain decoding that a draft of `length` is expected to give; numbers or arrays."""
     return first * (1 - more**length) / (1 - more)
 

@@ -25,6 +25,8 @@ class Detokenizer:
 
         After a stop string `stopped` is True and nothing more is taken.
         """
+        if not self._stop:
+            return self._decoder.decode(b"".join(map(self._token_bytes, tokens))), len(tokens)
         if self.stopped:
             return "", 0
         held, state = self._held, self._decoder.getstate()

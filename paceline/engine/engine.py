@@ -191,6 +191,7 @@ class Engine:
             acceptance=self._habits[bool(request.sources)].newcomer(),
             tokens=list(request.prompt),
             prompt=prompt,
+            prompt_length=len(prompt),
             follower=None if sampling.grammar is None else self.grammars.follow(sampling.grammar),
         )
         sequence.usage.prompt_tokens = len(request.prompt)

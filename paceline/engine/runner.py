@@ -30,7 +30,7 @@ from paceline.types import TokenLogprob
 _COLDEST = 1e-30  # a temperature that float32 still tells from 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Landed:
     """What one step gave one sequence. The first `accepted` of `tokens` were drafted, the last never is.
 
@@ -152,7 +152,7 @@ class Runner:
         sampling = sequence.request.sampling
         self._written[slot] = 0
         state.text[slot, : len(text)] = to_device(text, torch.int32, self.device)
-        sequence.acceptance.streak = 32 if begins else 0
+        sequence.acceptance.stand(32 if begins else 0)
         for field, value in (
             (state.history_start, history),
             (state.end, len(text)),
@@ -177,12 +177,13 @@ class Runner:
         columns: list[int] = []
         pages: list[int] = []
         for sequence in sequences:
-            begin = self._written[sequence.slot]
-            new = sequence.pages[begin : self.page_table.shape[1]]
-            rows += [sequence.slot] * len(new)
-            columns += range(begin, begin + len(new))
-            pages += new
-            self._written[sequence.slot] = len(sequence.pages)
+            begin, count = self._written[sequence.slot], len(sequence.pages)
+            if begin < count:
+                new = sequence.pages[begin : self.page_table.shape[1]]
+                rows += [sequence.slot] * len(new)
+                columns += range(begin, begin + len(new))
+                pages += new
+                self._written[sequence.slot] = count
         if pages:
             rows_, columns_, pages_ = to_device([rows, columns, pages], torch.int32, self.device)
             self.page_table[rows_, columns_] = pages_

@@ -182,7 +182,7 @@ class Scheduler:
         ready: list[Sequence] = []
         drafts: list[int] = []
         for sequence, length in zip(sequences, lengths, strict=True):
-            if sequence not in self.running:
+            if sequence.slot < 0:  # sent back for one before it
                 continue
             if not self._grow(sequence, length):
                 length = 0
@@ -199,9 +199,10 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
         """Pages for a step that drafts `length` tokens after all that may be in flight."""
-        needed = self._num_pages(len(sequence.tokens) + sequence.in_flight + length + 1) - len(sequence.pages)
-        if needed <= 0:
+        tokens = len(sequence.tokens) + sequence.in_flight + length + 1
+        if tokens <= len(sequence.pages) * self.page_size:
             return True
+        needed = self._num_pages(tokens) - len(sequence.pages)
         if not self._make_room(needed):
             return False
         sequence.pages += self.pool.allocate(needed)

@@ -39,6 +39,7 @@ class Sequence:
     acceptance: Acceptance
     tokens: list[int]
     prompt: Any
+    prompt_length: int
     follower: Follower | None = None
     pages: list[int] = field(default_factory=list)
     num_shared: int = 0
@@ -54,10 +55,6 @@ class Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.request.prompt)
 
     def array(self, start: int, end: int) -> Any:
         """Tokens `start:end`, [T] int64."""
@@ -85,10 +82,10 @@ class Sequence:
         if begins:
             self.first_token = time.perf_counter()
             self.usage.prefill_seconds = self.first_token - self.started
-        sampling = self.request.sampling
+        sampling, usage = self.request.sampling, self.usage
         written = len(self.tokens) - self.prompt_length
         kept = new[: sampling.max_tokens - written]
-        end = len(kept)
+        end = count = len(kept)
         if not self.stops.isdisjoint(kept):
             ends = (i for i, token in enumerate(kept) if token in self.stops and written + i >= sampling.min_tokens)
             end = next(ends, end)
@@ -96,22 +93,26 @@ class Sequence:
         if self.detokenizer.stopped or end < len(kept):
             self.finish = FinishReason.STOP
             kept = kept[: used if self.detokenizer.stopped else end + 1]
-        elif written + len(kept) >= sampling.max_tokens:
+        elif written + count >= sampling.max_tokens:
             self.finish = FinishReason.LENGTH
         if self.finish:
             text += self.detokenizer.finish()
+            count = len(kept)
         self.tokens += kept
         problem = self.follower.advance(kept) if self.follower is not None else ""
         if problem:
             self.finish = FinishReason.FAILED
-        self.logprobs += logprobs[: len(kept)]
         self.text.append(text)
-        self.usage.output_tokens += len(kept)
-        self.usage.accepted_tokens += min(accepted, len(kept))
-        self.usage.source_accepted_tokens += min(taken, accepted, len(kept))
-        self.usage.decode_seconds = time.perf_counter() - self.first_token
-        flags = [index < accepted for index in range(len(kept))]
-        usage = replace(self.usage) if begins or self.finish else None
-        return StepOutput(
-            self.name, kept, text, flags, tuple(logprobs[: len(kept)]), self.finish, usage, drafted, problem
-        )
+        accepted = min(accepted, count)
+        usage.output_tokens += count
+        usage.accepted_tokens += accepted
+        usage.source_accepted_tokens += min(taken, accepted)
+        told: tuple[TokenLogprob, ...] = ()
+        if logprobs:
+            told = tuple(logprobs[:count])
+            self.logprobs += told
+        if self.finish:
+            usage.decode_seconds = time.perf_counter() - self.first_token
+        flags = [True] * accepted + [False] * (count - accepted)
+        snapshot = replace(usage) if begins or self.finish else None
+        return StepOutput(self.name, kept, text, flags, told, self.finish, snapshot, drafted, problem)

@@ -12,6 +12,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +89,7 @@ def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     for name in ("synchronize", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     monkeypatch.setattr(GraphRunner, "_capture_of", captured)
     monkeypatch.setattr(graphs, "_time", lambda graph: 0.001)
 
