@@ -32,6 +32,8 @@ _PROMPT_SIZES = (64, 128, 256, 512, 1024)
 _FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
 # as many chunks are replays one by one, or more where they have so many tokens on average; else one pass is launched
 _FEW, _LONG = 8, 512
+# context up to which pieces of 1,024 tokens are no slower than one pass; two are not at any
+_PIECES_UP_TO = 8192
 
 T = TypeVar("T")
 
@@ -138,19 +140,22 @@ class GraphRunner(Runner):
         return self._to_host(super().prefill(work))
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
-        """Each chunk is a replay or two, since launching takes longer than computing it; many short or longer ones are
-        launched.
+        """Each chunk is a replay or a few, since launching takes longer than computing it; many short ones are launched
+        together, and one by one those for which there is no graph.
 
         Graphs of prompts above 1,024 tokens are made by `warm_up` alone: making one takes three passes.
         """
-        chunks = [piece for chunk in chunks for piece in _pieces(chunk)]
-        graphs = [graph for chunk in chunks if (graph := self._prompt_graph(chunk))]
         num_tokens = sum(chunk.end - chunk.start for chunk in chunks)
-        if len(graphs) < len(chunks) or (len(chunks) > _FEW and num_tokens < _LONG * len(chunks)):
+        if len(chunks) > _FEW and num_tokens < _LONG * len(chunks):
             return super().prompt_logits(chunks)
-        width = self.page_table.shape[1]
-        logits = [graph.replay(chunk, width)[: chunk.last].clone() for graph, chunk in zip(graphs, chunks, strict=True)]
-        return torch.cat(logits)
+        return torch.cat([self._chunk_logits(piece) for chunk in chunks for piece in _pieces(chunk)])
+
+    def _chunk_logits(self, chunk: Chunk) -> Tensor:
+        """logits [1, V] where the chunk is a prompt's last, else [0, V]."""
+        graph = self._prompt_graph(chunk)
+        if graph is None:
+            return super().prompt_logits([chunk])
+        return graph.replay(chunk, self.page_table.shape[1])[: chunk.last].clone()
 
     def _prompt_graph(self, chunk: Chunk) -> PromptGraph | None:
         count = chunk.end - chunk.start
@@ -316,12 +321,15 @@ class GraphRunner(Runner):
 
 
 def _pieces(chunk: Chunk) -> list[Chunk]:
-    """A chunk that goes on with a prompt, in two where it is too long for a graph."""
+    """A chunk that goes on with a prompt and is too long for a graph, cut up where that takes no longer than launching it."""
     size = _PROMPT_SIZES[-1]
-    if chunk.start == 0 or not size < chunk.end - chunk.start <= 2 * size:
+    if chunk.start == 0 or (chunk.end > _PIECES_UP_TO and chunk.end - chunk.start > 2 * size):
         return [chunk]
-    middle = chunk.start + size
-    return [replace(chunk, end=middle, last=False), replace(chunk, start=middle)]
+    starts = range(chunk.start, chunk.end, size)
+    ends = [*starts[1:], chunk.end]
+    return [
+        replace(chunk, start=a, end=b, last=chunk.last and b == chunk.end) for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 def _bucket(count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -20,7 +21,7 @@ import uvicorn
 
 from paceline.engine.engine import Engine
 from paceline.env import api_key
-from paceline.errors import ConfigError
+from paceline.errors import ConfigError, RequestError
 from paceline.serve.app import hash_key, make_app
 from paceline.serve.connection import Connection
 from paceline.serve.host import Host
@@ -78,6 +79,8 @@ def make_service(
         observer=metrics,
         warm_up=(lambda: _warm_up(engine)) if warms else None,
     )
+    with contextlib.suppress(RequestError):  # compiles the chat template, which no request should wait for
+        engine.tokenizer.encode_chat([{"role": "user", "content": "."}])
     hashes = tuple(stored_hash(key) for key in keys)
     served = tuple(dict.fromkeys(names))
     return Service(

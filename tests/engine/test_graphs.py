@@ -22,6 +22,7 @@ from paceline.engine import engine as engines
 from paceline.engine import graphs
 from paceline.engine.engine import Engine
 from paceline.engine.graphs import GraphRunner
+from paceline.engine.scheduler import Chunk
 from paceline.types import Request, Sampling
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
 from tests.tiny import tiny_engine
@@ -128,6 +129,36 @@ def test_margins_are_those_of_plain_steps(on_graphs: Callable[..., Engine]) -> N
     expected = [each.tokens for each in tiny_engine(fixed_draft=16).generate(requests)]
     assert expected != written, "no margin took a token"
     assert [each.tokens for each in on_graphs(fixed_draft=16).generate(requests)] == expected
+
+
+def test_long_prompts_go_on_in_pieces(on_graphs: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of which a part is cached: whole, in pieces, in two past the limit, and launched past it."""
+    draw = random.Random(9)
+    monkeypatch.setattr(graphs, "_PROMPT_SIZES", (64, 128))
+    monkeypatch.setattr(graphs, "_PIECES_UP_TO", 600)
+    long = [draw.randrange(256) for _ in range(1200)]
+    ends = [48, 170, 560, 700, 1200]
+    requests = [Request(long[:end], Sampling(max_tokens=4, ignore_eos=True)) for end in ends]
+    settings: dict[str, Any] = {"max_context": 1300, "cache_tokens": 12800, "prefill_chunk": 2048}
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False, **settings), requests)
+    served = on_graphs(max_batch=4, **settings)
+    assert isinstance(served.runner, GraphRunner)
+    served.runner._prompts = {size: served.runner._capture_prompt(size) for size in (64, 128)}
+    sizes: list[int] = []
+    replayed = graphs.PromptGraph.replay
+
+    def replay(graph: graphs.PromptGraph, chunk: Chunk, width: int) -> torch.Tensor:
+        sizes.append(chunk.end - chunk.start)
+        return replayed(graph, chunk, width)
+
+    monkeypatch.setattr(graphs.PromptGraph, "replay", replay)
+    found = []
+    for request, tokens in zip(requests, expected, strict=True):
+        sizes.clear()
+        assert served.generate([request])[0].tokens == tokens
+        found.append(sizes[:])
+    assert found == [[48], [122], [128, 128, 128, 16], [128, 12], []]
+    everything_is_back(served)
 
 
 def test_prompts_are_replays_alone_and_together(on_graphs: Callable[..., Engine]) -> None:
