@@ -16,7 +16,7 @@ from paceline.engine.grammar import forbid
 from paceline.engine.sampler import Row, adjusted, drawn, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
-from paceline.engine.transfer import to_device
+from paceline.engine.transfer import to_device, together
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
@@ -306,14 +306,12 @@ class Runner:
         rows = [bounds[index + 1] - 1 for index, chunk in enumerate(chunks) if chunk.last]
         count, width = len(chunks), max(-(-chunk.end // size) for chunk in chunks)
         table = [page for chunk in chunks for page in (chunk.sequence.pages + [0] * width)[:width]]
-        data = to_device(
-            np.concatenate([_prompt_data(chunk, size) for chunk in chunks], axis=1), torch.int64, self.device
-        )
-        numbers = to_device([*table, *starts, *bounds, *rows], torch.int32, self.device)
-        table_, starts_, bounds_, rows_ = numbers.split([count * width, count, count + 1, len(rows)])
+        data = np.concatenate([_prompt_data(chunk, size) for chunk in chunks], axis=1)
+        tokens, positions, slots = together(list(data), torch.int64, self.device)
+        table_, starts_, bounds_, rows_ = together([table, starts, bounds, rows], torch.int32, self.device)
         batch = AttentionBatch(
-            positions=data[1],
-            slots=data[2],
+            positions=positions,
+            slots=slots,
             page_table=table_.view(count, width),
             context_lens=starts_,
             query_starts=bounds_,
@@ -322,7 +320,7 @@ class Runner:
             max_context=max(starts),
             host=HostLengths(bounds, starts, [_run(chunk.sequence.pages, -(-chunk.end // size)) for chunk in chunks]),
         )
-        return batch, data[0], rows_
+        return batch, tokens, rows_
 
 
 def _prompt_data(chunk: Chunk, page_size: int) -> Any:
