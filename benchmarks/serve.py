@@ -8,10 +8,11 @@ overhead  The engine is no model but writes at a given rate (served.py), the ser
           engine's time from submit to first output of the same request. `streams`: 64 requests at once that together
           write 5,000 tokens a second, each token an event of its own where the loop keeps up; CPU seconds of the event
           loop's thread and of the whole process a second.
-peers     The same weights, bf16 or where a server's name says so float32, prompts (beginnings of code files, none twice), output lengths (no end of text) and
-          greedy choice for every server, through one client that streams /v1/completions: N clients, each asking again
-          when it is answered. The servers take turns, round by round; those whose turn it is not are stopped (SIGSTOP).
-          Tokens a second are counted from the usage the server reports. --with guidellm runs that load generator, too.
+peers     The same weights, bf16 or where a server's name says so float32, prompts (beginnings of code files, none twice),
+          output lengths (no end of text) and greedy choice for every server, through one client that streams
+          /v1/completions: N clients, each asking again when it is answered. The servers take turns, round by round; those
+          whose turn it is not are stopped (SIGSTOP). Tokens a second are counted from the usage the server reports. --with
+          guidellm runs that load generator, too.
 
 The last line is JSON.
 """
