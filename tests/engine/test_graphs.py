@@ -131,6 +131,20 @@ def test_margins_are_those_of_plain_steps(on_graphs: Callable[..., Engine]) -> N
     assert [each.tokens for each in on_graphs(fixed_draft=16).generate(requests)] == expected
 
 
+def test_drawn_and_margin_requests_share_a_step(on_graphs: Callable[..., Engine]) -> None:
+    """Where one request has a margin, one that draws takes nothing but what is drawn, likelier though the source's is."""
+    draw = random.Random(3)
+    requests = [copying_request(draw, temperature=1.2 * (index % 2), seed=index) for index in range(16)]
+    written = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),), margin=0.0 if index % 2 else 4.0)
+        for index, (each, tokens) in enumerate(zip(requests, written, strict=True))
+    ]
+    found = [each.tokens for each in on_graphs(fixed_draft=16).generate(requests)]
+    assert found[1::2] == written[1::2] and found[::2] != written[::2]
+    assert found == [each.tokens for each in tiny_engine(fixed_draft=16).generate(requests)]
+
+
 def test_long_prompts_go_on_in_pieces(on_graphs: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of which a part is cached: whole, in pieces, in two past the limit, and launched past it."""
     draw = random.Random(9)

@@ -27,6 +27,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.requests import Request as HttpRequest
 
 from paceline.errors import ConfigError
 from paceline.serve.app import ROUTES, hash_key
@@ -35,7 +36,7 @@ from paceline.serve.host import Host, Stream
 from paceline.serve.journal import Exchange, JsonFormatter, TextFormatter
 from paceline.serve.openapi import OPERATIONS, document
 from paceline.serve.run import Limits, Server, keys_of, make_service, stored_hash
-from paceline.serve.service import Service
+from paceline.serve.service import Service, aside_if_long
 from paceline.serve.trace import spans
 from paceline.serve.wire import EventStream
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
@@ -219,6 +220,35 @@ def test_the_log_has_one_line_a_request_and_none_of_its_text(address: str, caplo
     assert third["gone"] and third["status"] == 200 and third["output_tokens"] < 1500
     assert "secret" not in json.dumps(lines) and "secret" not in TextFormatter().format(caplog.records[0])
     assert 'endpoint="POST /v1/chat/completions" status=200' in TextFormatter().format(caplog.records[0])
+
+
+def test_other_methods_and_paths_are_refused_in_the_apis_form(address: str) -> None:
+    with httpx.Client(base_url=address) as client:
+        for path, allowed in ((CHAT, "POST"), ("/v1/models", "GET, HEAD")):
+            reply = client.delete(path)
+            assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+            assert reply.json()["error"]["message"] == f"DELETE {path} is not served"
+        assert client.get("/v1/messages/none").json()["type"] == "error"
+        assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+        assert client.head("/v1/models").status_code == 200
+
+
+def test_only_short_bodies_are_encoded_on_the_event_loop() -> None:
+    """A long one, or one that does not say how long it is, must not keep the others waiting."""
+
+    async def thread_for(headers: dict[str, str]) -> str:
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        http = HttpRequest({"type": "http", "headers": raw})
+        return await aside_if_long(http, lambda: threading.current_thread().name)
+
+    here = threading.current_thread().name
+    for headers, aside in (
+        ({"content-length": "2048"}, False),
+        ({"content-length": "2049"}, True),
+        ({"content-length": "-1"}, True),
+        ({}, True),
+    ):
+        assert asyncio.run(thread_for(headers)).startswith("aside" if aside else here)
 
 
 def test_every_route_is_described() -> None:
