@@ -34,7 +34,7 @@ from paceline.serve.tools.thoughts import BEGIN, END
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 
 Result = TypeVar("Result")
-_aside = ThreadPoolExecutor(4, "aside")
+_aside = ThreadPoolExecutor(2, "aside")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
 _SHORT = 2048  # bytes of a body
 _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
@@ -120,7 +120,7 @@ async def aside_if_long(http: HttpRequest, function: Callable[..., Result], *arg
 async def aside(function: Callable[..., Result], *arguments: object) -> Result:
     """Runs what takes long (templates, encoding) beside the event loop.
 
-    A few at a time, in order: each thread more that wants the interpreter makes the engine's wait for it longer.
+    Two at a time, in order: each thread more that wants the interpreter makes the engine's wait for it longer.
     """
     return await asyncio.get_running_loop().run_in_executor(_aside, function, *arguments)
 
