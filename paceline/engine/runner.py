@@ -163,9 +163,8 @@ class Runner:
             (self.draws.seeds, signed(sequence.seed)),
             (self.draws.filters[:, 0], max(sampling.temperature, _COLDEST) if sampling.temperature else 0.0),
         ):
-            field[slot : slot + 1].fill_(
-                value
-            )  # `field[slot] = value` would copy from the host and wait for the device
+            # `field[slot] = value` would copy from the host and wait for the device
+            field[slot : slot + 1].fill_(value)
         if sampling.temperature:
             top_k = min(sampling.top_k, self.model.config.vocab_size)
             filters = to_device([top_k, sampling.top_p, sampling.min_p], torch.float32, self.device)

@@ -51,8 +51,7 @@ def make_app(service: Service) -> ASGIApp:
 class _Endpoints:
     """Calls the handler of a request's path and method; errors become replies in the form of its API.
 
-    Paths are fixed, so that a look into a dictionary is all that finds one: the library's matching takes a tenth of a
-    millisecond.
+    Paths are fixed, so a dictionary finds them; the library's matching and middleware would come before every first text.
     """
 
     def __init__(self, service: Service) -> None:

@@ -108,8 +108,8 @@ class Service:
 
 
 async def aside_if_long(http: HttpRequest, function: Callable[..., Result], *arguments: object) -> Result:
-    """Runs what makes a prompt of a body, at once where the body is short: the way aside and back takes a third of a
-    millisecond, encoding `_SHORT` bytes two.
+    """Runs what makes a prompt of a body: at once where the body is so short that others hardly wait for it, since the way
+    aside and back takes a good part of the time to its first text.
     """
     size = http.headers.get("content-length", "")
     if size.isdecimal() and int(size) <= _SHORT:

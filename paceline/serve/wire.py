@@ -199,7 +199,7 @@ class EventStream(Response):
     )
 
     def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIForm, close: Callable[[], None]) -> None:
-        self.status_code, self.background = 200, None
+        self.status_code, self.background = 200, None  # what Response would set; its own way makes headers of a mapping
         self.raw_headers = list(self.head)
         self._events = events
         self._form = form
