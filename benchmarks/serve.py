@@ -25,6 +25,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -52,6 +53,7 @@ PARTS = ("overhead", "peers")
 
 def main() -> None:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the servers end with it
     result: dict[str, Any] = {"benchmark": "serve"}
     if "overhead" in arguments.parts:
         with served("--engine", "paced", "--rate", str(arguments.rate / arguments.streams)) as server:

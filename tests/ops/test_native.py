@@ -27,7 +27,7 @@ except native.Unavailable as error:
 needs_native = pytest.mark.skipif(bool(REASON), reason=REASON or "available")
 
 SHAPES = [(1, 2), (2, 576), (63, 65), (64, 64), (65, 33), (130, 2100), (576, 577), (960, 576)]  # [rows, columns]
-TOKENS = [1, 2, 3, 6, 7, 13, 130]
+TOKENS = [1, 2, 3, 6, 7, 13, 17, 40, 130]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_row_has_the_same_bits_in_any_company() -> None:
     weight, gated = Weight(random(576, 2100, scale=0.02)), Weight(random(576, 2100, scale=0.02), gated=True)
     sum_, _ = linear.linear_add(x, weight, residual.clone(), norm, 1e-6)
     active = linear.norm_gated(x, norm, 1e-6, gated)
-    for first, count in [(0, 1), (5, 1), (3, 2), (40, 7), (100, 13), (1, 129)]:
+    for first, count in [(0, 1), (5, 1), (3, 2), (40, 7), (100, 13), (9, 16), (60, 49), (1, 129)]:
         part = slice(first, first + count)
         assert torch.equal(linear.linear_add(x[part], weight, residual[part].clone(), norm, 1e-6)[0], sum_[part])
         assert torch.equal(linear.norm_gated(x[part], norm, 1e-6, gated), active[part])

@@ -13,6 +13,8 @@ typedef long index_t;
 
 enum { PANEL = 64, TILE = 6, PAIR = 2 * PANEL };  // a tile is up to TILE rows by one panel
 
+static inline index_t least(index_t a, index_t b) { return a < b ? a : b; }
+
 #ifdef __AVX512BF16__
 #include "avx512.h"
 #else
@@ -25,8 +27,6 @@ enum { PARTS = PANEL / LANES };  // vectors a panel is wide
 // `step` elements a pair.
 void tile(int rows, const left_t *x, index_t stride, const bf16 *panel, index_t pairs, float *sums, int fresh,
           const bf16 *ahead, index_t step);
-
-static inline index_t least(index_t a, index_t b) { return a < b ? a : b; }
 
 // 2^x within 3e-6 of its size: 2^n by the series of 2^r, r in [-1/2, 1/2]
 static inline vec power_of_two(vec x) {

@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-enum { BLOCK_ROWS = 192 };  // rows of x at once
+enum { BLOCK_ROWS = 192, MANY_ROWS = 32 };  // rows of x at once; rows from which on a panel keeps a thread busy
 
 typedef struct {
     const bf16 *panels;
@@ -99,34 +99,39 @@ void normalise(const bf16 *x, const bf16 *factors, float eps, index_t columns, b
     }
 }
 
+// How the left operand stands: rows of `part` columns, the next `part` columns `apart` elements on. 0: a row is one part.
+typedef struct {
+    index_t part, apart;
+} layout_t;
+
 // x as the tiles read it: normalised where there is a norm, padded to whole pairs
-static void prepare(const bf16 *x, const bf16 *norm, float eps, index_t columns, left_t *out) {
-    bf16 *normed = (bf16 *)(out + columns) - columns;  // the row's end, from which it is widened in place
-    if (columns % 2) out[columns] = 0;
+static void prepare(const bf16 *x, const bf16 *norm, float eps, index_t columns, layout_t layout, left_t *out) {
+    bf16 normed[columns];
     if (norm) normalise(x, norm, eps, columns, normed), x = normed;
-    if (x != (const void *)out) copy_left(out, x, columns);
+    if (columns % 2) out[columns / layout.part * layout.apart + columns % layout.part] = 0;
+    for (index_t k = 0; k < columns; k += layout.part, out += layout.apart)
+        copy_left(out, x + k, least(layout.part, columns - k));
 }
 
-// Rows [from, to) by one panel; sums has room for BLOCK_ROWS rows.
-static void panel_by_rows(const weight_t *weight, index_t panel, const left_t *x, index_t stride, index_t from, index_t to,
-                          const bf16 *residual, bf16 *out, float *sums) {
-    const index_t pairs = stride / 2, width = weight->gated ? weight->rows / 2 : weight->rows;
-    const index_t count = to - from, groups = (count + TILE - 1) / TILE;
+// sums [count, 64] = x [count, 2 * pairs] by one panel
+static void panel_by_rows(index_t count, const left_t *x, layout_t layout, const bf16 *panel, index_t pairs, float *sums) {
+#ifdef WIDE_ROWS
+    if (layout.apart) {
+        wide_panel(count, x, layout.apart, panel, pairs, sums);
+        return;
+    }
+#endif
+    const index_t groups = (count + TILE - 1) / TILE;
     for (index_t begin = 0; begin < pairs; begin += BLOCK_PAIRS) {
-        const index_t length = least(BLOCK_PAIRS, pairs - begin);
-        const index_t step = PAIR / least(groups, 4);
-        const bf16 *block = weight->panels + (panel * pairs + begin) * PAIR;
+        const index_t length = least(BLOCK_PAIRS, pairs - begin), step = PAIR / least(groups, 4);
+        const bf16 *block = panel + begin * PAIR;
         for (index_t group = 0; group < groups; group++) {
             const index_t row = group * count / groups, rows = (group + 1) * count / groups - row;
             const bf16 *ahead = block;  // one group reads from memory itself; of more, the first four fetch what comes next
             if (groups == 1) ahead += AHEAD;
             else if (group < 4) ahead += length * PAIR + group * length * step;
-            tile(rows, x + (from + row) * stride + 2 * begin, stride, block, length, sums + row * PANEL, begin == 0,
-                 ahead, step);
-            if (begin + length < pairs) continue;
-            for (index_t each = row; each < row + rows; each++)
-                finish(weight, panel, sums + each * PANEL, residual ? residual + (from + each) * width : 0,
-                       out + (from + each) * width);
+            tile(rows, x + row * layout.part + 2 * begin, layout.part, block, length, sums + row * PANEL, begin == 0, ahead,
+                 step);
         }
     }
 }
@@ -135,30 +140,44 @@ static void panel_by_rows(const weight_t *weight, index_t panel, const left_t *x
 // out) added after where that is not null. A gated weight gives N / 2 columns.
 void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps, const bf16 *residual, bf16 *out,
              index_t rows, int threads) {
-    const index_t columns = weight->columns, stride = (columns + 1) / 2 * 2;
-    const index_t panels = weight->gated ? (weight->rows / 2 + 31) / 32 : (weight->rows + PANEL - 1) / PANEL;
+    const index_t columns = weight->columns, pairs = (columns + 1) / 2;
+    const index_t width = weight->gated ? weight->rows / 2 : weight->rows;
+    const index_t panels = weight->gated ? (width + 31) / 32 : (width + PANEL - 1) / PANEL;
     index_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     if (rows > TILE * threads && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
-    const int as_it_is = !norm && columns % 2 == 0 && sizeof(left_t) == sizeof(bf16);
-    left_t *ready = as_it_is ? 0 : malloc(rows * stride * sizeof(left_t));
     const int by_panel = rows <= BLOCK_ROWS;  // all rows of a panel in a row; else all panels of a block
-    if (!residual) use_huge_pages(out, rows * (weight->gated ? weight->rows / 2 : weight->rows) * sizeof(bf16));
+    // few rows are bound by reading: each thread reads one part of the weight. Of many, whoever is free takes the next panel.
+    const index_t tasks = blocks * panels, grain = rows < MANY_ROWS ? (tasks + threads - 1) / threads : 1;
+    index_t taken = 0;
+    layout_t layout = {2 * pairs, 0};
+#ifdef WIDE_ROWS
+    if (rows >= WIDE_ROWS * blocks) layout = (layout_t){2 * CHUNK, rows * 2 * CHUNK};
+#endif
+    const int as_it_is = !norm && columns % 2 == 0 && sizeof(left_t) == sizeof(bf16);
+    left_t *ready = as_it_is ? 0 : malloc(rows * ((2 * pairs + layout.part - 1) / layout.part) * layout.part * sizeof(left_t));
+    if (!residual) use_huge_pages(out, rows * width * sizeof(bf16));
     const int together = rows > 2;  // fewer are not worth a barrier
     for (index_t row = 0; ready && !together && row < rows; row++)
-        prepare(x + row * columns, norm, eps, columns, ready + row * stride);
+        prepare(x + row * columns, norm, eps, columns, layout, ready + row * layout.part);
 #pragma omp parallel num_threads(threads)
     {
         if (ready && together) {
 #pragma omp for
             for (index_t row = 0; row < rows; row++)
-                prepare(x + row * columns, norm, eps, columns, ready + row * stride);
+                prepare(x + row * columns, norm, eps, columns, layout, ready + row * layout.part);
         }
         const left_t *from = ready ? ready : (const left_t *)x;
         float sums[BLOCK_ROWS * PANEL] __attribute__((aligned(64)));
-#pragma omp for
-        for (index_t task = 0; task < blocks * panels; task++) {
-            const index_t panel = by_panel ? task / blocks : task % panels, block = by_panel ? task % blocks : task / panels;
-            panel_by_rows(weight, panel, from, stride, block * rows / blocks, (block + 1) * rows / blocks, residual, out, sums);
+        for (;;) {
+            const index_t first = __atomic_fetch_add(&taken, grain, __ATOMIC_RELAXED), last = least(first + grain, tasks);
+            if (first >= tasks) break;
+            for (index_t task = first; task < last; task++) {
+                const index_t panel = by_panel ? task / blocks : task % panels, block = by_panel ? task % blocks : task / panels;
+                const index_t row = block * rows / blocks, end = (block + 1) * rows / blocks;
+                panel_by_rows(end - row, from + row * layout.part, layout, weight->panels + panel * pairs * PAIR, pairs, sums);
+                for (index_t each = row; each < end; each++)
+                    finish(weight, panel, sums + (each - row) * PANEL, residual ? residual + each * width : 0, out + each * width);
+            }
         }
     }
     free(ready);
