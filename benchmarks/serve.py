@@ -205,8 +205,9 @@ def beside_peers(arguments: argparse.Namespace) -> dict[str, Any]:
                     {"server": kind, "clients": clients} | {key: round(value, 4) for key, value in medians.items()}
                 )
                 print(rows[-1], flush=True)
-        for server in group if arguments.generators else ():
-            outside += [guidellm(server, clients, arguments) for clients in points]
+        for clients in points if arguments.generators else ():
+            prompts = [next(texts) for _ in range(clients * arguments.each)]
+            outside += [guidellm(server, clients, prompts, arguments) for server in group]
     return {"model": arguments.model, "rows": rows, "ratios": ratios(rows), "guidellm": outside}
 
 
@@ -277,14 +278,18 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def guidellm(server: servers.Running, clients: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same point by guidellm, with its own synthetic prompts of as many tokens as 2,000 characters of code have."""
+def guidellm(
+    server: servers.Running, clients: int, prompts: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The same point by guidellm. It reads the prompts, for to make them up it takes a core for the first half minute."""
     python = venvs.ensure_venv("guidellm")
     server.resume()
     with tempfile.TemporaryDirectory() as folder:
-        data = f"kind=synthetic_text,prompt_tokens={arguments.prompt // 3},output_tokens={arguments.tokens}"
+        rows = [{"prompt": prompt, "output_tokens_count": arguments.tokens} for prompt in prompts]
+        Path(f"{folder}/prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tokenizer = servers.with_tokenizer(servers.pull(arguments.model))
-        command = [str(python.with_name("guidellm")), "run", "--disable-console", "--data", data]
+        command = [str(python.with_name("guidellm")), "run", "--disable-console"]
+        command += ["--data", f"kind=json_file,path={folder}/prompts.jsonl"]
         command += ["--backend", f"kind=openai_http,target={server.url},model={server.model}"]
         command += ["--tokenizer", f"kind=huggingface_auto,model={tokenizer}"]
         command += ["--profile", f"kind=concurrent,streams={clients}"]

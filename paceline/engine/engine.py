@@ -33,6 +33,7 @@ from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, StepOutput
 
 _MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
+_MOST_CACHED_ON_CPU = 4 << 30  # bytes of it on a CPU
 
 
 class Engine:
@@ -254,7 +255,9 @@ def _make_runner(model: Decoder, cache: KVCache, config: EngineConfig) -> Runner
 
 
 def _num_pages(model: Decoder, config: EngineConfig) -> int:
-    """Pages of the cache: `cache_tokens`, or on CUDA most of what is free, on CPU enough for two full contexts."""
+    """Pages of the cache: `cache_tokens`, or on CUDA most of what is free, on CPU a quarter and no more than 4 GiB or two
+    full contexts, whichever is more; there memory is taken as it is written to.
+    """
     assert config.max_context is not None
     size = config.page_size
     if config.cache_tokens is not None:
@@ -264,5 +267,6 @@ def _num_pages(model: Decoder, config: EngineConfig) -> int:
     if model.device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
         return max(2, min(budget // bytes_each, _MOST_CACHED // size))
-    budget = min(Hardware.detect().free_bytes // 4, 2 * config.max_context // size * bytes_each)
+    most = max(_MOST_CACHED_ON_CPU, 2 * config.max_context // size * bytes_each)
+    budget = min(Hardware.detect().free_bytes // 4, most)
     return max(2, budget // bytes_each)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ class KVCache:
         self.page_size = page_size
         self.num_pages = num_pages
         shape = (num_layers, 2, num_pages * page_size, num_kv_heads, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
         self._layers = [
             (layer[0], layer[1]) for layer in self.data
         ]  # a view costs more than the work of a small step's op
@@ -34,6 +37,12 @@ class KVCache:
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, [slots, kv_heads, dim] each."""
         return self._layers[index]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in memory that the system gives as it is written to; torch would write all of it at once."""
+    count = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(numpy.zeros(count, numpy.uint8)).view(dtype).view(shape)
 
 
 def page_bytes(num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
