@@ -136,6 +136,30 @@ static void panel_by_rows(index_t count, const left_t *x, layout_t layout, const
     }
 }
 
+typedef struct {
+    const weight_t *weight;
+    const left_t *x;
+    layout_t layout;
+    const bf16 *residual;
+    bf16 *out;
+    index_t rows, blocks, panels;
+    int by_panel;  // all rows of a panel in a row; else all panels of a block
+} job_t;
+
+// One block of rows by one panel; sums has room for BLOCK_ROWS rows.
+static void multiply_panel(const job_t *job, index_t task, float *sums) {
+    const weight_t *weight = job->weight;
+    const index_t pairs = (weight->columns + 1) / 2, width = weight->gated ? weight->rows / 2 : weight->rows;
+    const index_t panel = job->by_panel ? task / job->blocks : task % job->panels;
+    const index_t block = job->by_panel ? task % job->blocks : task / job->panels;
+    const index_t first = block * job->rows / job->blocks, last = (block + 1) * job->rows / job->blocks;
+    const left_t *x = job->x + first * job->layout.part;
+    panel_by_rows(last - first, x, job->layout, weight->panels + panel * pairs * PAIR, pairs, sums);
+    for (index_t row = first; row < last; row++)
+        finish(weight, panel, sums + (row - first) * PANEL, job->residual ? job->residual + row * width : 0,
+               job->out + row * width);
+}
+
 // out [rows, N] = x [rows, K] by the weight; K is normalised before where `norm` is not null, `residual` (which may be
 // out) added after where that is not null. A gated weight gives N / 2 columns.
 void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps, const bf16 *residual, bf16 *out,
@@ -145,10 +169,6 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
     const index_t panels = weight->gated ? (width + 31) / 32 : (width + PANEL - 1) / PANEL;
     index_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     if (rows > TILE * threads && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
-    const int by_panel = rows <= BLOCK_ROWS;  // all rows of a panel in a row; else all panels of a block
-    // few rows are bound by reading: each thread reads one part of the weight. Of many, whoever is free takes the next panel.
-    const index_t tasks = blocks * panels, grain = rows < MANY_ROWS ? (tasks + threads - 1) / threads : 1;
-    index_t taken = 0;
     layout_t layout = {2 * pairs, 0};
 #ifdef WIDE_ROWS
     if (rows >= WIDE_ROWS * blocks) layout = (layout_t){2 * CHUNK, rows * 2 * CHUNK};
@@ -167,17 +187,15 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
                 prepare(x + row * columns, norm, eps, columns, layout, ready + row * layout.part);
         }
         const left_t *from = ready ? ready : (const left_t *)x;
+        const job_t job = {weight, from, layout, residual, out, rows, blocks, panels, rows <= BLOCK_ROWS};
         float sums[BLOCK_ROWS * PANEL] __attribute__((aligned(64)));
-        for (;;) {
-            const index_t first = __atomic_fetch_add(&taken, grain, __ATOMIC_RELAXED), last = least(first + grain, tasks);
-            if (first >= tasks) break;
-            for (index_t task = first; task < last; task++) {
-                const index_t panel = by_panel ? task / blocks : task % panels, block = by_panel ? task % blocks : task / panels;
-                const index_t row = block * rows / blocks, end = (block + 1) * rows / blocks;
-                panel_by_rows(end - row, from + row * layout.part, layout, weight->panels + panel * pairs * PAIR, pairs, sums);
-                for (index_t each = row; each < end; each++)
-                    finish(weight, panel, sums + (each - row) * PANEL, residual ? residual + each * width : 0, out + each * width);
-            }
+        // few rows are bound by reading: each thread reads its part of the weight; of many, whoever is free takes a panel
+        if (rows < MANY_ROWS) {
+#pragma omp for nowait
+            for (index_t task = 0; task < blocks * panels; task++) multiply_panel(&job, task, sums);
+        } else {
+#pragma omp for schedule(dynamic, 1) nowait
+            for (index_t task = 0; task < blocks * panels; task++) multiply_panel(&job, task, sums);
         }
     }
     free(ready);
