@@ -257,7 +257,7 @@ static void wide_tile(int rows, const float *x, index_t stride, const float *wid
 }
 
 // sums [rows, 64] = x [rows, 2 * pairs] by a panel, where x stands as [pairs / CHUNK][rows][2 * CHUNK], the chunks `apart`.
-// The first two tiles of three rows fetch what comes next, two lines a pair each.
+// The first two tiles fetch what comes next, half of it each.
 static void wide_panel(index_t rows, const float *x, index_t apart, const bf16 *panel, index_t pairs, float *sums) {
     float wide[CHUNK * PAIR] __attribute__((aligned(64)));
     const index_t tiles = (rows + WIDE_TILE - 1) / WIDE_TILE;

@@ -143,15 +143,15 @@ typedef struct {
     const bf16 *residual;
     bf16 *out;
     index_t rows, blocks, panels;
-    int by_panel;  // all rows of a panel in a row; else all panels of a block
 } job_t;
 
 // One block of rows by one panel; sums has room for BLOCK_ROWS rows.
 static void multiply_panel(const job_t *job, index_t task, float *sums) {
     const weight_t *weight = job->weight;
     const index_t pairs = (weight->columns + 1) / 2, width = weight->gated ? weight->rows / 2 : weight->rows;
-    const index_t panel = job->by_panel ? task / job->blocks : task % job->panels;
-    const index_t block = job->by_panel ? task % job->blocks : task / job->panels;
+    const int by_panel = job->rows <= BLOCK_ROWS;  // all rows of a panel in a row; else all panels of a block
+    const index_t panel = by_panel ? task / job->blocks : task % job->panels;
+    const index_t block = by_panel ? task % job->blocks : task / job->panels;
     const index_t first = block * job->rows / job->blocks, last = (block + 1) * job->rows / job->blocks;
     const left_t *x = job->x + first * job->layout.part;
     panel_by_rows(last - first, x, job->layout, weight->panels + panel * pairs * PAIR, pairs, sums);
@@ -168,7 +168,8 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
     const index_t width = weight->gated ? weight->rows / 2 : weight->rows;
     const index_t panels = weight->gated ? (width + 31) / 32 : (width + PANEL - 1) / PANEL;
     index_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    if (rows > TILE * threads && panels % threads && panels < 16 * threads && blocks % threads) blocks += threads - blocks % threads;
+    if (rows > TILE * threads && panels % threads && panels < 16 * threads && blocks % threads)
+        blocks += threads - blocks % threads;
     layout_t layout = {2 * pairs, 0};
 #ifdef WIDE_ROWS
     if (rows >= WIDE_ROWS * blocks) layout = (layout_t){2 * CHUNK, rows * 2 * CHUNK};
@@ -187,7 +188,7 @@ void product(const weight_t *weight, const bf16 *x, const bf16 *norm, float eps,
                 prepare(x + row * columns, norm, eps, columns, layout, ready + row * layout.part);
         }
         const left_t *from = ready ? ready : (const left_t *)x;
-        const job_t job = {weight, from, layout, residual, out, rows, blocks, panels, rows <= BLOCK_ROWS};
+        const job_t job = {weight, from, layout, residual, out, rows, blocks, panels};
         float sums[BLOCK_ROWS * PANEL] __attribute__((aligned(64)));
         // few rows are bound by reading: each thread reads its part of the weight; of many, whoever is free takes a panel
         if (rows < MANY_ROWS) {
