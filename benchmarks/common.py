@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data"
+DATA = Path(os.environ.get("PACELINE_DATA", ROOT.parent / "shared" / "data"))
 
 
 def data_path(relative: str) -> Path:
-    """A file of the data set beside the checkout. Exits with one sentence where it is absent."""
+    """A file of the data set, beside the checkout or where PACELINE_DATA says. Exits with one sentence if it is absent."""
     path = DATA / relative
     if not path.exists():
-        sys.exit(f"the data file {relative} is not at ../shared/data beside the checkout; name another with the option")
+        sys.exit(
+            f"the data file {relative} is not in {DATA}; name another with the option, or the folder in PACELINE_DATA"
+        )
     return path
 
 

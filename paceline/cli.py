@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
 import json
@@ -10,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,9 +100,10 @@ def generate(
 ) -> None:
     """Answers one prompt, streamed."""
     from paceline.engine.engine import Engine
+    from paceline.tasks.files import read_text
     from paceline.types import Request, Sampling
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_text("-") if prompt == "-" else prompt
     engine = Engine.load(pull_with_progress(model), config)
     tokenizer = engine.tokenizer
     tokens = tokenizer.encode(text) if raw else tokenizer.encode_chat([{"role": "user", "content": text}])
@@ -127,30 +131,45 @@ def apply(
     """Merges an edit snippet into a file. A result that fails a check is flagged, and not written without --force."""
     from paceline.engine.engine import Engine
     from paceline.tasks.apply import apply as merge
-    from paceline.tasks.files import read_text, write_text
+    from paceline.tasks.files import check_writable, read_text, write_text
 
     if file == "-" and edit == "-":
         raise InputError("only one of the file and the edit can come from standard input")
     if write and file == "-":
         raise InputError("--write needs a file, not standard input")
-    code, update = read_text(file), read_text(edit)
+    code, update = read_text(file), read_text(edit).removeprefix("\ufeff")
+    if write:
+        check_writable(Path(file))
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     engine = Engine.load(pull_with_progress(model), config)
-    path = None if file == "-" else file
+    path = None if file == "-" else _below_here(file)
     result = merge(engine, code, update, instruction, path=path, policy=policy)
     if as_json:
-        typer.echo(json.dumps(result.as_dict()))
+        _put(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):
-        typer.echo(result.diff(), nl=False)
+        _put(result.diff())
     elif not write:
-        typer.echo(result.text, nl=False)
+        _put(result.text)
     for reason in result.reasons:
         _errors.print(f"[yellow]flagged:[/] {escape(reason)}", highlight=False)
     if result.reasons and not force:
         raise FlaggedResult(result.reasons)
     if write:
-        write_text(Path(file), result.text)
+        write_text(Path(file), result.text, expected=code)
+
+
+def _below_here(file: str) -> str:
+    """A path as the diff names it: from this folder where the file is below it, so that `git apply` finds it from here."""
+    below = os.path.relpath(file)
+    return file if below.startswith(os.pardir) else below
+
+
+def _put(text: str) -> None:
+    """Writes text to standard output byte for byte, in UTF-8 whatever the locale. Raises PacelineError where that is closed."""
+    if sys.stdout is None:
+        raise PacelineError("standard output is closed")
+    typer.echo(text.encode("utf-8"), nl=False)
 
 
 @app.command()
@@ -172,7 +191,7 @@ def compact(
     messages = [Message("user", read_text(name), None if name == "-" else name) for name in files]
     scorer = LineScorer(FILES)
     result = shorten(messages, query or "", ratio=ratio, preserve_recent=0, markers=markers, scorer=scorer)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.text, nl=as_json)
+    _put(f"{json.dumps(result.as_dict())}\n" if as_json else result.text)
 
 
 @app.command()
@@ -296,11 +315,38 @@ def bench(
 
 
 def main() -> None:
-    """Runs the command line; an error of the tree is one line on standard error and exit status 1."""
+    """Runs the command line and ends the process, with one line on standard error where something went wrong.
+
+    The exit status is 1 for an error of the tree and for a full disk, 130 for an interrupt, 141 where the reader of
+    standard output has gone (no line then), 2 for a wrong use.
+    """
     try:
         app(standalone_mode=True)
     except PacelineError as error:
-        _errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _end(1, f"[red]error:[/] {escape(str(error))}")
     except BrokenPipeError:
-        sys.exit(141)
+        _end(141)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        place = error.filename or "the output"
+        _end(1, f"[red]error:[/] cannot write {escape(str(place))}: {error.strerror}")
+    except KeyboardInterrupt:
+        _end(130, "interrupted")
+    except SystemExit as end:  # typer's own, which says by what it was raised in
+        if isinstance(end.__context__, BrokenPipeError):
+            _end(141)
+        if end.code == 130:
+            _end(130, "interrupted")
+        raise
+
+
+def _end(status: int, message: str = "") -> NoReturn:
+    """Ends the process. What standard output still holds is thrown away: it cannot be written, or its reader has gone."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message:
+        _errors.print(message, highlight=False, soft_wrap=True)
+    sys.exit(status)

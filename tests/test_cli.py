@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from paceline.cli import app
+from paceline.errors import InputError
+from paceline.tasks.apply import Applied
+from paceline.types import Usage
 
 CODE = "import os\n\n\ndef load(path):\n    return open(path).read()\n\n\ndef remove(path):\n    os.remove(path)\n"
 EDIT = """\
@@ -65,6 +73,127 @@ def test_files_that_are_no_text_are_refused(files: tuple[Path, Path], tmp_path: 
     refused(paceline("apply", str(binary), "--edit", str(files[1])), "binary")
     refused(paceline("apply", str(latin), "--edit", str(files[1])), "UTF-8", "byte 0")
     refused(paceline("apply", str(tmp_path / "none.py"), "--edit", str(files[1])), "cannot read")
+    wide = tmp_path / "c.cs"
+    wide.write_bytes(CODE.encode("utf-16"))
+    refused(paceline("apply", str(wide), "--edit", str(files[1])), "c.cs is UTF-16; only UTF-8 files can be edited")
+
+
+def test_a_read_only_file_is_refused_before_a_model_is_looked_for(files: tuple[Path, Path]) -> None:
+    files[0].chmod(0o444)
+    done = paceline("apply", str(files[0]), "--edit", str(files[1]), "--write", "--model", "qwen9")
+    refused(done, "read-only")
+    assert "qwen9" not in done.stderr
+
+
+class Merged:
+    """Stands for a result; making it takes as long as `meanwhile`, which may change the file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, text: str, meanwhile: Callable[[], object] = int) -> None:
+        def merge(_: object, code: str, *__: object, path: str, **___: object) -> Applied:
+            meanwhile()
+            return Applied(code, text, (), Usage(0, 0), "stub", path)
+
+        monkeypatch.setattr("paceline.engine.engine.Engine.load", lambda *_: None)
+        monkeypatch.setattr("paceline.cli.pull_with_progress", Path)
+        monkeypatch.setattr("paceline.tasks.apply.apply", merge)
+
+    def command(self, *arguments: str) -> Result:
+        return CliRunner().invoke(app, ["apply", *arguments])
+
+
+def test_a_file_that_changes_while_the_model_runs_is_not_written(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Merged(monkeypatch, "merged\n", lambda: files[0].write_text("another's work\n"))
+    done = run.command(str(files[0]), "--edit", str(files[1]), "--write")
+    assert isinstance(done.exception, InputError) and "changed meanwhile" in str(done.exception)
+    assert files[0].read_text() == "another's work\n"
+
+
+def test_a_result_is_written_and_printed_byte_for_byte(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\ufeffa\r\nb\rc\x1b[31m\x0c\u2028é"
+    run = Merged(monkeypatch, text)
+    assert run.command(str(files[0]), "--edit", str(files[1])).stdout_bytes == text.encode()
+    done = run.command(str(files[0]), "--edit", str(files[1]), "--write")
+    assert done.exit_code == 0 and done.stdout == "" and files[0].read_bytes() == text.encode()
+
+
+def test_the_diff_names_a_file_from_the_folder_one_is_in(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = Merged(monkeypatch, "merged\n")
+    arguments = (str(files[0]), "--edit", str(files[1]), "--diff")
+    monkeypatch.chdir(tmp_path)
+    shown = run.command(*arguments).stdout
+    assert shown.startswith("--- a/store.py\n")
+    subprocess.run(["git", "apply", "-"], input=shown, text=True, check=True)
+    assert files[0].read_text() == "merged\n"
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    assert run.command(*arguments).stdout == ""
+    files[0].write_text(CODE)
+    assert run.command(*arguments).stdout.startswith(f"--- a{files[0]}\n")
+
+
+def in_shell(script: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script with $paceline."""
+    environment = {**os.environ, "paceline": f"{shlex.quote(sys.executable)} -m paceline"}
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("$paceline compact - <&-", "standard input is closed"),
+        ("$paceline apply store.py --edit - <&-", "cannot read store.py"),
+        ("$paceline generate - --model qwen9 <&-", "standard input is closed"),
+        ("$paceline compact - >&- <<< text", "standard output is closed"),
+        ("$paceline compact - > /dev/full <<< text", "No space left on device"),
+        ("yes text | head -100000 | $paceline compact - > /dev/full", "No space left on device"),
+        ("$paceline compact --help > /dev/full", "No space left on device"),
+    ],
+)
+def test_closed_streams_and_a_full_disk_are_one_line(script: str, words: str) -> None:
+    refused(in_shell(script), words)
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    done = in_shell("yes text | head -100000 | $paceline compact - --ratio 1 | true; exit ${PIPESTATUS[2]}")
+    assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.parametrize("stage", ["importing", "reading"])
+def test_an_interrupt_is_one_line(stage: str) -> None:
+    command = [sys.executable, "-m", "paceline", "compact", "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    if stage == "importing":
+        maps = Path(f"/proc/{process.pid}/maps")
+        if not maps.exists():
+            pytest.skip("the system does not show what a process has loaded")
+        while "libtorch" not in maps.read_text():
+            time.sleep(0.01)
+    else:
+        process.stdin.write(b"text\n" * 100_000)  # more than a pipe holds: it is being read
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (process.stdout.read(), process.stderr.read()) == (b"", b"interrupted\n")
+    process.communicate()
+
+
+@pytest.mark.model
+def test_a_forced_result_is_written_and_links_and_mode_stay(files: tuple[Path, Path], tmp_path: Path) -> None:
+    os.link(files[0], tmp_path / "linked.py")
+    files[0].chmod(0o750)
+    options = ("--edit", str(files[1]), "--write", "--force", "--policy", "plain", *MODEL)
+    done = paceline("apply", str(files[0]), *options)
+    assert done.returncode == 0 and done.stdout == ""
+    assert files[0].samefile(tmp_path / "linked.py") and files[0].stat().st_mode & 0o7777 == 0o750
+    assert sorted(os.listdir(tmp_path)) == ["edit.txt", "linked.py", "store.py"]
 
 
 def test_an_empty_edit_and_two_standard_inputs_are_refused(files: tuple[Path, Path]) -> None:

@@ -10,11 +10,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cached_property
+from itertools import chain, islice, pairwise
 
 import numpy
 
-from paceline.tasks.definitions import Name, block_end, defined, may_define
+from paceline.tasks.definitions import Code, indent, is_closer
+from paceline.tasks.names import Name, key_of
 
 _LIKE = 0.1  # what a line is worth that stands in for a similar one, as a share of finding it
 _LIKENESS = 0.7  # similarity (Dice, over parts of words) from which a line can stand in for another
@@ -23,20 +25,13 @@ _BARE = 0.6  # what a line that differs in white space is worth, as a share
 _BLANK = 0.2  # what a blank line is worth
 _RARITY = 0.5  # how much less a line says that stands in the file often
 _PASS = 0.02  # the cost of a file line passed over without a marker
-_EDGE = 4.0  # the cost of a line without a match next to a marker: snippets have context there
+_EDGE = 4.0  # the cost of a line without a match next to a marker, or at an end of the snippet: it has context there
+_SKIP = 0.05  # the cost of a blank line without a match among matched ones
 _LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
 _SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
 _TOGETHER = 1 << 20  # scores from which alignments at several costs are made one after the other, to take less memory
+_WHITE = str.maketrans("", "", " \t\r\n\x0b\x0c")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\w\s]")
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A snippet's lines, which of them are markers, and for each the file line it stands for, or -1."""
-
-    snippet: list[str]
-    markers: list[bool]
-    matches: list[int]
 
 
 def weight(line: str) -> float:
@@ -52,64 +47,86 @@ def weight(line: str) -> float:
     return 1.0 + letters / 80
 
 
-class File:
-    """A file's lines, with what snippets are matched by.
+class File(Code):
+    """A file's rows, with what snippets are matched by."""
 
-    `names` says of each line what it begins to define, `headers` where each definition begins.
-    """
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines = lines
-        self.names: dict[str, Name | None] = dict.fromkeys(lines)
-        self.headers: dict[Name, list[int]] = {}
-        self._bare: dict[str, list[int]] = {}  # where lines stand, by what they are without white space
-        for row, line in enumerate(lines):
-            words = line.split()
-            self._bare.setdefault("".join(words), []).append(row)
-            if may_define(words) and (name := defined(line)):
-                self.names[line] = name
-                self.headers.setdefault(name, []).append(row)
-        self._matched: dict[str, tuple[numpy.ndarray, numpy.ndarray]] = {}
+    def __init__(self, rows: list[str]) -> None:
+        super().__init__(rows)
+        self._bare: dict[str, list[int]] = {}  # where rows stand, by what they are without white space
+        self._keys: dict[str, list[int]] = {}  # where keys are set
+        for number, row in enumerate(rows):
+            self._bare.setdefault(bare(row), []).append(number)
+            if key := key_of(row):
+                self._keys.setdefault(key, []).append(number)
+        self._matched: dict[tuple[str, Name | None], tuple[numpy.ndarray, numpy.ndarray]] = {}
         self._holding: defaultdict[str, list[int]] = defaultdict(list)  # the rows that hold a part of a word
-        self._sizes: list[int] = []  # how many different parts each line has
+        self._sizes: list[int] = []  # how many different parts each row has
 
-    def scores(self, snippet: list[str], barred: list[bool]) -> numpy.ndarray:
-        """[snippet, file]: what matching a snippet line with a file line is worth; negative infinity where they differ.
+    def scores(self, snippet: Code, barred: list[bool]) -> numpy.ndarray:
+        """[snippet, file]: what matching a snippet row with a file row is worth; negative infinity where they differ.
 
-        Lines that are `barred` match nothing.
+        Rows that are `barred` match nothing.
         """
-        scores = numpy.full((len(snippet), len(self.lines)), -numpy.inf, dtype=numpy.float32)
-        for row, line in enumerate(snippet):
+        scores = numpy.full((len(snippet.rows), len(self.rows)), -numpy.inf, dtype=numpy.float32)
+        for row, line in enumerate(snippet.rows):
             if not barred[row]:
-                rows, worth = self._matches(line)
+                rows, worth = self._matches(line, snippet.names[row])
                 scores[row, rows] = worth
-        self._confine(scores, snippet, barred)
+        for row, (first, last) in enumerate(self.scopes(snippet, barred)):
+            scores[row, :first] = -numpy.inf
+            scores[row, last:] = -numpy.inf
         return scores
 
-    def _confine(self, scores: numpy.ndarray, snippet: list[str], barred: list[bool]) -> None:
-        """A definition, up to a marker in it, of which the file has one of that name is matched with that one only."""
-        for row, line in enumerate(snippet):
-            places = self.headers.get(defined(line) or ("", ""), [])
-            if len(places) == 1:
-                stop = block_end(snippet, row)
-                stop = next((each for each in range(row, stop) if barred[each]), stop)
-                scores[row:stop, : places[0]] = -numpy.inf
-                scores[row:stop, block_end(self.lines, places[0]) :] = -numpy.inf
+    def scopes(self, snippet: Code, barred: list[bool]) -> list[tuple[int, int]]:
+        """For each snippet row the file rows that it can stand for: those of the definition that the snippet shows it in.
 
-    def _matches(self, line: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Where a line is found as it is, with other white space, or as one that it replaces, and what that is worth."""
-        if line not in self._matched:
-            found = dict.fromkeys(self.headers.get(defined(line) or ("", ""), []), _NAMED)
-            bare = "".join(line.split())
-            if rows := self._bare.get(bare):
+        Only a definition of which the file, or the one around it, has one of that name confines what is in it. Beyond a
+        marker inside it, which may also leave out its end, it confines only definitions that it has.
+        """
+        everywhere = 0, len(self.rows)
+        around: list[tuple[int, int, int]] = []  # indents of headers, and their blocks in the file
+        cut = 0  # how many of `around` began before the last marker
+        scopes = []
+        for row, line in enumerate(snippet.rows):
+            depth = indent(line)
+            closes = is_closer(line) and not barred[row]
+            while line.strip() and around and depth < around[-1][0] + (not closes):
+                around.pop()
+            cut = len(around) if barred[row] else min(cut, len(around))
+            first, last = around[-1][1:] if len(around) > cut else everywhere
+            name = None if barred[row] else snippet.names[row]
+            places = self.headers.get(name or ("", ""), [])
+            inside = [place for place in places if not around or around[-1][1] < place < around[-1][2]]
+            if len(around) <= cut:
+                inside = inside or places
+            if len(inside) == 1:
+                first, last = inside[0], self.block_end(inside[0])
+                around.append((depth, first, last))
+                for above in range(snippet.block_start(row), row):
+                    scopes[above] = (self.block_start(first), first)
+            elif inside and around:
+                first, last = around[-1][1:]
+            scopes.append((first, last))
+        return scopes
+
+    def _matches(self, line: str, name: Name | None) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Where a row is found as it is, with other white space, or as one that it replaces, and what that is worth."""
+        if (line, name) not in self._matched:
+            found = dict.fromkeys(self.headers.get(name or ("", ""), []), _NAMED)
+            text = bare(line)
+            if rows := self._bare.get(text):
                 worth = weight(line) / len(rows) ** _RARITY
-                found |= {row: worth if self.lines[row] == line else _BARE * worth for row in rows}
-            elif bare:
+                found |= {row: worth if self.rows[row] == line else _BARE * worth for row in rows}
+            elif text:
                 worth = _LIKE * weight(line)
                 for row, likeness in self._like(line).items():
-                    found[row] = max(found.get(row, 0.0), float(numpy.float32(likeness) * numpy.float32(worth)))
-            self._matched[line] = numpy.array(list(found), numpy.intp), numpy.array(list(found.values()))
-        return self._matched[line]
+                    if name is None and self.names[row] is None:
+                        found[row] = max(found.get(row, 0.0), float(numpy.float32(likeness) * numpy.float32(worth)))
+                rows = self._keys.get(key_of(line) or "", [])
+                for row in rows if name is None else ():
+                    found[row] = max(found.get(row, 0.0), _LIKE * weight(line) / len(rows) ** _RARITY)
+            self._matched[line, name] = numpy.array(list(found), numpy.intp), numpy.array(list(found.values()))
+        return self._matched[line, name]
 
     def _like(self, line: str) -> dict[int, float]:
         """How like a line those of the file are that are like it."""
@@ -124,11 +141,67 @@ class File:
         return found
 
     def _index(self) -> None:
-        for line in self.lines:
+        for line in self.rows:
             words = _words(line)
             for word in words:
                 self._holding[word].append(len(self._sizes))
             self._sizes.append(len(words))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A snippet in a file: which of its rows are markers, and for each row the file row it stands for, or -1.
+
+    `doubts` are what speaks against it, a sentence each.
+    """
+
+    file: File
+    snippet: Code
+    markers: list[bool]
+    matches: list[int]
+    doubts: tuple[str, ...] = ()
+
+    def kept(self, row: int) -> bool:
+        """Whether a snippet row is the file's as it is.
+
+        White space at its end counts only where nothing else changes between the markers around it: it then is the edit.
+        """
+        match = self.matches[row]
+        if match < 0 or self.snippet.rows[row].rstrip() != self.file.rows[match].rstrip():
+            return False
+        return self.snippet.rows[row] == self.file.rows[match] or row not in self._trimmed
+
+    def tells(self, row: int) -> bool:
+        """Whether a snippet row has a letter or a digit."""
+        return any(map(str.isalnum, self.snippet.rows[row]))
+
+    @cached_property
+    def _trimmed(self) -> set[int]:
+        """The rows of parts that change nothing but white space at ends of rows."""
+        edges = [-1, *(row for row, marked in enumerate(self.markers) if marked), len(self.markers)]
+        rows: set[int] = set()
+        for start, stop in pairwise(edges):
+            part = range(start + 1, stop)
+            found = [self.matches[row] for row in part]
+            if found and -1 not in found and found[-1] - found[0] + 1 == len(found):
+                if all(self.snippet.rows[row].rstrip() == self.file.rows[self.matches[row]].rstrip() for row in part):
+                    rows |= set(part)
+        return rows
+
+    def bounds(self, part: range) -> tuple[int, int]:
+        """The file rows among which a part may stand: between the rows found before and after it, and in its scope."""
+        first = max((match for match in self.matches[: part.start] if match >= 0), default=-1) + 1
+        last = min((match for match in self.matches[part.stop :] if match >= 0), default=len(self.file.rows))
+        scopes = self.file.scopes(self.snippet, self.markers)
+        start, stop = next((scopes[row] for row in part if self.snippet.rows[row].strip()), (first, last))
+        if max(first, start) < min(last, stop):
+            first, last = max(first, start), min(last, stop)
+        return first, max(first, last)
+
+
+def bare(line: str) -> str:
+    """A line without spaces, tabs and line ends; other characters that show nothing stay."""
+    return line.translate(_WHITE)
 
 
 def _words(line: str) -> set[str]:
@@ -136,46 +209,59 @@ def _words(line: str) -> set[str]:
     return set(_WORD.findall(line))
 
 
-def align(scores: numpy.ndarray, markers: list[bool], passing: Sequence[float]) -> list[list[int]]:
+def align(
+    scores: numpy.ndarray, markers: Sequence[bool], blank: Sequence[bool], passing: Sequence[float]
+) -> list[list[int]]:
     """For each snippet line the file line it stands for, or -1; so for each factor on the cost to pass over a file line.
 
     `met[i, k, j]`: at factor k the best score of snippet lines before i and file lines before j where the last two
     match; `apart[i, k, j]`: where they do not, as snippet lines are inserted or file lines passed over since two did.
+    `blank` lines of the snippet may go unmatched without leaving a run.
     """
     if len(passing) > 1 and scores.size > _TOGETHER:
-        return [align(scores, markers, (factor,))[0] for factor in passing]
+        return [align(scores, markers, blank, (factor,))[0] for factor in passing]
     count, width = scores.shape
     costs = numpy.array([[factor * _PASS] for factor in passing], dtype=numpy.float32)
     ramp = costs * numpy.arange(width + 1, dtype=numpy.float32)
     leave = _LEAVE * min(1.0, count / _SHORT)
     met = numpy.full((count + 1, *ramp.shape), -numpy.inf, dtype=numpy.float32)
     apart = numpy.full_like(met, -numpy.inf)
-    apart[0] = 0.0
+    apart[0] = -_EDGE
+    met[0] = 0.0
     for row, (above, beside, below) in enumerate(zip(met, apart, met[1:], strict=False)):
         if markers[row]:
             numpy.maximum.accumulate(numpy.maximum(above, beside - _EDGE), axis=1, out=below)
             continue
         numpy.add(numpy.maximum(above, beside)[:, :-1], scores[row], out=below[:, 1:])
+        if blank[row]:
+            numpy.maximum(below, above - _SKIP, out=below)
         best = numpy.maximum(above, below)
         best -= leave
         numpy.maximum(best, beside, out=best)
         best += ramp
         numpy.maximum.accumulate(best, axis=1, out=best)
         numpy.subtract(best, ramp, out=apart[row + 1])
-    return [_trace(met[:, factor], apart[:, factor], markers, leave) for factor in range(len(passing))]
+    return [_trace(met[:, factor], apart[:, factor], markers, blank, leave) for factor in range(len(passing))]
 
 
-def _trace(met: numpy.ndarray, apart: numpy.ndarray, markers: list[bool], leave: float) -> list[int]:
+def _trace(
+    met: numpy.ndarray, apart: numpy.ndarray, markers: Sequence[bool], blank: Sequence[bool], leave: float
+) -> list[int]:
     """Walks back from the best end; of equal ways an insertion is taken before a file line passed over."""
     row = len(markers)
-    column = int(numpy.maximum(met, apart)[row].argmax())
+    last = numpy.maximum(met[row], apart[row] - _EDGE)
+    column = int(last.argmax())
+    if not markers[-1]:  # a snippet that ends without a marker ends, of equal places, where the file does
+        column = int(numpy.flatnonzero(last >= last[column] - 1e-3)[-1])
     matches = [-1] * row
-    matched = bool(met[row, column] >= apart[row, column])
+    matched = bool(met[row, column] >= apart[row, column] - _EDGE)
     while row > 0:
         if markers[row - 1]:
             row -= 1
             column = int(numpy.maximum(met[row], apart[row] - _EDGE)[: column + 1].argmax())
             matched = bool(met[row, column] >= apart[row, column] - _EDGE)
+        elif matched and blank[row - 1] and _close(met[row - 1, column] - _SKIP, met[row, column]):
+            row -= 1
         elif matched:
             row, column = row - 1, column - 1
             matches[row] = column

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from paceline.tasks.prompts import (
     shown,
     stops,
 )
+from paceline.tasks.unified import unified_diff
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
 
 _OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
@@ -44,13 +44,7 @@ class Applied:
 
     def diff(self) -> str:
         """The change as a unified diff."""
-        lines = difflib.unified_diff(
-            self.code.splitlines(keepends=True),
-            self.text.splitlines(keepends=True),
-            f"a/{self.path.lstrip('/')}",
-            f"b/{self.path.lstrip('/')}",
-        )
-        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        return unified_diff(self.code, self.text, self.path)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,8 @@ import tree_sitter
 from paceline.errors import InputError
 from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.runs import runs
-from paceline.tasks.snippet import is_marker, lines_of
+from paceline.tasks.lines import Lines
+from paceline.tasks.snippet import Marker, marker
 
 _MOST = 6  # reasons of one kind that are worth telling
 # a grammar is the package tree_sitter_NAME, and its function where it has several
@@ -38,22 +39,21 @@ def check(
     """
     if not merged.strip():
         return ("the result is empty",) if code.strip() else ()
-    lines = [line.rstrip() for line in lines_of(merged)]
-    reasons = _leftovers(lines, code)
-    reasons += _syntax(code, merged, path)
+    lines = [line.rstrip() for line in _rows_of(merged)]
+    reasons = _syntax(code, merged, path)
     try:
-        candidate = candidate or candidate_merge(code, update)
+        candidate = candidate or candidate_merge(code, update, path)
     except InputError as error:
-        return (*reasons, f"the edit could not be placed by rule: {error}")
-    reasons += candidate.doubts
-    wanted = [line.rstrip() for line in lines_of(candidate.text)]
+        return (*_leftovers(lines, code, path), *reasons, f"the edit could not be placed by rule: {error}")
+    wanted = [line.rstrip() for line in _rows_of(candidate.text)]
+    reasons += [*_leftovers(lines, f"{code}\n{candidate.text}", path), *candidate.doubts]
     if lines == wanted:
         return tuple(reasons)
     known = len(reasons)
-    file = [line.rstrip() for line in lines_of(code)]
+    file = [line.rstrip() for line in _rows_of(code)]
     kept = [(number, line) for number, (line, stays) in enumerate(zip(file, candidate.kept, strict=True), 1) if stays]
     reasons += _missing(kept, lines, "line {} of the file, which the edit does not touch, is missing: {!r}")
-    edit = [(number, line.rstrip()) for number, line in enumerate(lines_of(update), 1)]
+    edit = [(number, line.rstrip()) for number, line in enumerate(_rows_of(update), 1)]
     present = set(wanted)
     edit = [(number, line) for number, line in edit if line in present]
     reasons += _missing(edit, lines, "line {} of the edit is missing: {!r}")
@@ -63,6 +63,10 @@ def check(
     if len(reasons) == known and not same_syntax_tree(merged, candidate.text, path):
         reasons.append(_first_difference(lines, wanted))
     return tuple(reasons)
+
+
+def _rows_of(text: str) -> list[str]:
+    return Lines.of(text).rows
 
 
 def parses(text: str, path: str | None) -> bool | None:
@@ -79,13 +83,14 @@ def same_syntax_tree(left: str, right: str, path: str | None = None) -> bool:
     return _shape(parser.parse(left.encode()).root_node) == _shape(parser.parse(right.encode()).root_node)
 
 
-def _leftovers(lines: list[str], code: str) -> list[str]:
-    file = {line.rstrip() for line in lines_of(code)}
+def _leftovers(lines: list[str], known: str, path: str | None) -> list[str]:
+    """Markers and fences that are not in a known text."""
+    file = {line.rstrip() for line in _rows_of(known)}
     reasons = []
     for number, line in enumerate(lines, 1):
         if line in file:
             continue
-        if is_marker(line):
+        if marker(line, path) is Marker.CERTAIN:
             reasons.append(f"line {number} is a marker for left-out code: {line.strip()!r}")
         elif line.strip().startswith("```"):
             reasons.append(f"line {number} is a fence")

@@ -4,87 +4,104 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Container
-from functools import cache
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, cached_property
 
-_MODIFIERS = ("export", "default", "public", "private", "protected", "static", "async", "pub", "abstract", "override")
-_KINDS = (
-    "def", "class", "function", "fn", "func", "interface", "struct", "enum", "impl", "trait", "type", "module", "namespace",
-)  # fmt: skip
-_FIRST = {*_MODIFIERS, *_KINDS}
-_KEYWORD = re.compile(rf"^\s*(?:(?:{'|'.join(_MODIFIERS)})\s+)*({'|'.join(_KINDS)})\s+\*?([A-Za-z_$][\w$]*)")
-_METHOD = re.compile(r"^\s+(?:async\s+|static\s+|get\s+|set\s+|\*)*([A-Za-z_$][\w$]*)\s*\([^;]*\)[^;()]*\{$")
-_STATEMENTS = {"if", "for", "while", "switch", "catch", "with", "return", "else"}
-Name = tuple[str, str]  # of a definition: its kind, and what it is called
-LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
+from paceline.tasks.names import LEADS, Name, names_of
+from paceline.tasks.runs import runs
+
+_CLOSERS = re.compile(r"[)\]}]|</|(?:end|fi|done|esac)\b|end\w*$", re.IGNORECASE)
 
 
-def may_define(words: list[str]) -> bool:
-    """Whether a line of these words can begin a definition: what is quickly seen of it."""
-    return bool(words) and (words[0] in _FIRST or words[-1].endswith("{"))
+class Code:
+    """Rows of code; `names` says of each what it begins to define, `headers` where each definition begins."""
+
+    def __init__(self, rows: Sequence[str]) -> None:
+        self.rows = list(rows)
+
+    @cached_property
+    def names(self) -> list[Name | None]:
+        return names_of(self.rows)
+
+    @cached_property
+    def headers(self) -> dict[Name, list[int]]:
+        places: dict[Name, list[int]] = {}
+        for row, name in enumerate(self.names):
+            if name is not None:
+                places.setdefault(name, []).append(row)
+        return places
+
+    def block_end(self, header: int) -> int:
+        """The row past the last of the block that begins at `header`: deeper rows, and what closes brackets beside it."""
+        depth = indent(self.rows[header])
+        stop = header + 1
+        opened = False  # whether an opening bracket stands alone in the row under the header
+        for row in range(header + 1, len(self.rows)):
+            text = self.rows[row].lstrip()
+            if not text:
+                continue
+            deeper = len(self.rows[row]) - len(text) - depth
+            if deeper == 0 and text.rstrip() == "{" and row == stop and not opened:
+                opened = True
+            elif deeper < 0 or (deeper == 0 and not is_closer(text)):
+                break
+            stop = row + 1
+        return stop
+
+    def block_start(self, header: int) -> int:
+        """The first row of the decorators and comments right above a definition."""
+        start = header
+        while (
+            start > 0
+            and self.rows[start - 1].strip().startswith(LEADS)
+            and indent(self.rows[start - 1]) >= indent(self.rows[header])
+        ):
+            start -= 1
+        return start
+
+    def around(self, row: int) -> list[int]:
+        """The rows of the definitions that `row` is in, the innermost first."""
+        depth = indent(self.rows[row])
+        found = []
+        for header in range(row - 1, -1, -1):
+            if self.rows[header].strip() and indent(self.rows[header]) < depth:
+                if is_closer(self.rows[header]):
+                    continue
+                depth = indent(self.rows[header])
+                if self.names[header] is not None:
+                    found.append(header)
+                if depth == 0:
+                    break
+        return found
 
 
-def defined(line: str) -> Name | None:
-    """The kind and the name of what this line begins to define."""
-    if not may_define(line.split(None, 1)):
-        return None
-    if found := _KEYWORD.match(line):
-        return found[1], found[2]
-    method = _METHOD.match(line)
-    return ("method", method[1]) if method and method[1] not in _STATEMENTS else None
-
-
-def block_end(lines: list[str], header: int) -> int:
-    """The line past the last of the block that begins at `header`: deeper lines, and what closes brackets beside it."""
-    depth = indent(lines[header])
-    stop = header + 1
-    for row in range(header + 1, len(lines)):
-        text = lines[row].lstrip()
-        if not text:
-            continue
-        deeper = len(lines[row]) - len(text) - depth
-        if deeper < 0 or (deeper == 0 and text[0] not in ")]}"):
-            break
-        stop = row + 1
-    return stop
-
-
-def block_start(lines: list[str], header: int) -> int:
-    """The first line of the decorators and comments right above a definition."""
-    start = header
-    while (
-        start > 0 and lines[start - 1].strip().startswith(LEADS) and indent(lines[start - 1]) >= indent(lines[header])
-    ):
-        start -= 1
-    return start
-
-
-def definitions_of(snippet: list[str]) -> list[tuple[int, int, int]] | None:
-    """Start, header and end of each definition where the snippet is nothing but whole definitions, else None."""
-    depth = min(indent(line) for line in snippet if line.strip())
+def definitions_of(code: Code) -> list[tuple[int, int, int]] | None:
+    """Start, header and end of each definition where a snippet is nothing but whole definitions, else None."""
+    depth = min(indent(row) for row in code.rows if row.strip())
     blocks: list[tuple[int, int, int]] = []
     reached = 0
-    for row, line in enumerate(snippet):
+    for row, line in enumerate(code.rows):
         if row < reached or not line.strip() or line.strip().startswith(LEADS):
             continue
-        if indent(line) != depth or defined(line) is None:
+        if indent(line) != depth or code.names[row] is None:
             return None
-        start = max(reached, block_start(snippet, row))
-        if any(each.strip() for each in snippet[reached:start]):
+        start = max(reached, code.block_start(row))
+        if any(each.strip() for each in code.rows[reached:start]):
             return None
-        reached = block_end(snippet, row)
+        reached = code.block_end(row)
         blocks.append((start, row, reached))
-    return blocks if blocks and not any(line.strip() for line in snippet[reached:]) else None
+    return blocks if blocks and not any(line.strip() for line in code.rows[reached:]) else None
 
 
 def replace_definitions(
-    lines: list[str], headers: dict[Name, list[int]], snippet: list[str]
-) -> tuple[list[str], tuple[str, ...]] | None:
-    """The file with each definition of the snippet in place of the file's of the same name, and what is doubtful in it.
+    file: Code, snippet: Code, removed: Collection[str] = ()
+) -> tuple[list[int | str], tuple[str, ...]] | None:
+    """The file with each definition of the snippet in place of its own of the same name, and what is doubtful in it.
 
-    A new definition follows the one before it in the snippet, or else precedes the one after it. Of one that breaks off
-    before the file's ends, the rest stays. None where the snippet holds more than definitions, or the file has none of
-    their names.
+    Rows that stay are given by their numbers. A new definition follows the one before it in the snippet, or else precedes
+    the one after it. Of one that breaks off before the file's ends, the rest stays. A definition of the file that stands
+    between two that follow each other in the snippet goes where its name is in `removed`. None where the snippet holds
+    more than definitions, or the file has none of their names.
     """
     blocks = definitions_of(snippet)
     if blocks is None:
@@ -92,66 +109,93 @@ def replace_definitions(
 
     @cache
     def body_at(header: int) -> set[str]:
-        return {line.strip() for line in lines[header : block_end(lines, header)]}
+        return {line.strip() for line in file.rows[header : file.block_end(header)]}
 
     edits: list[tuple[int, int, list[str]]] = []
     doubts: list[str] = []
     waiting: list[str] = []
-    named = {defined(line) for line in snippet}
+    named = set(snippet.names)
     reached = taken = 0
     for start, header, stop in blocks:
-        blanks, text = snippet[reached:start], snippet[start:stop]
+        blanks, text = snippet.rows[reached:start], snippet.rows[start:stop]
         reached = stop
-        places = headers.get(defined(snippet[header]) or ("", ""), [])
-        place = _twin(lines, places[bisect_left(places, taken) :], snippet[header], text, body_at)
+        places = file.headers.get(snippet.names[header] or ("", ""), [])
+        place, doubt = _twin(file, places[bisect_left(places, taken) :], snippet.rows[header], text, body_at)
+        doubts += doubt
         if place is None:
             # a definition of the file that the snippet does not name may be this one, renamed
-            others = (row for name, rows in headers.items() if name not in named for row in rows)
-            body = {line.strip() for line in snippet[header + 1 : stop]} - {""}
+            others = (row for name, rows in file.headers.items() if name not in named for row in rows)
+            body = {line.strip() for line in snippet.rows[header + 1 : stop]} - {""}
             if any(len(body & body_at(row)) * 2 > len(body) for row in others):
-                doubts.append(f"{snippet[header].strip()!r} is much like a definition of the file with another name")
+                doubts.append(f"{_shown(snippet, header)} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
         if not edits and waiting:
             text = [*waiting, *blanks, *text]
         elif waiting:
-            edits[-1][2].extend(_moved(waiting, snippet[header], lines[place]))
+            edits[-1][2].extend(_moved(waiting, snippet.rows[header], file.rows[place]))
+        elif edits:
+            edits += _gone(file, taken, place, named, removed)
         waiting = []
-        first = block_start(lines, place) if start < header else place
-        taken = block_end(lines, place)
-        block = lines[place:taken]
-        shown = _shown_to(block, snippet[header:stop])
-        doubts += _doubts(len(places), block, snippet[header:stop], shown)
-        edits.append((first, place + shown, _moved(text, snippet[header], lines[place])))
+        first = file.block_start(place) if start < header else place
+        taken = file.block_end(place)
+        shown = _shown_to(file.rows[place:taken], snippet.rows[header:stop])
+        doubts += _doubts(file, place, taken, snippet, header, stop, shown)
+        edits.append((first, place + shown, _moved(text, snippet.rows[header], file.rows[place])))
     if not edits:
         return None
-    edits[-1][2].extend(_moved(waiting, snippet[blocks[0][1]], lines[edits[-1][0]]))
-    result: list[str] = []
+    edits[-1][2].extend(_moved(waiting, snippet.rows[blocks[0][1]], file.rows[edits[-1][0]]))
+    result: list[int | str] = []
     reached = 0
     for first, last, text in edits:
-        result += [*lines[reached:first], *text]
+        result += [*range(reached, first), *_kept_inside(file.rows[first:last], first, text)]
         reached = last
-    return result + lines[reached:], tuple(doubts)
+    return result + list(range(reached, len(file.rows))), tuple(doubts)
 
 
-def _doubts(places: int, block: list[str], text: list[str], shown: int) -> list[str]:
-    """What speaks against replacing the first `shown` lines of a definition in the file by the same one in a snippet.
+def _kept_inside(rows: list[str], first: int, text: list[str]) -> list[int | str]:
+    """Text in place of rows, the first of which is row `first` of the file; what both have is the file's own."""
+    result: list[int | str] = list(text)
+    for start, other, size in runs(rows, text):
+        result[other : other + size] = range(first + start, first + start + size)
+    return result
 
-    The file has definitions of its name in `places`.
-    """
-    header = text[0].strip()
+
+def _gone(
+    file: Code, start: int, stop: int, named: set[Name | None], removed: Collection[str]
+) -> list[tuple[int, int, list[str]]]:
+    """Edits that take away what stands between two definitions, where that is definitions and all are to be removed."""
+    stop = file.block_start(stop)
+    inside = [row for row in range(start, stop) if file.rows[row].strip()]
+    if not inside or not removed:
+        return []
+    blocks = definitions_of(Code(file.rows[inside[0] : stop]))
+    headers = [inside[0] + header for _, header, _ in blocks or ()]
+    if not headers or any(
+        file.names[row] in named or (file.names[row] or ("", ""))[1] not in removed for row in headers
+    ):
+        return []
+    return [(inside[0], stop, [])]
+
+
+def _shown(code: Code, header: int) -> str:
+    return repr(code.rows[header].strip())
+
+
+def _doubts(file: Code, place: int, taken: int, snippet: Code, header: int, stop: int, shown: int) -> list[str]:
+    """What speaks against replacing the first `shown` rows of `place:taken` in the file by `header:stop` of a snippet."""
+    block, text = file.rows[place:taken], snippet.rows[header:stop]
+    title = _shown(snippet, header)
     body = {line.strip() for line in text if len(line.strip()) > 2}
     gone = {line.strip() for line in block[:shown] if len(line.strip()) > 2}
-    named = {defined(line) for line in text}
     doubts = []
     if shown < len(block) and not _begins(block, text):
-        doubts.append(f"{header!r} is not shown to its end: what follows may stay or go")
-    if places > 1 and len(body & gone) * 2 <= len(body):
-        doubts.append(f"the file has {header!r} in several places, and this one is much like none")
+        doubts.append(f"{title} is not shown to its end: what follows may stay or go")
     if len(gone - body) > len(body):
-        doubts.append(f"more of {header!r} would go than the edit shows")
-    if any(defined(line) not in named for line in block[:shown] if defined(line)):
-        doubts.append(f"{header!r} is shown without definitions that are in it: they may stay or go")
+        doubts.append(f"more of {title} would go than the edit shows")
+    named = set(snippet.names[header:stop])
+    if any(name not in named for name in file.names[place : place + shown] if name):
+        doubts.append(f"{title} is shown without definitions that are in it: they may stay or go")
     return doubts
 
 
@@ -173,51 +217,51 @@ def _begins(block: list[str], text: list[str]) -> bool:
     return [line.strip() for line in block if line.strip()][: len(full)] == full
 
 
-def with_markers_understood(
-    lines: list[str], names: Container[Name | None], snippet: list[str]
-) -> tuple[list[str], list[bool]]:
+def with_markers_understood(file: Code, snippet: Code) -> tuple[list[str], list[bool]]:
     """A snippet without markers, and one at each end and between known outermost definitions and what is around them.
 
     Not where the snippet is the whole file, from its first line to its last.
     """
-    ends = [[line.strip() for line in each if line.strip()] for each in (lines, snippet)]
+    rows = snippet.rows
+    ends = [[line.strip() for line in each if line.strip()] for each in (file.rows, rows)]
     if ends[0][:1] == ends[1][:1] and ends[0][-1:] == ends[1][-1:]:
-        return snippet, [False] * len(snippet)
-    full = [row for row, line in enumerate(snippet) if line.strip()]
-    snippet = snippet[full[0] : full[-1] + 1]
-    cuts = {0, len(snippet)}
+        return rows, [False] * len(rows)
+    full = [row for row, line in enumerate(rows) if line.strip()]
+    cuts = {full[0], full[-1] + 1}
     reached = 0
-    for row, line in enumerate(snippet):
-        if row >= reached and defined(line) in names:
-            reached = block_end(snippet, row)
-            cuts |= {block_start(snippet, row), reached}
+    for row, name in enumerate(snippet.names):
+        if row >= reached and name in file.headers:
+            reached = snippet.block_end(row)
+            cuts |= {snippet.block_start(row), reached}
     result: list[str] = []
     markers: list[bool] = []
     bare = True  # whether nothing but blank lines has come since the last marker
-    for row in range(len(snippet) + 1):
+    for row in range(full[0], full[-1] + 2):
         if row in cuts and (not markers or not bare):
-            following = next((line for line in snippet[row:] if line.strip()), "")
+            following = next((line for line in rows[row : full[-1] + 1] if line.strip()), "")
             result.append(" " * indent(following) + "...")
             markers.append(True)
             bare = True
-        if row < len(snippet):
-            result.append(snippet[row])
+        if row <= full[-1]:
+            result.append(rows[row])
             markers.append(False)
-            bare = bare and not snippet[row].strip()
+            bare = bare and not rows[row].strip()
     return result, markers
 
 
-def shown_whole(snippet: list[str], markers: list[bool], row: int) -> int | None:
+def shown_whole(snippet: Code, markers: list[bool], row: int) -> int | None:
     """The header of a definition that begins below the marker before `row` and ends with `row`, as the one after says."""
-    depth = indent(snippet[row]) + 1
+    depth = indent(snippet.rows[row]) + 1
     for header in range(row, -1, -1):
         if markers[header]:
             return None
-        if snippet[header].strip() and indent(snippet[header]) < depth:
-            depth = indent(snippet[header])
-            if defined(snippet[header]):
-                after = next((each for each in range(row + 1, len(snippet)) if markers[each]), None)
-                return header if after is None or indent(snippet[after]) <= depth else None
+        if is_closer(snippet.rows[header]):
+            continue
+        if snippet.rows[header].strip() and indent(snippet.rows[header]) < depth:
+            depth = indent(snippet.rows[header])
+            if snippet.names[header]:
+                after = next((each for each in range(row + 1, len(markers)) if markers[each]), None)
+                return header if after is None or indent(snippet.rows[after]) <= depth else None
     return None
 
 
@@ -234,35 +278,42 @@ def decorators_start(lines: list[str], header: int) -> int:
     return start
 
 
-def new_definitions(
-    names: Container[Name], snippet: list[str], markers: list[bool], matches: list[int], same: list[bool]
-) -> list[bool]:
-    """Markers, and the lines of definitions that are new: what these have in common with the file is a coincidence.
+def new_definitions(file: Code, snippet: Code, markers: list[bool], matches: list[int], same: list[bool]) -> list[bool]:
+    """Markers, and the rows of definitions that are new: what these have in common with the file is a coincidence.
 
-    A definition is new where the file has none of its name and little of its body was found, or found scattered. `same`
-    says of a matched line that its text is the file's. `names` are those of the file.
+    A definition is new where the file has none of its name, and little of its body was found, or found scattered, or no
+    row was found beside it: the edit then does not show that another one becomes it. `same` says of a matched row that
+    its text is the file's.
     """
     barred = markers[:]
-    for row, line in enumerate(snippet):
-        name = defined(line)
-        if name is None or name in names or barred[row]:
+    for row, name in enumerate(snippet.names):
+        if name is None or name in file.headers or barred[row]:
             continue
-        stop = block_end(snippet, row)
-        full = [each for each in range(row, stop) if len(snippet[each].strip()) > 2]
+        stop = snippet.block_end(row)
+        full = [each for each in range(row, stop) if len(snippet.rows[each].strip()) > 2]
         found = [matches[each] for each in full if same[each]]
         if any(markers[row:stop]):
             continue
-        if len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
-            while stop < len(snippet) and not snippet[stop].strip():
+        start = snippet.block_start(row)
+        beside = _found_beside(snippet, markers, same, range(start - 1, -1, -1)) and _found_beside(
+            snippet, markers, same, range(stop, len(markers))
+        )
+        if not beside or len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
+            while stop < len(barred) and not snippet.rows[stop].strip():
                 stop += 1
-            start = row
-            while start > 0 and not snippet[start - 1].strip():
+            while start > 0 and not snippet.rows[start - 1].strip():
                 start -= 1
             barred[start:stop] = [True] * (stop - start)
     return barred
 
 
-def rewritten_to(lines: list[str], first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
+def _found_beside(snippet: Code, markers: list[bool], same: list[bool], rows: range) -> bool:
+    """Whether the first row of `rows` that is not blank was found in the file."""
+    row = next((each for each in rows if markers[each] or snippet.rows[each].strip()), None)
+    return row is not None and not markers[row] and same[row]
+
+
+def rewritten_to(file: Code, first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
     """Where in `first:last` a definition that the snippet rewrites to its end ends in the file; `first` where not.
 
     It does when lines are inserted inside its block, right after line `first - 1`, and no marker stands inside it.
@@ -274,13 +325,13 @@ def rewritten_to(lines: list[str], first: int, last: int, inserted: list[str], m
     if marker_indent is not None and marker_indent >= depth:
         return first
     for header in range(first - 1, -1, -1):
-        if not lines[header].strip() or indent(lines[header]) >= depth:
+        if not file.rows[header].strip() or indent(file.rows[header]) >= depth:
             continue
-        depth = indent(lines[header])
+        depth = indent(file.rows[header])
         if depth < least:
             return first
-        if defined(lines[header]) is not None:
-            return max(first, min(last, _deeper(lines, first, depth)))
+        if file.names[header] is not None:
+            return max(first, min(last, _deeper(file.rows, first, depth)))
     return first
 
 
@@ -295,20 +346,46 @@ def _deeper(lines: list[str], first: int, depth: int) -> int:
     return end
 
 
+def is_closer(line: str) -> bool:
+    """Whether a line begins with what closes a block: a bracket, a tag or a word for it."""
+    return bool(_CLOSERS.match(line.lstrip()))
+
+
 def indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
 def _twin(
-    lines: list[str], places: list[int], header: str, text: list[str], body_at: Callable[[int], set[str]]
-) -> int | None:
-    """Of the file's headers of the same name the one whose block shares most with `text`."""
+    file: Code, places: list[int], header: str, text: list[str], body_at: Callable[[int], set[str]]
+) -> tuple[int | None, list[str]]:
+    """Of the file's headers of one name the one whose block shares most with `text`, and what speaks against it."""
+    if not places:
+        return None, []
     body = {line.strip() for line in text if len(line.strip()) > 2}
 
-    def shared(place: int) -> tuple[int, bool]:
-        return len(body & body_at(place)), indent(lines[place]) == indent(header)
+    def shared(place: int) -> int:
+        return len((body - {header.strip()}) & body_at(place))
 
-    return max(places, key=shared, default=None)
+    def fits(place: int) -> tuple[int, bool, bool]:
+        return shared(place), file.rows[place].strip() == header.strip(), indent(file.rows[place]) == indent(header)
+
+    best = max(places, key=fits)
+    equal = [place for place in places if fits(place) == fits(best)]
+    title = header.strip()
+    if len(equal) > 1 or (len(places) > 1 and shared(best) * 2 <= len(body) - 1):
+        numbers = " and ".join(str(place + 1) for place in (equal if len(equal) > 1 else places))
+        return best, [f"{title!r} is defined in several places, at lines {numbers}: which one is meant is not shown"]
+    if shared(best) == 0 and len(body) > 1 and not _same_head(file, best, header, text):
+        return best, [f"{title!r} has nothing in common with line {best + 1}, of the same name: it may be another one"]
+    return best, []
+
+
+def _same_head(file: Code, place: int, header: str, text: list[str]) -> bool:
+    """Whether a definition has the decorators and the header of that at `place`."""
+    start = file.block_start(place)
+    decorators = [row.strip() for row in file.rows[start:place] if row.strip().startswith("@")]
+    own = [row.strip() for row in text[: [*map(str.strip, text)].index(header.strip())] if row.strip().startswith("@")]
+    return file.rows[place].strip() == header.strip() and (not own or own == decorators)
 
 
 def _moved(text: list[str], header: str, place: str) -> list[str]:

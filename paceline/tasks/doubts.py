@@ -7,41 +7,59 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from paceline.tasks.align import File, Placed, weight
-from paceline.tasks.definitions import LEADS, defined, indent, shown_whole
+import numpy
 
-_MUCH = 60  # file lines in one place that an edit removes without showing them, from which that is doubtful
-_FEW = 3  # file lines that may go without being shown
+from paceline.tasks.align import Placed, weight
+from paceline.tasks.definitions import Code, indent, shown_whole
+from paceline.tasks.lines import Row
+from paceline.tasks.names import LEADS, key_of
+from paceline.tasks.readings import parts_of, second_place
+from paceline.tasks.shown import likeness
+from paceline.tasks.snippet import Marker
+
+_MUCH = 60  # file rows in one place that an edit removes without showing them, from which that is doubtful
+_FEW = 3  # file rows at an end that a snippet of the whole file may have let go
 _IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
 _IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
-_CONTEXT = 0.5  # what the lines beside a marker must weigh that say where it is
+_PREAMBLE = re.compile(r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|\{%|/[*/]|#|--|<!")
+_GONE = re.compile(r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|this|old)?\b|\b(?:removed|deleted)\W*$", re.IGNORECASE)
+_OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
+_OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
+_NEAR = 4  # file rows on either side among which a row must be the only one of its like
+_ALIKE = 0.7  # share of words (Dice) from which a row is like another
+_CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
 
 
 def doubts_of(
-    file: File,
     placed: Placed,
-    kept: Sequence[bool],
-    result: list[str],
+    scores: numpy.ndarray,
+    result: Sequence[Row],
+    texts: list[str],
     other: list[str],
-    marked: bool,
-) -> tuple[str, ...]:
-    """Reasons, a sentence each. `kept` says of each file line whether it is in the `result`.
+    levels: Sequence[Marker] | None,
+) -> list[str]:
+    """Reasons, a sentence each. `texts` are the rows of `result`, `other` those of an alignment at other costs.
 
-    `other` is the result of an alignment at other costs; `marked` says whether the edit has markers of its own.
+    `scores` are those by which the snippet was placed. `levels` says which rows of an edit may be markers, None where it
+    has none of its own.
     """
-    lines = file.lines
-    doubts = _difference(result, other)
-    doubts += _open_edges(lines, placed)
-    doubts += repeated(file, result)
-    doubts += _removed(kept)
-    doubts += _ends(lines, placed, kept)
-    doubts += _replaced(lines, placed, kept, marked)
-    doubts += _unchanged_parts(lines, placed)
-    if not marked:
-        doubts += _skipped(lines, placed)
-    if result == lines:
-        doubts.append("the edit changes nothing")
-    return tuple(doubts)
+    kept = {row for row in result if isinstance(row, int)}
+    doubts = [*placed.doubts, *_difference(texts, other)]
+    doubts += _second_places(placed, scores)
+    doubts += _open_edges(placed, kept, levels is not None)
+    doubts += _unplaced(placed)
+    doubts += repeated(placed.file, Code(texts))
+    doubts += _removed(placed, kept)
+    doubts += _trailing(placed)
+    doubts += _others_of_the_name(placed)
+    if levels is None:
+        doubts += _skipped(placed)
+    else:
+        doubts += _unchanged_parts(placed)
+        doubts += _ends(placed, kept)
+        doubts += _markers(placed, levels)
+        doubts += _beside_blanks(placed)
+    return doubts
 
 
 def _difference(result: list[str], other: list[str]) -> list[str]:
@@ -52,75 +70,144 @@ def _difference(result: list[str], other: list[str]) -> list[str]:
     return [f"line {number}: the edit can be placed in more than one way"]
 
 
-def _open_edges(lines: list[str], placed: Placed) -> list[str]:
-    """A changed line beside a marker, or at an end that is not the file's: what it replaces is not shown."""
-    snippet, markers, matches = placed.snippet, placed.markers, placed.matches
-    same = [match >= 0 and line == lines[match] for line, match in zip(snippet, matches, strict=True)]
-    found = [(row, match) for row, match in enumerate(matches) if match >= 0]
-    edges = [row for row, marker in enumerate(markers) if marker]
-    if found and found[0][1] > found[0][0] + _FEW:
-        edges.append(-1)
-    if found and len(lines) - found[-1][1] > len(snippet) - found[-1][0] + _FEW:
-        edges.append(len(snippet))
+def _second_places(placed: Placed, scores: numpy.ndarray) -> list[str]:
+    """A part that would stand as well somewhere else."""
+    doubts = []
+    for part in parts_of(placed.markers):
+        place = second_place(placed, scores, part)
+        own = next((placed.matches[row] for row in part if placed.matches[row] >= 0), None)
+        if place is not None and own is not None:
+            text = placed.snippet.rows[next(row for row in part if placed.snippet.rows[row].strip())].strip()
+            doubts.append(f"{text!r} and on fits line {own + 1} and line {place + 1} of the file equally well")
+    return doubts
+
+
+def _open_edges(placed: Placed, kept: set[int], marked: bool) -> list[str]:
+    """A changed row beside a marker, or at an end that is not the file's: what it replaces is not shown."""
+    snippet, markers, lines = placed.snippet.rows, placed.markers, placed.file.rows
+    found = [(row, match) for row, match in enumerate(placed.matches) if match >= 0]
+    full = [row for row, line in enumerate(snippet) if line.strip()]
+    begins = not found or any(line.strip() for line in lines[: found[0][1]])
+    ends = not found or any(line.strip() for line in lines[found[-1][1] + 1 :])
+    edges = [row for row in full if markers[row] and (marked or full[0] < row < full[-1])]
+    edges += [full[0] if markers[full[0]] else -1] if begins else []
+    edges += [full[-1] if markers[full[-1]] else len(snippet)] if ends else []
     for edge in edges:
-        for step, determined in ((-1, _ends_definition), (1, _begins_definition)):
+        for step in (-1, 1):
             row, told = edge + step, 0.0
-            while 0 <= row < len(snippet) and not markers[row] and (same[row] or not snippet[row].strip()):
+            while 0 <= row < len(snippet) and not markers[row] and (placed.kept(row) or not snippet[row].strip()):
                 told += weight(snippet[row]) if snippet[row].strip() else 0.0
                 row += step
-            if not 0 <= row < len(snippet) or markers[row] or determined(lines, placed, row):
+            if not 0 <= row < len(snippet) or markers[row] or replaces(placed, row):
                 continue
+            if _ends_definition(placed, row, kept) if step < 0 else _begins_definition(placed, row):
+                continue
+            if told == 0.0 and row != edge + step and not _passed_over(placed, row):
+                continue  # a blank row, found, says that what is new comes before it
             if told == 0.0 or (told < _CONTEXT and _passed_over(placed, row)):
                 return [f"{snippet[row].strip()!r} is new where the edit breaks off: what it replaces is not shown"]
     return []
 
 
+def replaces(placed: Placed, row: int) -> bool:
+    """Whether a changed row surely stands in for the file row it was matched with.
+
+    It has its name or sets its key, and no other row where the edit may stand does, or it is right beside a found row; or
+    it is like it, beside a found row, and like no other one near.
+    """
+    match = placed.matches[row]
+    if match < 0:
+        return False
+    file, line = placed.file, placed.snippet.rows[row]
+    if placed.snippet.names[row] is not None or file.names[match] is not None:
+        return placed.snippet.names[row] == file.names[match]
+    beside = _beside(placed, row, -1) or _beside(placed, row, 1)
+    key = key_of(line)
+    if key is not None and key == key_of(file.rows[match]):
+        first, last = file.scopes(placed.snippet, placed.markers)[row]
+        return beside or sum(key_of(each) == key for each in file.rows[first:last]) == 1
+    near = [each for number, each in enumerate(file.rows[max(0, match - _NEAR) : match + _NEAR + 1], max(0, match - _NEAR)) if number != match]
+    return beside and likeness(line, file.rows[match]) >= _ALIKE and all(likeness(line, each) < _ALIKE / 2 for each in near)
+
+
+def _beside(placed: Placed, row: int, step: int) -> bool:
+    """Whether the next row that is not blank is found, as it is, next to what `row` was matched with."""
+    rows, lines = placed.snippet.rows, placed.file.rows
+    match = placed.matches[row] + step
+    row += step
+    while 0 <= row < len(rows) and not rows[row].strip():
+        row += step
+    while 0 <= match < len(lines) and not lines[match].strip():
+        match += step
+    return 0 <= row < len(rows) and placed.matches[row] == match and placed.kept(row)
+
+
 def _passed_over(placed: Placed, row: int) -> bool:
-    """Whether file lines go where the new line `row` comes."""
-    rows = range(len(placed.snippet))
+    """Whether file rows go where the new row `row` comes."""
+    rows = range(len(placed.markers))
     above = next((each for each in rows[row::-1] if placed.matches[each] >= 0 or placed.markers[each]), 0)
     below = next((each for each in rows[row + 1 :] if placed.matches[each] >= 0 or placed.markers[each]), 0)
     return 0 <= placed.matches[above] < placed.matches[below] - 1
 
 
-def _ends_definition(lines: list[str], placed: Placed, row: int) -> bool:
-    """Whether `row` is the last line of a definition that is shown whole, and nothing of the file's stays after it."""
+def _ends_definition(placed: Placed, row: int, kept: set[int]) -> bool:
+    """Whether `row` is the last row of a definition that is shown whole, and nothing of the file's stays after it."""
     header = shown_whole(placed.snippet, placed.markers, row)
     if header is None:
         return False
     last = max((match for match in placed.matches[header : row + 1] if match >= 0), default=None)
     if last is None:
         return True
-    after = next((line for line in lines[last + 1 :] if line.strip()), "")
-    return indent(after) <= indent(placed.snippet[header])
+    lines = placed.file.rows
+    after = next((lines[each] for each in range(last + 1, len(lines)) if lines[each].strip() and each in kept), "")
+    return indent(after) <= indent(placed.snippet.rows[header])
 
 
-def _begins_definition(lines: list[str], placed: Placed, row: int) -> bool:
+def _begins_definition(placed: Placed, row: int) -> bool:
     """Whether decorators or comments from `row` on, or none, lead to a definition."""
-    for each in range(row, len(placed.snippet)):
-        if defined(placed.snippet[each]):
+    for each in range(row, len(placed.markers)):
+        if placed.snippet.names[each]:
             return True
-        if placed.markers[each] or not placed.snippet[each].strip().startswith(LEADS):
+        if placed.markers[each] or not placed.snippet.rows[each].strip().startswith(LEADS):
             return False
     return False
 
 
-def repeated(file: File, result: list[str]) -> list[str]:
+def _unplaced(placed: Placed) -> list[str]:
+    """A part of new rows between two markers: where between them it goes is not shown."""
+    doubts = []
+    for part in parts_of(placed.markers):
+        full = [row for row in part if placed.snippet.rows[row].strip()]
+        if not full or any(placed.matches[row] >= 0 for row in full):
+            continue
+        if part.start > 0 and part.stop < len(placed.markers) and _rows_between(placed, part):
+            doubts.append(f"{placed.snippet.rows[full[0]].strip()!r} is new, and the edit does not show after which line")
+    return doubts
+
+
+def _rows_between(placed: Placed, part: range) -> bool:
+    """Whether the file has more than closing rows between what is found before a part and after it."""
+    first = max((match for match in placed.matches[: part.start] if match >= 0), default=-1)
+    last = min((match for match in placed.matches[part.stop :] if match >= 0), default=len(placed.file.rows))
+    return any(any(map(str.isalnum, line)) for line in placed.file.rows[first + 1 : last])
+
+
+def repeated(file: Code, result: Code) -> list[str]:
     """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
-    twice = {name: count for name, count in Counter(_named(file, result)).items() if count > 1}
-    known = Counter(_named(file, file.lines) if twice else [])
+    twice = {name: count for name, count in Counter(_named(result)).items() if count > 1}
+    known = Counter(_named(file) if twice else [])
     for name, count in twice.items():
         if count > known[name]:
             return [f"{name[-1]!r} would stand twice"]
     return []
 
 
-def _named(file: File, lines: list[str]) -> list[tuple[str, ...]]:
+def _named(code: Code) -> list[tuple[str, ...]]:
     """Each definition by kind and name, after those of the definitions around it; each outermost import as it is."""
     around: list[tuple[int, str]] = []
     found = []
-    for line in lines:
-        if name := file.names[line] if line in file.names else defined(line):
+    for row, line in enumerate(code.rows):
+        if name := code.names[row]:
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
             found.append(tuple(name for _, name in around))
         elif line[:1] in _IMPORTS and _IMPORT.match(line):
@@ -128,58 +215,125 @@ def _named(file: File, lines: list[str]) -> list[tuple[str, ...]]:
     return found
 
 
-def _unchanged_parts(lines: list[str], placed: Placed) -> list[str]:
+def _unchanged_parts(placed: Placed) -> list[str]:
     """A part between markers that changes nothing, and is not the header of what follows it: why is it shown?"""
     edges = [row for row, marker in enumerate(placed.markers) if marker]
     for start, stop in pairwise(edges):
-        rows = [row for row in range(start + 1, stop) if placed.snippet[row].strip()]
+        rows = [row for row in range(start + 1, stop) if placed.snippet.rows[row].strip()]
         found = [placed.matches[row] for row in rows]
-        if not rows or defined(placed.snippet[rows[-1]]) or -1 in found:
+        if not rows or -1 in found:
             continue
-        if lines[found[0] : found[-1] + 1] == placed.snippet[rows[0] : rows[-1] + 1]:
-            return [f"{placed.snippet[rows[0]].strip()!r} and on changes nothing where it was found"]
+        last = placed.snippet.rows[rows[-1]]
+        opens = last.rstrip().endswith(_OPENERS) and indent(last) < indent(placed.snippet.rows[stop])
+        if rows[-1] == stop - 1 and (opens or placed.snippet.names[rows[-1]]):
+            continue
+        if placed.file.rows[found[0] : found[-1] + 1] == placed.snippet.rows[rows[0] : rows[-1] + 1]:
+            return [f"{placed.snippet.rows[rows[0]].strip()!r} and on changes nothing where it was found"]
     return []
 
 
-def _replaced(lines: list[str], placed: Placed, kept: Sequence[bool], marked: bool) -> list[str]:
-    """A definition that the edit does not name and that goes, without markers or for a new one under one known line."""
-    snippet, markers = placed.snippet, placed.markers
-    named = {defined(line) for line in snippet}
-    found = [(-1, -1), *((row, match) for row, match in enumerate(placed.matches) if match >= 0)]
-    for (above, first), (below, last) in pairwise([*found, (len(snippet), len(lines))]):
-        gone = [line for row, line in enumerate(lines[first + 1 : last], first + 1) if not kept[row] and defined(line)]
-        comes = any(defined(line) for line in snippet[above + 1 : below])
-        alone = above < 1 or markers[above - 1] or not snippet[above - 1].strip()
-        if (not marked or (comes and alone)) and (unnamed := [line for line in gone if defined(line) not in named]):
-            return [f"{unnamed[0].strip()!r} would go, which the edit does not name"]
-    return []
+def _beside_blanks(placed: Placed) -> list[str]:
+    """A found row with a blank one between it and a marker, where the edit else shows one row around its changes.
 
-
-def _ends(lines: list[str], placed: Placed, kept: Sequence[bool]) -> list[str]:
-    """Lines at an end of the file that go as the edit does not have them, and no marker shows what its ends mean."""
-    found = [row for row, match in enumerate(placed.matches) if match >= 0]
-    if placed.markers[0] or placed.markers[-1] or not found:
+    What stood between the two may be meant to go.
+    """
+    rows = placed.snippet.rows
+    edges = []  # how many rows come before the first that is new, and the first two of them
+    for part in parts_of(placed.markers):
+        for order, inner in ((part, part.start > 0), (part[::-1], part.stop < len(rows))):
+            if inner and len(order) > 1:
+                new = (number for number, row in enumerate(order) if rows[row].strip() and not placed.kept(row))
+                edges.append((next(new, len(order)), rows[order[0]].strip(), rows[order[1]].strip()))
+    if not any(size == 1 and first for size, first, _ in edges):
         return []
-    first, last = placed.matches[found[0]], placed.matches[found[-1]] + 1
-    for start, stop, put in ((0, first, found[0]), (last, len(lines), len(placed.matches) - 1 - found[-1])):
-        if sum(bool(lines[row].strip()) and not kept[row] for row in range(start, stop)) > put:
-            return [f"line {start + 1} of the file and on would go, which is beyond what the edit shows"]
-    return []
+    return [
+        f"{second!r} stands beside a blank line: what was between the two may be meant to go"
+        for size, first, second in edges
+        if size > 1 and second and not first
+    ][:1]
 
 
-def _skipped(lines: list[str], placed: Placed) -> list[str]:
-    """More file lines than come that go between two found ones, in an edit without markers: it may leave them out."""
+def _ends(placed: Placed, kept: set[int]) -> list[str]:
+    """File rows beyond an end at which an edit with markers has none: it may show that the file begins or ends there."""
+    lines, markers = placed.file.rows, placed.markers
+    found = [match for match in placed.matches if match >= 0]
+    doubts: list[str] = []
+    above = [row for row in range(found[0]) if lines[row].strip()] if found else []
+    above = [] if all(_PREAMBLE.match(lines[row].lstrip()) for row in above) else above
+    below = [row for row in range(found[-1] + 1, len(lines)) if lines[row].strip()] if found else []
+    first = next((row for row, match in enumerate(placed.matches) if match >= 0), 0)
+    last = max((row for row, match in enumerate(placed.matches) if match >= 0), default=0)
+    if above and below and not any(markers[:first]) and not any(markers[last:]):
+        return []  # an excerpt
+    if above and not any(markers[:first]):
+        verb = "stays" if above[0] in kept else "goes"
+        doubts.append(f"line {above[0] + 1} of the file, before the edit's first line, {verb}: no marker stands for it")
+    if below and not any(markers[last:]):
+        verb = "stay" if below[0] in kept else "go"
+        doubts.append(f"line {below[0] + 1} of the file and on, after the edit's last line, {verb}: no marker stands for them")
+    return doubts
+
+
+def _markers(placed: Placed, levels: Sequence[Marker]) -> list[str]:
+    """A comment that may be a marker or a comment, or that says what goes, and a marker that stands for nothing."""
+    doubts = [
+        f"{line.strip()!r} may say that lines go, which stay"
+        for row, line in enumerate(placed.snippet.rows)
+        if placed.matches[row] < 0 and line.lstrip().startswith(LEADS) and _GONE.search(line)
+    ]
+    full = [row for row, line in enumerate(placed.snippet.rows) if line.strip()]
+    for row, level in enumerate(levels):
+        text = placed.snippet.rows[row].strip()
+        if level is Marker.POSSIBLE:
+            doubts.append(f"{text!r} is taken for a marker of left-out code; it may be a comment")
+        elif level is Marker.CERTAIN and full[0] < row < full[-1]:
+            above = max((match for match in placed.matches[:row] if match >= 0), default=-1)
+            below = min((match for match in placed.matches[row:] if match >= 0), default=len(placed.file.rows))
+            if above + 1 >= below:
+                doubts.append(f"{text!r} stands for no line of the file")
+    return doubts
+
+
+def _skipped(placed: Placed) -> list[str]:
+    """More file rows than come that go between two found ones, in an edit without markers: it may leave them out."""
     found = [(row, match) for row, match in enumerate(placed.matches) if match >= 0]
     for (above, first), (below, last) in pairwise(found):
-        if sum(bool(line.strip()) for line in lines[first + 1 : last]) > below - above - 1:
+        if any(placed.markers[above:below]):
+            continue
+        if sum(bool(line.strip()) for line in placed.file.rows[first + 1 : last]) > below - above - 1:
             return [f"line {first + 2} of the file and on would go, and the edit has no marker for what it leaves out"]
     return []
 
 
-def _removed(kept: Sequence[bool]) -> list[str]:
-    """Many lines in one place that go."""
+def _others_of_the_name(placed: Placed) -> list[str]:
+    """A definition with another header than that of the file's, of the same name, and nothing of its body."""
+    snippet, file = placed.snippet, placed.file
+    for header, name in enumerate(snippet.names):
+        match = placed.matches[header]
+        if match < 0 or name is None or name[0] not in _OVERLOADED or name != file.names[match] or placed.kept(header):
+            continue
+        body = [row for row in range(header + 1, snippet.block_end(header)) if weight(snippet.rows[row]) >= _CONTEXT]
+        if any(placed.markers[header : snippet.block_end(header)]) or not body or any(placed.matches[row] >= 0 for row in body):
+            continue
+        return [f"{snippet.rows[header].strip()!r} has nothing in common with line {match + 1}, of the same name"]
+    return []
+
+
+def _trailing(placed: Placed) -> list[str]:
+    """Rows that keep white space at their end which the edit shows without."""
+    rows = [
+        placed.matches[row] + 1
+        for row, line in enumerate(placed.snippet.rows)
+        if placed.kept(row) and line != placed.file.rows[placed.matches[row]]
+    ]
+    return [f"line {rows[0]} of the file keeps the white space at its end, which the edit does not have"] if rows else []
+
+
+def _removed(placed: Placed, kept: set[int]) -> list[str]:
+    """Many rows in one place that go."""
     gone = 0
-    for number, stays in enumerate([*kept, True]):
+    for number in range(len(placed.file.rows) + 1):
+        stays = number == len(placed.file.rows) or number in kept
         if stays and gone > _MUCH:
             return [f"line {number - gone + 1} of the file: {gone} lines would go that the edit does not show"]
         gone = 0 if stays else gone + 1

@@ -1,57 +1,64 @@
-"""A candidate merge: file and snippet joined by rule, before the model writes a token, so that a draft can follow it.
+"""A candidate merge: file and edit joined by rule, before the model writes a token, so that a draft can follow it.
 
-The snippet's lines are aligned with the file's (align.py). Then: a matched line stays, a snippet line without a match
-is inserted, a file line passed over between two matched lines is deleted, one passed over at a marker is kept. A
-snippet that is nothing but whole definitions, without a marker, replaces those (definitions.py).
+A snippet's rows are aligned with the file's (align.py). Then: a matched row stays, a snippet row without a match is
+inserted, a file row passed over between two matched rows is deleted, one passed over at a marker or beyond the snippet's
+ends is kept. A snippet that is nothing but whole definitions, without a marker, replaces those (definitions.py).
+SEARCH/REPLACE blocks and diffs name what they replace (blocks.py, diffs.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy
 
 from paceline.errors import EditNotFound, EmptyEdit
-from paceline.tasks.align import File, Placed, align, weight
-from paceline.tasks.blocks import apply_blocks, apply_diff, has_blocks, is_diff
+from paceline.tasks.align import File, Placed, align, bare, weight
+from paceline.tasks.blocks import apply_blocks, has_blocks
 from paceline.tasks.definitions import (
+    Code,
     decorators_start,
-    defined,
+    definitions_of,
     indent,
+    is_closer,
     new_definitions,
     replace_definitions,
     rewritten_to,
     with_markers_understood,
 )
+from paceline.tasks.diffs import apply_diff, is_diff
 from paceline.tasks.doubts import doubts_of, repeated
-from paceline.tasks.runs import runs
-from paceline.tasks.snippet import has_windows_ends, lines_of, marker_rows, unix
+from paceline.tasks.lines import BOM, Edited, Lines, Row
+from paceline.tasks.readings import insertion, parts_of, told_apart
+from paceline.tasks.shown import named_for_removal, unshown_deletions
+from paceline.tasks.snippet import Marker, is_prose, marker_rows
 
-_PASSING = 0.2  # a factor on the cost to pass over a file line that must not matter
-_FEW = 3  # file lines at an end that a snippet may leave out without a marker
-_FENCE = re.compile(r"^\s*```[\w+-]*\s*$")
+_PASSING = 0.2  # a factor on the cost to pass over a file row that must not matter
+_TELLING = 0.5  # what rows must say that speak for a replacement and against an insertion
+_MUCH = 3.0  # file rows that go by a replacement, for what speaks for it, from which an insertion is taken
+_FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merged text. `kept[i]` says whether line i of the file is in it; `confidence` is 0 to 1.
+    """A merged text. `kept[i]` says whether row i of the file is in it.
 
-    `touched` are the ranges of file lines, first and past the last, that the edit replaces or inserts at.
-    `doubts` are reasons, a sentence each, to have a person look at it.
+    `doubts` are reasons, a sentence each, why it may not be what the edit means.
     """
 
     text: str
     kept: tuple[bool, ...]
-    touched: tuple[tuple[int, int], ...]
-    confidence: float
     doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Gap:
-    """What the snippet has between two lines found in the file, and the file lines `first:last` between those.
+    """What the snippet has between two rows found in the file, and the file rows `first:last` between those.
 
-    `parts` are the inserted lines, cut at markers: one part, no marker. `indents` are the markers' indents.
+    `parts` are the inserted rows, cut at markers: one part, no marker. `indents` are the markers' indents.
     """
 
     first: int
@@ -60,126 +67,308 @@ class _Gap:
     indents: tuple[int, ...]
 
 
-def candidate_merge(code: str, update: str) -> Merge:
-    """Merges by rule. `update` is a lazy snippet, SEARCH/REPLACE blocks or a unified diff.
+def candidate_merge(code: str, update: str, path: str | None = None, instruction: str = "") -> Merge:
+    """Merges by rule. `update` is a lazy snippet, SEARCH/REPLACE blocks or a diff, `path` the file's name.
 
-    Raises EmptyEdit where the update says nothing and EditNotFound where none of it is found in the file.
+    Raises EmptyEdit where the update says nothing and EditNotFound where a part of it is not found in the file.
     """
-    update = strip_fence(update)
-    if not update.strip():
+    file = Lines.of(code)
+    snippet = strip_fence(update.removeprefix(BOM).replace("\r\n", "\n"), path).removeprefix(BOM)
+    if not snippet.strip():
         raise EmptyEdit("the edit is empty")
-    newline = "\r\n" if has_windows_ends(code) else "\n"
-    file, update = unix(code), unix(update)
-    if has_blocks(update):
-        return _whole(file, apply_blocks(file, update), newline)
-    if is_diff(update):
-        return _whole(file, apply_diff(file, update), newline)
-    lines = lines_of(file)
-    if not lines:
-        return Merge(update.replace("\n", newline), (), ((0, 0),), 1.0)
-    snippet, markers = _rows(update, lines)
-    marked = any(markers)
-    known = File(lines)
-    if not marked and (replaced := replace_definitions(lines, known.headers, snippet)) is not None:
-        text = "\n".join(replaced[0]) + ("\n" if file.endswith("\n") else "")
-        return replace(_whole(file, text, newline), doubts=replaced[1] + tuple(repeated(known, replaced[0])))
-    if not marked:
-        snippet, markers = with_markers_understood(lines, known.headers, snippet)
-    placed, otherwise = _place(known, snippet, markers)
-    merge = _build(lines, placed, file.endswith("\n"), newline)
-    other = merge if otherwise == placed else _build(lines, otherwise, file.endswith("\n"), newline)
-    doubts = doubts_of(known, placed, merge.kept, lines_of(merge.text), lines_of(other.text), marked)
-    return replace(merge, doubts=doubts)
+    if has_blocks(update, file):
+        edited = apply_blocks(file, update)
+    elif is_diff(update, file):
+        edited = apply_diff(file, update, path)
+    elif not file.rows:
+        edited = Edited(list(snippet.removesuffix("\n").split("\n")), final=snippet.endswith("\n"))
+    else:
+        edited = _lazy(file.rows, snippet, path, named_for_removal(instruction))
+    text = file.text(edited)
+    stays = {row for row in edited.rows if isinstance(row, int)}
+    doubts = edited.doubts if text != code else (*edited.doubts, "the edit changes nothing")
+    return Merge(text, tuple(row in stays for row in range(len(file.rows))), tuple(dict.fromkeys(doubts)))
 
 
-def _place(file: File, snippet: list[str], markers: list[bool]) -> tuple[Placed, Placed]:
-    """The best alignment, and the best at the other cost to pass over lines. Raises EditNotFound where one has no line."""
+def strip_fence(text: str, path: str | None = None) -> str:
+    """The text inside a Markdown fence that wraps all of it, else the text.
+
+    In a file of prose, a fence may itself be text: there only one that says it holds such a file is taken off.
+    """
+    lines = text.strip("\n").split("\n")
+    opening = _FENCE.match(lines[0])
+    if len(lines) < 2 or not opening or lines[-1].strip() != opening[1]:
+        return text
+    inner = [line.strip() for line in lines[1:-1] if line.strip().startswith(opening[1])]
+    if is_prose(path) and opening[2].lower() not in ("md", "markdown", "rst", "text", "diff") and len(opening[1]) < 4:
+        return text
+    if len(inner) % 2:
+        return text
+    return "\n".join(lines[1:-1]) + "\n"
+
+
+def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> Edited:
+    """Merges a snippet. Raises EditNotFound where no row of it is found."""
+    file = File(rows)
+    code, levels = _rows(update, rows, path)
+    if not any(levels) and (replaced := replace_definitions(file, code, removed)) is not None:
+        result = _texts(file, replaced[0])
+        doubts = [*replaced[1], *repeated(file, Code(result))]
+        doubts += unshown_deletions(file, result, code, [False] * len(levels), removed)
+        return Edited(replaced[0], tuple(doubts))
+    while True:
+        marked = any(levels)
+        markers = [bool(level) for level in levels]
+        snippet = code
+        if not marked:
+            understood, markers = with_markers_understood(file, code)
+            snippet = Code(understood)
+        placed, otherwise, scores = _place(file, snippet, markers)
+        void = {row for row, level in enumerate(levels) if level and _void(placed, levels, row)} if marked else set()
+        if not void:
+            break
+        levels = [Marker.NONE if row in void else level for row, level in enumerate(levels)]
+    result = _moved(placed, _build(placed))
+    texts = _texts(file, result)
+    other = texts if otherwise.matches == placed.matches else _texts(file, _moved(otherwise, _build(otherwise)))
+    doubts = doubts_of(placed, scores, result, texts, other, levels if marked else None)
+    doubts += unshown_deletions(file, texts, placed.snippet, placed.markers, removed)
+    return Edited(result, tuple(doubts))
+
+
+def _texts(file: Code, rows: Sequence[Row]) -> list[str]:
+    return [file.rows[row] if isinstance(row, int) else row for row in rows]
+
+
+def _void(placed: Placed, levels: Sequence[Marker], row: int) -> bool:
+    """Whether a row that may be a marker leaves nothing out, and so is text; not one that is certain, or at an end."""
+    rows, matches = placed.snippet.rows, placed.matches
+    inside = any(line.strip() for line in rows[:row]) and any(line.strip() for line in rows[row + 1 :])
+    if levels[row] is Marker.CERTAIN or not inside:
+        return False
+    above = max((match for match in matches[:row] if match >= 0), default=None)
+    below = min((match for match in matches[row:] if match >= 0), default=None)
+    return above is not None and below is not None and not any(line.strip() for line in placed.file.rows[above + 1 : below])
+
+
+def _place(file: File, snippet: Code, markers: list[bool]) -> tuple[Placed, Placed, numpy.ndarray]:
+    """The best alignment, the best at the other cost to pass over rows, and the scores of the first.
+
+    Raises EditNotFound where no row with a letter or a digit is found.
+    """
     scores = file.scores(snippet, markers)
-    usual, other = align(scores, markers, (1.0, _PASSING))
-    placed, final = _settled(file, snippet, markers, usual, 1.0)
-    if other == usual and final:
-        return placed, placed
-    return placed, _settled(file, snippet, markers, other, _PASSING)[0]
+    usual, other = align(scores, markers, blank_rows(snippet), (1.0, _PASSING))
+    placed, final = _settled(file, snippet, markers, usual, scores, 1.0)
+    return placed, _settled(file, snippet, markers, other, scores, _PASSING)[0], final
 
 
 def _settled(
-    file: File, snippet: list[str], markers: list[bool], matches: list[int], passing: float
-) -> tuple[Placed, bool]:
-    """The snippet at the file's indent, aligned anew where that or new definitions ask for it; and whether none did."""
-    if not any(match >= 0 and weight(line) >= 0.5 for line, match in zip(snippet, matches, strict=True)):
+    file: File, snippet: Code, markers: list[bool], matches: list[int], scores: numpy.ndarray, passing: float
+) -> tuple[Placed, numpy.ndarray]:
+    """The snippet at the file's indent, aligned anew where that, new definitions or parts put in whole ask for it."""
+    found = any(match >= 0 and any(map(str.isalnum, snippet.rows[row])) for row, match in enumerate(matches))
+    if not found and not _all_new(snippet, markers):
         raise EditNotFound("no line of the edit is found in the file, so there is no place to put it")
-    found = [row for row, line in enumerate(snippet) if matches[row] >= 0 or line.strip()]
-    rows = slice(found[0], found[-1] + 1)
-    snippet, markers, matches = snippet[rows], markers[rows], matches[rows]
-    shifted = _reindented(file.lines, snippet, markers, matches)
-    same = [match >= 0 and _same(line, file.lines[match]) for line, match in zip(shifted, matches, strict=True)]
-    barred = new_definitions(file.headers, shifted, markers, matches, same)
-    final = shifted == snippet and barred == markers
-    if not final:
-        (matches,) = align(file.scores(shifted, barred), markers, (passing,))
-    return Placed(shifted, markers, matches), final
+    blank = blank_rows(snippet)
+    same = [match >= 0 and _same(line, file.rows[match]) for line, match in zip(snippet.rows, matches, strict=True)]
+    barred = new_definitions(file, snippet, markers, matches, same)
+    shifted = Code(_reindented(file.rows, snippet.rows, markers, barred, matches))
+    if shifted.rows != snippet.rows or barred != markers:
+        scores = file.scores(shifted, barred)
+        (matches,) = align(scores, markers, blank, (passing,))
+    placed = Placed(file, shifted, markers, matches)
+    if weak := _weak(placed):
+        scores = scores.copy()
+        scores[weak] = -numpy.inf
+        (matches,) = align(scores, markers, blank, (passing,))
+        placed = Placed(file, shifted, markers, matches)
+    forced, doubts = _put_in_whole(placed, scores)
+    if forced is not None:
+        (matches,) = align(forced, markers, blank, (passing,))
+        return Placed(file, shifted, markers, matches, tuple(doubts)), forced
+    return placed, scores
 
 
-def _rows(update: str, lines: list[str]) -> tuple[list[str], list[bool]]:
-    """The snippet's lines without the blank ones outside an outermost marker, and which are markers."""
+def blank_rows(snippet: Code) -> list[bool]:
+    return [not row.strip() for row in snippet.rows]
+
+
+def _weak(placed: Placed) -> list[int]:
+    """Rows that only resemble those they were matched with, and for which others would go, with no row found beside them.
+
+    Rows that follow each other in both are one run, which any row found as it is makes sure.
+    """
+    file, snippet = placed.file, placed.snippet
+    pairs = [(row, match) for row, match in enumerate(placed.matches) if match >= 0 and snippet.rows[row].strip()]
+    runs: list[list[tuple[int, int]]] = []
+    for row, match in pairs:
+        if runs and not _between(snippet.rows, runs[-1][-1][0], row) and not _between(file.rows, runs[-1][-1][1], match):
+            runs[-1].append((row, match))
+        else:
+            runs.append([(row, match)])
+    weak = []
+    for number, run in enumerate(runs):
+        if any(placed.kept(row) or (snippet.names[row] and snippet.names[row] == file.names[match]) for row, match in run):
+            continue
+        around = [(runs[number - 1][-1], run[0])] if number else []
+        around += [(run[-1], runs[number + 1][0])] if number + 1 < len(runs) else []
+        if any(
+            _between(file.rows, first[1], last[1]) and not any(placed.markers[first[0] : last[0]]) for first, last in around
+        ):
+            weak += [row for row, _ in run]
+    return weak
+
+
+def _between(rows: list[str], first: int, last: int) -> bool:
+    """Whether a row that is not blank stands between two."""
+    return any(row.strip() for row in rows[first + 1 : last])
+
+
+def _all_new(snippet: Code, markers: list[bool]) -> bool:
+    """Whether an edit with a marker is nothing but definitions."""
+    parts = [[row for row in part if snippet.rows[row].strip()] for part in parts_of(markers)]
+    whole = [definitions_of(Code([snippet.rows[row] for row in part])) is not None for part in parts if part]
+    return any(markers) and bool(whole) and all(whole)
+
+
+def _put_in_whole(placed: Placed, scores: numpy.ndarray) -> tuple[numpy.ndarray | None, list[str]]:
+    """Scores by which each part is put in whole that deletes rows where it can be put in whole, None where none is.
+
+    With them what is doubtful in it, a sentence each.
+    """
+    forced = None
+    doubts = []
+    for part in parts_of(placed.markers):
+        found = [placed.matches[row] for row in part if placed.matches[row] >= 0]
+        whole = [row for row in part if placed.matches[row] >= 0 and placed.kept(row)]
+        if not found or len(whole) == found[-1] + 1 - found[0]:
+            continue
+        other = insertion(placed, part)
+        if other is None:
+            continue
+        gone = sum(bool(line.strip()) for line in placed.file.rows[found[0] : found[-1] + 1]) - len(whole)
+        told = told_apart(placed, other, part)
+        if told >= _TELLING or any(row not in other.matches and placed.tells(row) for row in whole):
+            row = next(row for row in part if placed.matches[row] >= 0)
+            text, line = placed.snippet.rows[other.new[0]].strip(), placed.matches[row] + 1
+            doubts.append(f"{text!r} and on may be put in as new, or replace what stands at line {line} of the file and on")
+        if told >= _TELLING and gone <= _MUCH * told:
+            continue
+        forced = scores.copy() if forced is None else forced
+        for row in part:
+            if row in other.matches or row in other.new:
+                forced[row] = -numpy.inf
+            if row in other.matches:
+                forced[row, other.matches[row]] = max(1.0, weight(placed.snippet.rows[row]))
+    return forced, doubts
+
+
+def _rows(update: str, lines: list[str], path: str | None) -> tuple[Code, list[Marker]]:
+    """The snippet's rows without the blank ones outside an outermost marker, and which may be markers."""
     snippet = update.removesuffix("\n").split("\n")
-    markers = marker_rows(snippet, lines)
+    levels = marker_rows(snippet, lines, path)
     full = [row for row, line in enumerate(snippet) if line.strip()]
-    first = full[0] if markers[full[0]] else 0
-    last = full[-1] + 1 if markers[full[-1]] else len(snippet)
-    return snippet[first:last], markers[first:last]
+    first = full[0] if levels[full[0]] else 0
+    last = full[-1] + 1 if levels[full[-1]] else len(snippet)
+    return Code(snippet[first:last]), levels[first:last]
 
 
-def strip_fence(text: str) -> str:
-    """The text inside a Markdown fence that wraps all of it, else the text."""
-    lines = text.strip("\n").split("\n")
-    if len(lines) >= 2 and _FENCE.match(lines[0]) and lines[-1].strip() == "```":
-        return "\n".join(lines[1:-1]) + "\n"
-    return text
-
-
-def _build(lines: list[str], placed: Placed, ends: bool, newline: str) -> Merge:
-    snippet, markers, matches = placed.snippet, placed.markers, placed.matches
-    result: list[str] = []
-    kept = [False] * len(lines)
-    touched: list[tuple[int, int]] = []
-    top = next((match - row for row, match in enumerate(matches) if match >= 0), 0)
-    reaches = any(markers) and (markers[0] or top <= _FEW)
-    for gap, anchor in _gaps(snippet, markers, matches, len(lines)):
-        keep_from, keep_to = _kept_part(gap, lines, any(markers), reaches)
-        if len(gap.parts) > 1 and anchor >= 0 and defined(snippet[anchor]) and any(map(_is_decorator, gap.parts[-1])):
-            keep_to = max(keep_from, decorators_start(lines, gap.last))
-        result += _filled(gap, lines[keep_from:keep_to])
-        kept[keep_from:keep_to] = [True] * (keep_to - keep_from)
-        if any(gap.parts) or keep_to - keep_from < gap.last - gap.first:
-            touched += [(gap.first, keep_from), (keep_to, gap.last)]
+def _build(placed: Placed) -> list[Row]:
+    """The rows of the result."""
+    file, snippet = placed.file, placed.snippet
+    result: list[Row] = []
+    whole = any(placed.markers) and all(
+        placed.kept(row) or placed.markers[row] or not line.strip() for row, line in enumerate(snippet.rows)
+    )
+    for gap, anchor in _gaps(placed):
+        first, last = _kept_part(file, gap, anchor)
+        if len(gap.parts) == 1 and whole and (gap.first == 0 or anchor < 0):
+            first = last  # an edit that else changes nothing shows that the file begins, or ends, with it
+        if len(gap.parts) > 1 and anchor >= 0 and snippet.names[anchor] and any(map(_is_decorator, gap.parts[-1])):
+            last = max(first, decorators_start(file.rows, gap.last))
+        result += _filled(file, gap, range(first, last), anchor < 0)
         if anchor >= 0:
-            found = matches[anchor]
-            line = snippet[anchor]
-            result.append(line)
-            kept[found] = line == lines[found]
-            if not kept[found]:
-                touched.append((found, found + 1))
-    text = newline.join(result) + (newline if ends and result else "")
-    told = sum(weight(line) for line, match in zip(snippet, matches, strict=True) if match >= 0)
-    return Merge(text, tuple(kept), tuple(touched), min(1.0, told / (2.0 + 2.0 * sum(markers))))
+            result.append(placed.matches[anchor] if placed.kept(anchor) else snippet.rows[anchor])
+    return result
 
 
-def _filled(gap: _Gap, kept: list[str]) -> list[str]:
-    """The gap's text: what is inserted before its first marker, what is kept, what is inserted after.
+def _moved(placed: Placed, result: list[Row]) -> list[Row]:
+    """The result without a definition's old place where the snippet shows all of it in another one."""
+    file, snippet = placed.file, placed.snippet
+    for header, name in enumerate(snippet.names):
+        places = file.headers.get(name or ("", ""), [])
+        stop = snippet.block_end(header) if len(places) == 1 else header
+        if stop - header < 2 or any(placed.matches[row] >= 0 for row in range(header, stop)):
+            continue
+        if any(placed.markers[header:stop]) or sum(each == name for each in snippet.names) > 1:
+            continue
+        if [snippet.names[row] for row in snippet.around(header)] != [file.names[row] for row in file.around(places[0])]:
+            continue
+        last = file.block_end(places[0])
+        while last < len(file.rows) and not file.rows[last].strip():
+            last += 1
+        gone = range(file.block_start(places[0]), last)
+        if all(row in result for row in gone):
+            result = [row for row in result if not (isinstance(row, int) and row in gone)]
+    return result
 
-    Blank lines that both have where they meet stand once.
+
+def _filled(file: File, gap: _Gap, kept: range, ends: bool) -> list[Row]:
+    """The gap's rows: what is inserted before its first marker, what is kept, what is inserted after.
+
+    Blank rows that both have where they meet stand once. A definition put between markers comes inside the last block
+    of what is kept that it is deep enough for, as far from the one before it as those are from each other.
     """
     if not kept and len(gap.parts) == 1:
         return list(gap.parts[0])
     before, *after = gap.parts
     if len(gap.parts) == 1 and gap.first == 0:
         before, after = (), [before]
-    overlap = min(_blanks(before[::-1]), _blanks(kept))
-    result = [*before[: len(before) - overlap], *kept]
+    overlap = min(_blanks(before[::-1]), _blanks([file.rows[row] for row in kept]))
+    result: list[Row] = [*before[: len(before) - overlap], *kept]
+    tail: list[Row] = []
     for part in after:
-        result += part[min(_blanks(result[::-1]), _blanks(part)) :]
-    return result
+        if not result and gap.first == 0:
+            part = part[_blanks(part) :]
+        full = [line for line in part if line.strip()]
+        if ends and full and Code(full).names[0] is not None and result:
+            tail = _closing(file, result, indent(full[0]))
+            result = result[: len(result) - len(tail)]
+            apart = max(_blanks(part), _apart(file, kept, full[0]))
+            result += [""] * (apart - _blanks(_texts(file, result)[::-1]))
+            result += part[_blanks(part) : len(part) - _blanks(part[::-1])]
+            continue
+        result += part[min(_blanks(_texts(file, result)[::-1]), _blanks(part)) :]
+    return result + tail
+
+
+def _closing(file: File, result: list[Row], depth: int) -> list[Row]:
+    """The last rows that close blocks which a row at `depth` is inside of."""
+    start = len(result)
+    for place in range(len(result) - 1, -1, -1):
+        text = file.rows[row] if isinstance(row := result[place], int) else row
+        if text.strip() and (indent(text) >= depth or not is_closer(text)):
+            break
+        start = place if text.strip() else start
+    return result[start:]
+
+
+def _apart(file: File, kept: range, header: str) -> int:
+    """How many blank rows stand before the definitions of the file that are as deep as `header`."""
+    counts = Counter(
+        _blanks(file.rows[: file.block_start(row)][::-1])
+        for row in kept
+        if file.names[row] and indent(file.rows[row]) == indent(header) and not _opens(file, file.block_start(row))
+    )
+    if counts:
+        return counts.most_common(1)[0][0]
+    return 2 if indent(header) == 0 and header.endswith(":") else 1
+
+
+def _opens(file: File, row: int) -> bool:
+    """Whether a row is the first of its block."""
+    above = next((line for line in file.rows[:row][::-1] if line.strip()), "")
+    return not above or indent(above) < indent(file.rows[row])
 
 
 def _is_decorator(line: str) -> bool:
@@ -191,82 +380,95 @@ def _blanks(lines: Sequence[str]) -> int:
     return next((number for number, line in enumerate(lines) if line.strip()), len(lines))
 
 
-def _gaps(snippet: list[str], markers: list[bool], matches: list[int], count: int) -> list[tuple[_Gap, int]]:
-    """The gaps in order, each with the index of the snippet line that ends it, -1 for the last."""
+def _gaps(placed: Placed) -> list[tuple[_Gap, int]]:
+    """The gaps in order, each with the index of the snippet row that ends it, -1 for the last."""
     gaps: list[tuple[_Gap, int]] = []
     parts: list[list[str]] = [[]]
     indents: list[int] = []
     reached = 0
-    for index, line in enumerate(snippet):
-        if markers[index]:
+    full = [row for row, line in enumerate(placed.snippet.rows) if line.strip() or placed.matches[row] >= 0]
+    for index in range(full[0], full[-1] + 1):
+        line = placed.snippet.rows[index]
+        if placed.markers[index]:
             parts.append([])
             indents.append(indent(line))
-        elif matches[index] < 0:
+        elif placed.matches[index] < 0:
             parts[-1].append(line)
         else:
-            gap = _Gap(reached, matches[index], tuple(tuple(part) for part in parts), tuple(indents))
+            gap = _Gap(reached, placed.matches[index], tuple(tuple(part) for part in parts), tuple(indents))
             gaps.append((gap, index))
-            reached, parts, indents = matches[index] + 1, [[]], []
-    gaps.append((_Gap(reached, count, tuple(tuple(part) for part in parts), tuple(indents)), -1))
+            reached, parts, indents = placed.matches[index] + 1, [[]], []
+    gaps.append((_Gap(reached, len(placed.file.rows), tuple(tuple(part) for part in parts), tuple(indents)), -1))
     return gaps
 
 
-def _kept_part(gap: _Gap, lines: list[str], has_markers: bool, reaches: bool) -> tuple[int, int]:
-    """Which of the gap's file lines stay: a range, empty where all are replaced.
+def _kept_part(file: File, gap: _Gap, anchor: int) -> tuple[int, int]:
+    """Which of the gap's file rows stay: a range, empty where all are replaced.
 
-    A snippet that has markers but none at its end reaches the file's, if it has one at its top or begins the file.
-    Otherwise, and at the file's top, that is believed only of as many lines as are put in their place, and `_FEW`.
+    Between two found rows without a marker none do. Beyond the snippet's ends, and at a marker, all do but those of a
+    definition that the snippet rewrites to its end.
     """
-    size, inserted = gap.last - gap.first, len(gap.parts[0])
-    starts, stops = gap.first == 0, gap.last == len(lines)
-    shown = size <= _FEW + inserted if has_markers or inserted else False
-    if len(gap.parts) > 1 or stops:
-        if len(gap.parts) == 1 and stops and (reaches or shown):
-            return gap.last, gap.last
-        put = [line for line in gap.parts[0] if line.strip()]
-        return rewritten_to(lines, gap.first, gap.last, put, gap.indents[0] if gap.indents else None), gap.last
-    return (gap.first, gap.last) if starts and not shown else (gap.last, gap.last)
+    if len(gap.parts) == 1 and anchor >= 0:
+        return (gap.first, gap.last) if gap.first == 0 else (gap.last, gap.last)
+    put = [line for line in gap.parts[0] if line.strip()]
+    first = rewritten_to(file, gap.first, gap.last, put, gap.indents[0] if gap.indents else None)
+    if len(gap.parts) == 1 and put:
+        while first < gap.last and file.rows[first].strip() and indent(file.rows[first]) >= indent(put[-1]):
+            first += 1  # rows right below, at the snippet's end, are what its last rows replace
+    return first, gap.last
 
 
-def _reindented(lines: list[str], snippet: list[str], markers: list[bool], matches: list[int]) -> list[str]:
-    """The snippet at the file's indent: a segment is shifted by what its first, last and most found lines are off."""
+def _reindented(
+    lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool], matches: list[int]
+) -> list[str]:
+    """The snippet at the file's indent, in its unit: each part is moved by what its rows that are found are off.
+
+    Rows that are `barred` do not tell.
+    """
     shifted = snippet[:]
-    start = 0
-    for stop in [index for index, marker in enumerate(markers) if marker] + [len(snippet)]:
-        amounts: list[int] = []
-        unit = " "
-        for row in range(start, stop):
-            if matches[row] >= 0 and snippet[row].strip() and _same(snippet[row], lines[matches[row]]):
-                margin = _margin(lines[matches[row]])
-                amounts.append(len(margin) - indent(snippet[row]))
-                unit = margin[:1] or unit
-        amount = amounts[0] if amounts else 0
-        if amount and amounts[-1] == amount and amounts.count(amount) * 2 > len(amounts):
-            for row in range(start, stop):
-                text = snippet[row]
-                shifted[row] = unit * amount + text if amount > 0 else text[min(-amount, indent(text)) :]
-                shifted[row] = shifted[row] if text.strip() else text
-        start = stop + 1
+    for part in parts_of(markers):
+        pairs = [
+            (margin_of(snippet[row]), margin_of(lines[matches[row]]))
+            for row in part
+            if matches[row] >= 0 and not barred[row] and snippet[row].strip() and _same(snippet[row], lines[matches[row]])
+        ]
+        if not pairs or all(own == theirs for own, theirs in pairs):
+            continue
+        if (unit := _unit(pairs)) is not None:
+            for row in part:
+                margin = margin_of(snippet[row])
+                shifted[row] = unit(margin) + snippet[row][len(margin) :] if snippet[row].strip() else snippet[row]
+            continue
+        amounts = [len(theirs) - len(own) for own, theirs in pairs]
+        amount = amounts[0]
+        full = [row for row in part if snippet[row].strip()]
+        if amount <= 0 or min(indent(snippet[row]) for row in full) > 0:
+            continue  # the part is not written at the left margin, so its indent is part of the edit
+        if amounts[-1] == amount and amounts.count(amount) * 2 > len(amounts):
+            sign = next((theirs[0] for _, theirs in pairs if theirs), " ")
+            for row in full:
+                shifted[row] = sign * amount + snippet[row]
     return shifted
 
 
-def _margin(line: str) -> str:
+def _unit(pairs: list[tuple[str, str]]) -> Callable[[str], str] | None:
+    """How margins of spaces become the file's of tabs, or the other way, where all pairs agree; else None."""
+    for tabbed, spaced, turned in ((1, 0, False), (0, 1, True)):
+        if not all(set(pair[tabbed]) <= {"\t"} and set(pair[spaced]) <= {" "} for pair in pairs):
+            continue
+        sizes = {len(pair[spaced]) / len(pair[tabbed]) for pair in pairs if pair[tabbed]}
+        if len(sizes) == 1 and (size := sizes.pop()) in (2, 3, 4, 8):
+            width = int(size)
+            if turned:
+                return lambda margin: margin.replace("\t", " " * width)
+            return lambda margin: "\t" * (len(margin) // width) + " " * (len(margin) % width)
+    return None
+
+
+def margin_of(line: str) -> str:
+    """The white space that a line begins with."""
     return line[: len(line) - len(line.lstrip())]
 
 
 def _same(left: str, right: str) -> bool:
-    return left == right or "".join(left.split()) == "".join(right.split())
-
-
-def _whole(code: str, text: str, newline: str) -> Merge:
-    """A merge whose text is known: what it keeps of the file is found by comparing."""
-    lines, result = lines_of(code), lines_of(text)
-    kept = [False] * len(lines)
-    touched = []
-    reached = put = 0
-    for start, other, size in [*runs(lines, result), (len(lines), len(result), 0)]:
-        if (start, other) != (reached, put):
-            touched.append((reached, start))
-        reached, put = start + size, other + size
-        kept[start:reached] = [True] * size
-    return Merge(text.replace("\n", newline), tuple(kept), tuple(touched), 1.0)
+    return left == right or bare(left) == bare(right)

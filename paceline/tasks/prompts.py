@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from paceline.errors import ConfigError, EditNotFound, InputError
 from paceline.tasks.blocks import apply_blocks
 from paceline.tasks.merge import strip_fence
-from paceline.tasks.snippet import has_windows_ends, unix
+from paceline.tasks.lines import Lines
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.tasks.outline import Outline, outline
+from paceline.tasks.trouble import trouble
 
 _Row = npt.NDArray[np.float64]
 _WORD = re.compile(r"[^\W\d]\w+")
@@ -33,6 +35,10 @@ _COMMON = frozenset(
         "only should would could may might must does did done been being about over after before because if else "
         "return self none true false import def class",
     )
+)
+_CODE = re.compile(
+    r"\.(?:[chmr]|cc|cpp|cs|cxx|css|go|hpp|java|m?jsx?|cjs|kt|lua|php|pyi?|rb|rs|scala|sh|sql|swift|[cm]?tsx?|vue)",
+    re.IGNORECASE,
 )
 _SATURATION, _LENGTH_SHARE = 1.2, 0.4
 
@@ -114,6 +120,7 @@ class LineScorer:
             row = self._message(message, lines, relevance[start:end] + bonus) * factor
             values.append((row * age**-self.weights.recency).tolist())
             start = end
+        _lift(messages, texts, values)
         return values
 
     def _message(self, message: Message, lines: list[str], row: _Row) -> _Row:
@@ -145,6 +152,26 @@ class LineScorer:
         if shape.imports:
             row[list(shape.imports)] += weights.imports * usual
         return row
+
+
+def _lift(messages: Sequence[Message], texts: list[list[str]], values: list[list[float]]) -> None:
+    """Puts what reports an error before all else, the most telling first. What a later message shows too counts there.
+
+    A file of code holds no reports, however much it speaks of errors.
+    """
+    top = max((max(row) for row in values if row), default=0.0) + 1
+    seen: set[str] = set()
+    for message, lines, row in zip(reversed(messages), reversed(texts), reversed(values), strict=True):
+        if _CODE.fullmatch(PurePath(message.name or "").suffix):
+            continue
+        found = trouble(lines)
+        keys = {place: lines[place].strip() for place in sorted(found)}
+        shown = False
+        for place, key in keys.items():
+            shown = key in seen if any(map(str.isalpha, key)) else shown
+            if not shown:
+                row[place] = top + found[place] + 0.5 * row[place] / top
+        seen.update(keys.values())
 
 
 def _focus(messages: Sequence[Message], query: str | None, weights: Weights) -> dict[str, float]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import re
 from pathlib import PurePath
 
-_LEADERS = ("#", "//", "/*", "<!--", "--", ";", "%", "*", '"""', "{/*")
-_WORDS = re.compile(
-    r"\b(existing|unchanged|same|rest of|rest is|rest remains|remaining|other (code|methods|functions|lines)|"
-    r"previous code|no changes?|as before|omitted|left out|code here)\b",
-    re.IGNORECASE,
-)
-_STRONG = re.compile(
-    r"\b(rest of (the )?(code|file|class|function|method)|existing (code|methods|functions|imports|class)|"
-    r"(remains?|is|are) unchanged|unchanged code|code (remains|stays) the same)\b",
-    re.IGNORECASE,
-)
+from paceline.tasks.lines import Lines
+
+_COMMENTS = (  # how comments begin and end, the longer forms first
+    ("{{!--", "--}}"), ("{{/*", "*/}}"), ("<%--", "--%>"), ("<!--", "-->"), ("{{!", "}}"), ("{/*", "*/}"), ("<%#", "%>"),
+    ('"""', '"""'), ("'''", "'''"), ("[//]: #", ""), ("{#", "#}"), ("/*", "*/"), ("@*", "*@"), ("(*", "*)"), ("{-", "-}"),
+    ("//", ""), ("--", ""), ("REM ", ""), ("#", ""), (";", ""), ("%", ""), ("*", ""), ("'", ""),
+)  # fmt: skip
+_PROSE = (".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc", ".org")  # here "#" and "*" begin headings and items
 _ELLIPSES = ("...", "…")
 _LEFT_OUT = {
     "rest", "existing", "unchanged", "unmodified", "same", "omitted", "remaining", "remains", "remain", "untouched",
@@ -27,31 +25,103 @@ _ABOUT = _LEFT_OUT | {
     "is", "it", "keep", "lines", "logic", "method", "methods", "no", "not", "of", "original", "other", "part", "previous",
     "previously", "stay", "stays", "the", "this", "to", "was",
 }  # fmt: skip
+_REST = re.compile(r"(?:the )?(?:rest|remainder) of (?:the |this )?[\w-]+(?: [\w-]+)?$", re.IGNORECASE)
+_OPENING = re.compile(
+    r"(?:(?:the|all|any|and|some|more|with)\s+)*(?:other|others|existing|remaining|previous|rest|same|keep|unchanged|original"
+    r"|omitted|etc|leave|skip|unmodified|no changes?)\b",
+    re.IGNORECASE,
+)
+_PHRASE = re.compile(
+    r"\b(rest of (the )?(code|file|class|function|method)|existing (code|methods|functions|imports|class)|"
+    r"(remains?|is|are) unchanged|unchanged code|code (remains|stays) the same)\b",
+    re.IGNORECASE,
+)
 
 
-def is_marker(line: str) -> bool:
-    """Whether a line stands for left-out code: an ellipsis, or a comment with one, or of nothing but words for that."""
+class Marker(enum.IntEnum):
+    """How surely a line stands for left-out code. What is not CERTAIN is text where nothing is left out."""
+
+    NONE = 0
+    POSSIBLE = 1  # a comment that may mean it, as "# other methods" or "# the rest is read later"
+    LIKELY = 2  # a comment of nothing but words for it, as "# rest of the file"
+    CERTAIN = 3  # an ellipsis, or a comment with one, as "# ... existing code ..."
+
+
+def marker(line: str, path: str | None = None) -> Marker:
+    """Whether a line stands for left-out code. In prose, by the path, only an ellipsis or a comment in markup does."""
     text = line.strip()
     if text in _ELLIPSES:
-        return True
-    if not text.startswith(_LEADERS) or len(text) > 120:
-        return False
-    leader = next(each for each in _LEADERS if text.startswith(each))
-    body = text[len(leader) :].strip()
-    dotted = body.startswith(_ELLIPSES) or body.removesuffix("*/").removesuffix("-->").strip().endswith(_ELLIPSES)
-    words = set(re.findall(r"[a-z]+", body.lower()))
-    bare = bool(words & _LEFT_OUT) and words <= _ABOUT
-    dotted = dotted and (len(body) <= 4 or bool(_WORDS.search(body)) or body.count("...") == 2)
-    return dotted or bare or bool(_STRONG.search(body))
+        return Marker.CERTAIN
+    for filler in ("pass", "..."):
+        text = text.removeprefix(filler).lstrip() if text.startswith(f"{filler} ") else text
+    form = next((form for form in _COMMENTS if text.startswith(form[0])), None)
+    if form is None or len(text) > 120:
+        return Marker.NONE
+    body = text[len(form[0]) :].strip()
+    if form[1]:
+        body = body.removesuffix(form[1]).strip()
+    elif body.endswith("*/"):
+        body = body[:-2].strip()
+    words = re.findall(r"[a-z]+", body.lower())
+    bare = bool(words) and set(words) <= _ABOUT and not _LEFT_OUT.isdisjoint(words)
+    if body.startswith(_ELLIPSES):
+        rest = body.strip(".… ()[]{}")
+        if not rest or bare or body.endswith(_ELLIPSES) or _OPENING.match(rest) or _PHRASE.search(rest):
+            return Marker.CERTAIN
+        return Marker.POSSIBLE if len(words) <= 6 else Marker.NONE
+    if bare and body.endswith(_ELLIPSES):
+        return Marker.CERTAIN
+    if form[0] in ("*", "'"):
+        return Marker.NONE
+    if is_prose(path) and not form[1]:
+        return Marker.NONE
+    plain = body.strip(" .…[](){}<>~-=─—*_#/:")
+    if bare or _REST.match(plain):
+        return Marker.LIKELY
+    if _PHRASE.search(plain) or (_OPENING.match(plain) and len(words) <= 5):
+        return Marker.POSSIBLE
+    return Marker.NONE
 
 
-def marker_rows(snippet: list[str], lines: list[str]) -> list[bool]:
-    """Which of the snippet's lines are markers: not those that the file has too, nor a body that is an ellipsis."""
-    known = set(lines)
-    return [
-        is_marker(line) and not (_is_body(snippet, row, known) if line.strip() in _ELLIPSES else line in known)
-        for row, line in enumerate(snippet)
-    ]
+def is_prose(path: str | None) -> bool:
+    """Whether a file of this name is prose with markup, such as Markdown."""
+    return PurePath(path or "").suffix.lower() in _PROSE
+
+
+def is_marker(line: str, path: str | None = None) -> bool:
+    """Whether a line stands for left-out code, on its own words."""
+    return marker(line, path) >= Marker.LIKELY
+
+
+def marker_rows(snippet: list[str], lines: list[str], path: str | None = None) -> list[Marker]:
+    """Which of the snippet's rows may be markers: not those that stand in the file in the same place, nor a body that is
+    an ellipsis."""
+    places: dict[str, list[int]] = {}
+    for row, line in enumerate(lines):
+        if line.strip():
+            places.setdefault(line.strip(), []).append(row)
+    found = []
+    for row, line in enumerate(snippet):
+        level = marker(line, path)
+        if level and line.strip() in places:
+            level = Marker.NONE if _stands_so(snippet, row, lines, places) else level
+        if level and line.strip() in _ELLIPSES and _is_body(snippet, row, set(lines)):
+            level = Marker.NONE
+        found.append(level)
+    return found
+
+
+def _stands_so(snippet: list[str], row: int, lines: list[str], places: dict[str, list[int]]) -> bool:
+    """Whether a row of the snippet and one beside it stand so in the file."""
+
+    def beside(rows: list[str], number: int, step: int) -> str:
+        number += step
+        while 0 <= number < len(rows) and not rows[number].strip():
+            number += step
+        return rows[number].strip() if 0 <= number < len(rows) else ""
+
+    wanted = [(step, text) for step in (-1, 1) if (text := beside(snippet, row, step))]
+    return any(beside(lines, place, step) == text for place in places[snippet[row].strip()] for step, text in wanted)
 
 
 def _is_body(snippet: list[str], row: int, known: set[str]) -> bool:
@@ -65,21 +135,6 @@ def _is_body(snippet: list[str], row: int, known: set[str]) -> bool:
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-def lines_of(text: str) -> list[str]:
-    """A text's lines without their ends; only a line feed, or one after a carriage return, ends a line."""
-    return unix(text).removesuffix("\n").split("\n") if text else []
-
-
-def unix(text: str) -> str:
-    """A text with line feeds alone at its line ends."""
-    return text.replace("\r\n", "\n") if "\r" in text else text
-
-
-def has_windows_ends(text: str) -> bool:
-    """Whether most lines of a text end with a carriage return and a line feed."""
-    return "\r" in text and text.count("\r\n") * 2 > text.count("\n")
 
 
 def comment_leader(path: str | None) -> tuple[str, str]:
@@ -101,7 +156,7 @@ def snippet_of(before: str, after: str, path: str | None = None, context: int = 
 
     Parts closer than what they would leave out are joined. Deleted lines show by their neighbours standing together.
     """
-    old, new = lines_of(before), lines_of(after)
+    old, new = Lines.of(before).rows, Lines.of(after).rows
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     opening, closing = comment_leader(path)
     pieces: list[str] = []

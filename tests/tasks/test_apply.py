@@ -1,20 +1,15 @@
-"""Fast Apply from end to end on a real model, and the files around it."""
+"""Fast Apply from end to end on a real model."""
 
 from __future__ import annotations
-
-import os
-import stat
-from pathlib import Path
 
 import pytest
 
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
-from paceline.errors import ContextExceeded, EditNotFound, EmptyEdit, InputError
+from paceline.errors import ContextExceeded, EditNotFound, EmptyEdit
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
 from paceline.tasks.apply import apply, ask, prepare
-from paceline.tasks.files import read_text, write_text
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.prompts import POLICIES, Policy, expected, fence_for, messages, opening
 from paceline.types import StepOutput
@@ -103,27 +98,3 @@ def test_drafts_do_not_change_what_the_model_writes(engine: Engine) -> None:
 def test_what_cannot_be_merged_is_refused(engine: Engine, code: str, edit: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         prepare(engine, code, edit)
-
-
-def test_writing_keeps_mode_and_links_and_is_whole(tmp_path: Path) -> None:
-    target, link = tmp_path / "a.py", tmp_path / "link.py"
-    target.write_text("old")
-    target.chmod(0o750)
-    link.symlink_to(target)
-    write_text(link, "new\r\n")
-    assert target.read_bytes() == b"new\r\n" and link.is_symlink()
-    assert stat.S_IMODE(target.stat().st_mode) == 0o750
-    assert sorted(os.listdir(tmp_path)) == ["a.py", "link.py"]
-
-
-def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path) -> None:
-    target = tmp_path / "folder"
-    target.mkdir()
-    with pytest.raises(InputError, match="cannot write"):
-        write_text(target, "text")
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_reading_keeps_line_ends(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"a\r\nb\rc\n")
-    assert read_text(str(tmp_path / "a")) == "a\r\nb\rc\n"

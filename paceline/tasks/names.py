@@ -1,0 +1,136 @@
+"""What a line of code names, by its text alone: a definition that begins there, or the key that it sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+Name = tuple[str, str]  # of a definition: its kind, and what it is called
+LEADS = ("@", "#", "//", "/*", "*", "*/")  # decorators and comments, which belong to the definition under them
+
+_MODIFIERS = (
+    r"(?:(?:export|default|declare|public|private|protected|internal|static|final|sealed|abstract|override|virtual|open"
+    r"|async|unsafe|extern|partial|data|inline|const|local|pub(?:\([^)]*\))?)\s+)*"
+)
+_KINDS = (
+    "def", "class", "function", "fn", "func", "fun", "interface", "struct", "enum", "trait", "type", "module", "namespace",
+    "protocol", "extension", "object", "record", "defmodule", "defp",
+)  # fmt: skip
+_KEYWORD = re.compile(
+    rf"^\s*{_MODIFIERS}({'|'.join(_KINDS)})\s+\*?(\([^)]*\)\s*)?([A-Za-z_$][\w$]*(?:(?:\.|::?)[A-Za-z_$][\w$]*)*[?!]?)"
+    r"(?=\s*(?:[({:<=;\[!,]|$|(?:extends|implements|struct|interface|for|where|do|is|as|returns)\b))"
+)
+_IMPL = re.compile(r"^\s*(?:unsafe\s+)?impl\b\s*(.*?)\s*(?:\{|\bwhere\b|$)")
+_ACCESSOR = re.compile(rf"^\s*{_MODIFIERS}([gs]et)\s+(#?[\w$]+)\s*\(")
+_METHOD = re.compile(rf"^\s+{_MODIFIERS}\*?\s*(#?[A-Za-z_$][\w$]*)\s*(?:<[^>()]*>)?\([^;]*\)[^;()]*\{{$")
+_TYPED = re.compile(
+    rf"^\s*{_MODIFIERS}(?:[\w:<>,\[\]*&?.]+\s+)+[*&]?(~?[A-Za-z_][\w:]*)\s*\([^;={{}}]*\)[^;=(){{}}]*\{{?$"
+)
+_BOUND = re.compile(
+    rf"^\s*{_MODIFIERS}(?:const|let|var|val)\s+(\w+)\b[^=]*=\s*(?:async\b\s*)?(?:function\b|\w+\s*=>|\(.*=>|.*[{{(\[]$)"
+)
+_TITLED = re.compile(r"^\s*(?:await\s+)?([A-Za-z_$][\w$.:]*[!?]?)(?:\s*\(\s*|\s+)(([\"'`]).*)$")
+_STRING = re.compile(r"\s*([\"'`])((?:\\.|(?!\1).)*)\1")
+_SYMBOL = re.compile(r"^\s*([a-z_]+)\s+(:\w+)\b.*\bdo\b")
+_SQL = re.compile(
+    r"^\s*create\s+(?:or\s+replace\s+)?(?:(?:temp|temporary|unique|materialized)\s+)*"
+    r"(table|index|view|function|procedure|trigger|type|schema)\s+(?:if\s+not\s+exists\s+)?([\w.\"`\[\]]+)",
+    re.IGNORECASE,
+)
+_BLOCK = re.compile(r"^\s*([^{}]*[^{}\s])\s*\{$")
+_STATEMENTS = {
+    "if", "for", "while", "switch", "catch", "with", "return", "else", "elif", "try", "do", "loop", "match", "finally", "new",
+    "throw", "await", "yield", "case", "default", "foreach", "unless", "until", "not", "and", "or", "assert", "raise", "del",
+    "print", "echo", "elsif", "except", "when", "guard", "defer", "go", "select", "using", "lock", "in", "import", "from",
+}  # fmt: skip
+_FIRST = {
+    *_KINDS, "export", "default", "declare", "public", "private", "protected", "internal", "static", "final", "sealed",
+    "abstract", "override", "virtual", "open", "async", "unsafe", "extern", "partial", "data", "inline", "const", "local",
+    "pub", "impl", "let", "var", "val", "get", "set", "create",
+}  # fmt: skip
+_OPENERS = ("{", "(", "[", "=>", "do", "->", ",", "|")
+_ANONYMOUS = re.compile(r"=>|[(=]$|\)\s*$")
+_ACCESS = re.compile(r"^\s*(?:public|private|protected|internal|static|virtual|override)\b")
+_KEY = re.compile(
+    r"^\s*(?:-\s+)?(?:(?:export|const|let|var|val|static|public|private|protected|final|readonly|pub|mut|local|my|ENV|ARG)\s+)*"
+    r"([\"']?[@$]?[\w$][\w$.\-/]*[\"']?)(\s*:\s*[^=:]+?)?\s*(?::=|={1,2}(?![=>])|~=|>=|<=|:(?!:))"
+)
+_LABEL = re.compile(r"[(,]\s*(\w+) \w+:")  # of a parameter, by which Swift tells functions of one name apart
+_QUALIFIER = re.compile(r"^\s*@[\w.]*\b(setter|getter|deleter|overload|register|when|dispatch)\b")
+_SIGNED = {"overload", "register", "when", "dispatch"}  # decorators by which functions of one name stand side by side
+
+
+def may_define(words: Sequence[str]) -> bool:
+    """Whether a line of these words can begin a definition: what is quickly seen of it."""
+    return bool(words) and (words[0].partition("(")[0].lower() in _FIRST or words[-1].endswith(_OPENERS))
+
+
+@lru_cache(maxsize=1 << 16)
+def defined(line: str) -> Name | None:
+    """The kind and the name of what this line begins to define; None where it begins nothing that has a name."""
+    words = line.split(None, 1)
+    if not may_define(words) or len(line) > 400:
+        return None
+    text = line.strip()
+    if text[0] in "@/*)]}<" or (text[0] == "#" and not text.endswith("{")):
+        return None
+    if re.split(r"\W", text, maxsplit=1)[0] in _STATEMENTS:
+        return None
+    if found := _KEYWORD.match(line):
+        receiver = re.sub(r"^\(\s*(?:\w+\s+)?|[\s)]+$", "", found[2]) if found[2] else ""
+        name = f"{receiver.lstrip('*')}.{found[3]}" if receiver else found[3]
+        labels = _LABEL.findall(line[found.end() :]) if found[1] == "func" and not receiver else []
+        return found[1], name + "".join(f"/{label}" for label in labels)
+    if found := _IMPL.match(line):
+        return "impl", " ".join(found[1].split())
+    if found := _ACCESSOR.match(line):
+        return found[1], found[2]
+    if found := _SQL.match(line):
+        return found[1].lower(), found[2].lower()
+    opens = text.endswith(_OPENERS)
+    if opens and (found := _TITLED.match(line)) and (title := _titles(found[2])):
+        return found[1], title
+    if opens and (found := _SYMBOL.match(line)):
+        return found[1], found[2]
+    if found := _BOUND.match(line):
+        return "const", found[1]
+    if "=>" not in text:
+        found = _METHOD.match(line) or (_TYPED.match(line) if opens or _ACCESS.match(line) else None)
+        if found and found[1] not in _STATEMENTS:
+            return "method", found[1]
+    if (found := _BLOCK.match(line)) and not _ANONYMOUS.search(found[1]):
+        return "block", " ".join(found[1].split())
+    return None
+
+
+def _titles(text: str) -> str:
+    """The strings that an argument list begins with, one after the other."""
+    titles = []
+    reached = 0
+    while found := _STRING.match(text, reached):
+        titles.append(found[2])
+        reached = found.end()
+    return "\0".join(titles)
+
+
+def names_of(rows: Sequence[str]) -> list[Name | None]:
+    """What each row begins to define. Functions that decorators tell apart (setters, overloads) have names of their own."""
+    names = [defined(row) for row in rows]
+    for number, name in enumerate(names):
+        if name is None or name[0] != "def":
+            continue
+        for above in range(number - 1, -1, -1):
+            if not rows[above].lstrip().startswith("@"):
+                break
+            if found := _QUALIFIER.match(rows[above]):
+                signature = rows[number].partition("(")[2] if found[1] in _SIGNED else ""
+                names[number] = name[0], f"{name[1]}.{found[1]}{signature}"
+                break
+    return names
+
+
+def key_of(line: str) -> str | None:
+    """What a line sets, as `version` in `version: 1`, `version = 1` and `"version": 1,`; None where it sets nothing."""
+    found = _KEY.match(line)
+    return found[1].strip("\"'") if found else None
