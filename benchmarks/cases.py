@@ -85,7 +85,7 @@ def judge(record: dict[str, Any]) -> Judged:
     if not record["edit"] and record["instruction"].startswith(_COMPACT):
         return compacted(record)
     path = record["path"] if record["path"] != "None" else None
-    answer = by_rule(record["file"], record["edit"], path)
+    answer = by_rule(record["file"], record["edit"], path, record["instruction"])
     if answer.crashed:
         outcome = "crashed"
     elif record["expected"] == _TO_FLAG:

@@ -28,7 +28,8 @@ from typing import Any
 import common
 from rule import Answer, by_rule, difference, milliseconds
 
-from paceline.tasks.snippet import has_windows_ends, lines_of, snippet_of
+from paceline.tasks.lines import Lines
+from paceline.tasks.snippet import snippet_of
 
 _EDITS = "edits/git_edits.jsonl.gz"
 _ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_LAZY_FETCH": "1"}
@@ -73,8 +74,9 @@ def unnumbered(change: Change) -> str:
 def lazy(context: int, change: Change) -> str | None:
     """A lazy snippet; None where it cannot say the whole change, which is one of line ends, or leaves no row."""
     old, new = change.before, change.after
-    ends = all(sign(old) == sign(new) for sign in (has_windows_ends, lambda text: text.endswith("\n")))
-    if not ends or not new.strip() or lines_of(old) == lines_of(new):
+    before, after = Lines.of(old), Lines.of(new)
+    ends = before.newline == after.newline and old.endswith("\n") == new.endswith("\n")
+    if not ends or not new.strip() or before.rows == after.rows:
         return None
     return snippet_of(old, new, change.path, context)
 
@@ -193,7 +195,7 @@ def drawn(repo: Path, limit: int, seed: int) -> list[Change]:
 
 def modest(change: Change) -> bool:
     """Whether the file and what changes of it are of a size for an edit."""
-    if len(lines_of(change.before)) not in _ROWS:
+    if len(Lines.of(change.before).rows) not in _ROWS:
         return False
     hunks = diff_of(change, 0).partition("\n@@")[2]
     return sum(row.startswith(("+", "-")) for row in hunks.split("\n")) in _CHANGED

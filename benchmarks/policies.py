@@ -157,7 +157,7 @@ def row(
 
 
 def ruled(case: Case) -> Outcome:
-    answer = by_rule(case.before, case.update, case.path)
+    answer = by_rule(case.before, case.update, case.path, case.instruction)
     if answer.crashed:
         print(f"  crashed: {case.path}: {answer.reasons[0]}")
     return Outcome(case, answer.text, answer.reasons, True, answer.seconds)

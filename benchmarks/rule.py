@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from paceline.errors import InputError
 from paceline.tasks.checks import check
 from paceline.tasks.merge import candidate_merge
-
-_TAKES_PATH = "path" in inspect.signature(candidate_merge).parameters
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,11 @@ class Answer:
         return self.text is not None and not self.reasons
 
 
-def by_rule(code: str, update: str, path: str | None = None) -> Answer:
+def by_rule(code: str, update: str, path: str | None = None, instruction: str = "") -> Answer:
     """The candidate merge and what the checks say of it. An InputError refuses; any other exception is a crash."""
     began = time.perf_counter()
-    known: dict[str, Any] = {"path": path} if _TAKES_PATH else {}
     try:
-        merge = candidate_merge(code, update, **known)
+        merge = candidate_merge(code, update, path, instruction)
         reasons = check(code, update, merge.text, path, merge)
     except InputError as error:
         return Answer(None, (str(error),), time.perf_counter() - began)

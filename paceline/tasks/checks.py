@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections import Counter
-from functools import cache
-from pathlib import PurePath
-
-import tree_sitter
 
 from paceline.errors import InputError
+from paceline.tasks.languages import num_errors, suffix_of, tree_of
+from paceline.tasks.lines import Lines
 from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.runs import runs
-from paceline.tasks.lines import Lines
 from paceline.tasks.snippet import Marker, marker
 
 _MOST = 6  # reasons of one kind that are worth telling
-# a grammar is the package tree_sitter_NAME, and its function where it has several
-_GRAMMARS = {
-    ".py": "python", ".pyi": "python", ".js": "javascript", ".jsx": "javascript", ".mjs": "javascript",
-    ".ts": "typescript:language_typescript", ".tsx": "typescript:language_tsx", ".go": "go", ".rs": "rust",
-    ".java": "java", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp", ".json": "json",
-    ".html": "html", ".css": "css", ".rb": "ruby", ".sh": "bash",
-}  # fmt: skip
 _LIKE = 0.6  # similarity from which a line counts as a variant of one that the edit has
 
 
@@ -71,16 +60,22 @@ def _rows_of(text: str) -> list[str]:
 
 def parses(text: str, path: str | None) -> bool | None:
     """Whether the text parses without an error; None where no grammar is known for the file's name."""
-    parser = _parser(_suffix(path))
-    return None if parser is None else not parser.parse(text.encode()).root_node.has_error
+    errors = num_errors(text, suffix_of(path, text))
+    return None if errors is None else errors == 0
 
 
 def same_syntax_tree(left: str, right: str, path: str | None = None) -> bool:
-    """Whether two texts have the same tree, comments included; white space counts only where it is part of a token."""
-    parser = _parser(_suffix(path))
-    if parser is None:
-        return left.split() == right.split()
-    return _shape(parser.parse(left.encode()).root_node) == _shape(parser.parse(right.encode()).root_node)
+    """Whether two texts have the same tree, comments included; white space counts only where it is part of a token.
+
+    Where no grammar is known for the file's name, rows must be equal but for white space at their ends and the text's.
+    """
+    if left == right:
+        return True
+    suffix = suffix_of(path, right)
+    trees = [tree_of(text, suffix) for text in (left, right)]
+    if trees[0] is not None and trees[1] is not None:
+        return trees[0] == trees[1]
+    return [row.rstrip() for row in left.strip().split("\n")] == [row.rstrip() for row in right.strip().split("\n")]
 
 
 def _leftovers(lines: list[str], known: str, path: str | None) -> list[str]:
@@ -98,9 +93,15 @@ def _leftovers(lines: list[str], known: str, path: str | None) -> list[str]:
 
 
 def _syntax(code: str, merged: str, path: str | None) -> list[str]:
-    if parses(merged, path) is False and parses(code, path):
+    """A syntax error that the file has not, or one more than it has."""
+    suffix = suffix_of(path, code)
+    errors = num_errors(merged, suffix)
+    if not errors:
+        return []
+    before = num_errors(code, suffix) or 0
+    if before == 0:
         return ["the result has a syntax error, and the file has none"]
-    return []
+    return [f"the result has {errors} syntax errors, and the file {before}"] if errors > before else []
 
 
 def _missing(wanted: list[tuple[int, str]], lines: list[str], message: str) -> list[str]:
@@ -140,30 +141,3 @@ def _surplus(lines: list[str], wanted: list[str], file: list[str]) -> list[str]:
         else:
             reasons.append(f"line {number} is in neither the file nor the edit: {line.strip()!r}")
     return reasons
-
-
-def _shape(node: tree_sitter.Node) -> list[object]:
-    """A tree as nested lists of types and leaf texts."""
-    if not node.children:
-        return [node.type, node.text]
-    return [node.type, *(_shape(child) for child in node.children)]
-
-
-def _suffix(path: str | None) -> str:
-    return PurePath(path or "file.py").suffix.lower()
-
-
-@cache
-def _parser(suffix: str) -> tree_sitter.Parser | None:
-    grammar = grammar_for(suffix)
-    return None if grammar is None else tree_sitter.Parser(grammar)
-
-
-@cache
-def grammar_for(suffix: str) -> tree_sitter.Language | None:
-    """The grammar of the files whose names end so, as in ".py"; None where none is known."""
-    if suffix not in _GRAMMARS:
-        return None
-    module, _, function = _GRAMMARS[suffix].partition(":")
-    language = getattr(importlib.import_module(f"tree_sitter_{module}"), function or "language")
-    return tree_sitter.Language(language())

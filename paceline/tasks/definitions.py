@@ -295,8 +295,10 @@ def new_definitions(file: Code, snippet: Code, markers: list[bool], matches: lis
         if any(markers[row:stop]):
             continue
         start = snippet.block_start(row)
-        beside = _found_beside(snippet, markers, same, range(start - 1, -1, -1)) and _found_beside(
-            snippet, markers, same, range(stop, len(markers))
+        body = [matches[each] for each in range(row + 1, stop) if snippet.rows[each].strip()]
+        entire = bool(body) and all(each >= 0 for each in body) and len(found) >= len(full) - 1
+        beside = _found_beside(snippet, markers, same, range(start - 1, -1, -1)) and (
+            entire or _found_beside(snippet, markers, same, range(stop, len(markers)))
         )
         if not beside or len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
             while stop < len(barred) and not snippet.rows[stop].strip():
@@ -372,7 +374,7 @@ def _twin(
     best = max(places, key=fits)
     equal = [place for place in places if fits(place) == fits(best)]
     title = header.strip()
-    if len(equal) > 1 or (len(places) > 1 and shared(best) * 2 <= len(body) - 1):
+    if len(equal) > 1 or (len(places) > 1 and (shared(best) + 1) * 2 <= len(body)):
         numbers = " and ".join(str(place + 1) for place in (equal if len(equal) > 1 else places))
         return best, [f"{title!r} is defined in several places, at lines {numbers}: which one is meant is not shown"]
     if shared(best) == 0 and len(body) > 1 and not _same_head(file, best, header, text):

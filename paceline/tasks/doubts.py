@@ -253,13 +253,18 @@ def _beside_blanks(placed: Placed) -> list[str]:
     ][:1]
 
 
+def is_preamble(row: str) -> bool:
+    """Whether a row is of those that a file begins with and that an edit of what follows leaves out."""
+    return bool(_PREAMBLE.match(row.lstrip()))
+
+
 def _ends(placed: Placed, kept: set[int]) -> list[str]:
     """File rows beyond an end at which an edit with markers has none: it may show that the file begins or ends there."""
     lines, markers = placed.file.rows, placed.markers
     found = [match for match in placed.matches if match >= 0]
     doubts: list[str] = []
     above = [row for row in range(found[0]) if lines[row].strip()] if found else []
-    above = [] if all(_PREAMBLE.match(lines[row].lstrip()) for row in above) else above
+    above = [] if all(is_preamble(lines[row]) for row in above) else above
     below = [row for row in range(found[-1] + 1, len(lines)) if lines[row].strip()] if found else []
     first = next((row for row, match in enumerate(placed.matches) if match >= 0), 0)
     last = max((row for row, match in enumerate(placed.matches) if match >= 0), default=0)

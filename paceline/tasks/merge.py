@@ -30,7 +30,7 @@ from paceline.tasks.definitions import (
     with_markers_understood,
 )
 from paceline.tasks.diffs import apply_diff, is_diff
-from paceline.tasks.doubts import doubts_of, repeated
+from paceline.tasks.doubts import doubts_of, is_preamble, repeated
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.readings import insertion, parts_of, told_apart
 from paceline.tasks.shown import named_for_removal, unshown_deletions
@@ -38,7 +38,7 @@ from paceline.tasks.snippet import Marker, is_prose, marker_rows
 
 _PASSING = 0.2  # a factor on the cost to pass over a file row that must not matter
 _TELLING = 0.5  # what rows must say that speak for a replacement and against an insertion
-_MUCH = 3.0  # file rows that go by a replacement, for what speaks for it, from which an insertion is taken
+_FEW = 3  # file rows beyond the new ones that a snippet's first rows may replace
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 
 
@@ -246,13 +246,12 @@ def _put_in_whole(placed: Placed, scores: numpy.ndarray) -> tuple[numpy.ndarray 
         other = insertion(placed, part)
         if other is None:
             continue
-        gone = sum(bool(line.strip()) for line in placed.file.rows[found[0] : found[-1] + 1]) - len(whole)
         told = told_apart(placed, other, part)
         if told >= _TELLING or any(row not in other.matches and placed.tells(row) for row in whole):
             row = next(row for row in part if placed.matches[row] >= 0)
             text, line = placed.snippet.rows[other.new[0]].strip(), placed.matches[row] + 1
             doubts.append(f"{text!r} and on may be put in as new, or replace what stands at line {line} of the file and on")
-        if told >= _TELLING and gone <= _MUCH * told:
+        if told >= _TELLING:
             continue
         forced = scores.copy() if forced is None else forced
         for row in part:
@@ -408,9 +407,16 @@ def _kept_part(file: File, gap: _Gap, anchor: int) -> tuple[int, int]:
     Between two found rows without a marker none do. Beyond the snippet's ends, and at a marker, all do but those of a
     definition that the snippet rewrites to its end.
     """
-    if len(gap.parts) == 1 and anchor >= 0:
-        return (gap.first, gap.last) if gap.first == 0 else (gap.last, gap.last)
     put = [line for line in gap.parts[0] if line.strip()]
+    if len(gap.parts) == 1 and anchor >= 0:
+        if gap.first > 0:
+            return gap.last, gap.last
+        last = gap.last
+        while put and last > max(0, gap.last - len(put) - _FEW) and file.rows[last - 1].strip():
+            if is_preamble(file.rows[last - 1]):
+                break
+            last -= 1  # rows right above, at the snippet's beginning, are what its first rows replace
+        return gap.first, last
     first = rewritten_to(file, gap.first, gap.last, put, gap.indents[0] if gap.indents else None)
     if len(gap.parts) == 1 and put:
         while first < gap.last and file.rows[first].strip() and indent(file.rows[first]) >= indent(put[-1]):

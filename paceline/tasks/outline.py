@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import tree_sitter
 
-from paceline.tasks.checks import grammar_for
+from paceline.tasks.languages import grammar_for, guess
 
 _NUMBERED = re.compile(r"\s*\d+(?:[\t→|:]| {1,2}(?! ))")
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)[ \t]*([\w+#.-]*)$")
@@ -19,18 +19,6 @@ _FENCES = {
     "tsx": ".tsx", "go": ".go", "golang": ".go", "rust": ".rs", "rs": ".rs", "java": ".java", "c": ".c", "cpp": ".cpp",
     "c++": ".cpp", "ruby": ".rb", "rb": ".rb", "diff": "", "text": "",
 }  # fmt: skip
-# what tells a language by its lines; the first with the most wins
-_SIGNS = {
-    ".py": re.compile(
-        r"^[ \t]*(?:(?:async )?def \w+\(|class \w+.*:$|from [\w.]+ import |import \w|elif .*:$|except\b.*:$)", re.M
-    ),
-    ".tsx": re.compile(r"^[ \t]*(?:export |const \w+ = |(?:async )?function \w|import .* from |interface \w+ \{)", re.M),
-    ".go": re.compile(r"^(?:func |package \w|type \w+ (?:struct|interface))", re.M),
-    ".rs": re.compile(r"^[ \t]*(?:pub (?:fn|struct|enum|mod) |fn \w|use \w+::|impl\b)", re.M),
-    ".java": re.compile(r"^[ \t]*(?:(?:public|private|protected) .*[{;]$|import [\w.]+;$|package [\w.]+;$)", re.M),
-    ".cpp": re.compile(r"^(?:#include |namespace \w|template ?<|(?:static )?[\w:]+ \*?\w+\(.*\) ?\{$)", re.M),
-}  # fmt: skip
-_LEAST_SIGNS = 3
 _DEFINING = re.compile(
     r"(?:function|generator_function|method|class|abstract_class|struct|interface|trait|impl|enum|mod|type|type_alias"
     r"|constructor|namespace)_(?:definition|declaration|item|specifier)|arrow_function|class|method|module|singleton_method"
@@ -93,14 +81,8 @@ def _regions(lines: list[str], suffix: str) -> list[tuple[int, int, str]]:
             regions.append((opened[0], row, opened[1]))
             opened = None
     regions = regions or [(0, len(lines), "")]
-    known = [(start, end, _FENCES.get(word) or _guess("".join(lines[start:end]))) for start, end, word in regions]
+    known = [(start, end, _FENCES.get(word) or guess("".join(lines[start:end]))) for start, end, word in regions]
     return [(start, end, suffix) for start, end, suffix in known if suffix]
-
-
-def _guess(text: str) -> str:
-    counts = {suffix: len(signs.findall(text)) for suffix, signs in _SIGNS.items()}
-    best = max(counts, key=lambda suffix: counts[suffix])
-    return best if counts[best] >= _LEAST_SIGNS else ""
 
 
 def _walk(language: tree_sitter.Language, text: str, offset: int, blocks: list[Block], imports: list[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.tasks.snippet import comment_leader, is_marker, marker_rows, snippet_of
+from paceline.tasks.snippet import Marker, comment_leader, is_marker, marker_rows, snippet_of
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,9 @@ def test_what_is_not_a_marker(line: str) -> None:
 
 def test_a_line_that_the_file_has_is_no_marker() -> None:
     line = "# ... existing code ..."
-    assert marker_rows([line, "x = 1"], [line, "x = 1"]) == [False, False]
-    assert marker_rows([line, "x = 1"], ["x = 1"]) == [True, False]
+    assert marker_rows([line, "x = 1"], [line, "x = 1"]) == [Marker.NONE, Marker.NONE]
+    assert marker_rows([line, "x = 1"], ["x = 1"]) == [Marker.CERTAIN, Marker.NONE]
+    assert marker_rows([line, "x = 1"], [line, "y = 2", "x = 1"]) == [Marker.CERTAIN, Marker.NONE]  # not the same place
 
 
 @pytest.mark.parametrize(
