@@ -27,11 +27,14 @@ def apply(
     model: str = "qwen2.5-coder-1.5b",
     policy: str | None = None,
 ) -> Applied:
-    """Merges an edit snippet into a file's text; see `paceline.tasks.apply.apply`. The model is loaded once a process."""
+    """Merges an edit snippet into a file's text; see `paceline.tasks.apply.apply`.
+
+    The model is loaded once a process, where it is needed.
+    """
     from paceline.tasks.apply import apply as merge
     from paceline.tasks.apply import shared_engine
 
-    return merge(shared_engine(model), code, edit, instruction, path=path, policy=policy)
+    return merge(lambda: shared_engine(model), code, edit, instruction, path=path, policy=policy)
 
 
 def compact(

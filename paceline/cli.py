@@ -142,9 +142,8 @@ def apply(
         check_writable(Path(file))
     if not update.strip():
         raise EmptyEdit("the edit is empty")
-    engine = Engine.load(pull_with_progress(model), config)
     path = None if file == "-" else _below_here(file)
-    result = merge(engine, code, update, instruction, path=path, policy=policy)
+    result = merge(lambda: Engine.load(pull_with_progress(model), config), code, update, instruction, path=path, policy=policy)
     if as_json:
         _put(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):

@@ -78,6 +78,7 @@ class ChatBody(SamplingBody, kw_only=True):
     prediction: Prediction | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    paceline: morph.Options | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -141,7 +142,8 @@ async def chat(service: Service, http: HttpRequest) -> Response:
         raise BadField("messages must not be empty", "messages")
     if body.model in service.apply_names and body.model not in service.names:
         asked = text_of(body.messages[-1].content, "messages")
-        return await morph.apply(service, http, body.model, asked, bool(body.stream), body.wants_usage)
+        options = body.paceline or morph.Options()
+        return await morph.apply(service, http, body.model, asked, bool(body.stream), body.wants_usage, options)
     service.check_model(body.model)
     tokenizer = service.host.tokenizer
     sampling = body.sampling(body.num_logprobs, tokenizer.vocab_size)

@@ -86,7 +86,7 @@ class File(Code):
         everywhere = 0, len(self.rows)
         around: list[tuple[int, int, int]] = []  # indents of headers, and their blocks in the file
         cut = 0  # how many of `around` began before the last marker
-        scopes = []
+        scopes: list[tuple[int, int]] = []
         for row, line in enumerate(snippet.rows):
             depth = indent(line)
             closes = is_closer(line) and not barred[row]
@@ -152,7 +152,8 @@ class File(Code):
 class Placed:
     """A snippet in a file: which of its rows are markers, and for each row the file row it stands for, or -1.
 
-    `doubts` are what speaks against it, a sentence each.
+    `doubts` are what speaks against it, a sentence each, `plain` the matches where a part that is put in whole replaces
+    rows of the file.
     """
 
     file: File
@@ -160,6 +161,7 @@ class Placed:
     markers: list[bool]
     matches: list[int]
     doubts: tuple[str, ...] = ()
+    plain: list[int] | None = None
 
     def kept(self, row: int) -> bool:
         """Whether a snippet row is the file's as it is.

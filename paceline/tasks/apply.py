@@ -24,6 +24,7 @@ from paceline.tasks.prompts import (
     read,
     shown,
     stops,
+    told,
 )
 from paceline.tasks.unified import unified_diff
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
@@ -33,7 +34,10 @@ _OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the
 
 @dataclass(frozen=True)
 class Applied:
-    """A merge. `reasons` says why it is flagged; empty means that every check passed."""
+    """A merge. `reasons` says why it is flagged; empty means that every check passed.
+
+    `source` says whose text it is: "rule" (the candidate) or "model".
+    """
 
     code: str
     text: str
@@ -41,6 +45,7 @@ class Applied:
     usage: Usage
     policy: str
     path: str = "file"
+    source: str = "model"
 
     def diff(self) -> str:
         """The change as a unified diff."""
@@ -53,6 +58,7 @@ class Applied:
             "flagged": bool(self.reasons),
             "reasons": list(self.reasons),
             "policy": self.policy,
+            "source": self.source,
             "usage": dataclasses.asdict(self.usage),
         }
 
@@ -70,16 +76,25 @@ class Prepared:
     path: str | None
 
     def conclude(self, output: str, usage: Usage, cut_off: bool) -> Applied:
-        """Reads the model's output as a file and checks it."""
-        text = read(self.policy, self.code, output, self.fence)
-        reasons = check(self.code, self.update, text, self.path, self.merge)
+        """Reads the model's output as a file and checks it.
+
+        A policy with a rule takes the model's text only where it is a reading of the edit, else the candidate's.
+        """
+        text = read(self.policy, self.code, output, self.fence, self.merge.text)
+        other = self.merge.other
+        reading = other if other is not None and text == other.text else self.merge
+        reasons = check(self.code, self.update, text, self.path, reading)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
-        return Applied(self.code, text, reasons, usage, self.policy.name, self.path or "file")
+        source = "model"
+        if self.policy.rule and text != reading.text:
+            text, source = self.merge.text, "rule"
+            reasons = check(self.code, self.update, text, self.path, self.merge)
+        return Applied(self.code, text, reasons, usage, self.policy.name, self.path or "file", source)
 
 
 def prepare(
-    engine: Engine,
+    engine: Engine | Callable[[], Engine],
     code: str,
     update: str,
     instruction: str = "",
@@ -87,16 +102,21 @@ def prepare(
     path: str | None = None,
     policy: str | Policy | None = None,
     drafted: bool = True,
-) -> Prepared:
-    """Builds the prompt and the candidate merge. Raises EmptyEdit, EditNotFound, ContextExceeded before any compute.
+) -> Prepared | Applied:
+    """Makes the candidate merge, and the prompt where the model is to be asked; the merge itself where it is not.
 
-    With `drafted` False the candidate merge is not given to the drafter (for comparison; the policy stays).
+    `engine` may be a function that gives it, called where it is needed. With `drafted` False the candidate is not given to
+    the drafter (for comparison; the policy stays). Raises EmptyEdit, EditNotFound, ContextExceeded before any compute.
     """
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
-    merge = candidate_merge(code, update)
+    merge = candidate_merge(code, update, path, instruction)
+    if chosen.rule and not (reasons := check(code, update, merge.text, path, merge)):
+        return Applied(code, merge.text, reasons, Usage(), chosen.name, path or "file", "rule")
+    engine = engine if isinstance(engine, Engine) else engine()
     fence = fence_for(code, update, merge.text)
+    instruction = told(instruction, code, merge) if chosen.reviews else instruction
     prompt, source, length = _ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
     limit = len(source) + length + _OUTPUT_SLACK
     context = engine.config.max_context or 0
@@ -165,7 +185,7 @@ def _put_in(
 
 
 def apply(
-    engine: Engine,
+    engine: Engine | Callable[[], Engine],
     code: str,
     update: str,
     instruction: str = "",
@@ -174,11 +194,17 @@ def apply(
     policy: str | Policy | None = None,
     on_step: Callable[[StepOutput], None] | None = None,
 ) -> Applied:
-    """Merges `update` into `code`. `on_step` sees every step as it comes."""
-    prepared = prepare(engine, code, update, instruction, path=path, policy=policy)
+    """Merges `update` into `code`. `engine` may be a function that gives it, called where the model is needed.
+
+    `on_step` sees every step as it comes.
+    """
+    needed = functools.cache((lambda: engine) if isinstance(engine, Engine) else engine)
+    prepared = prepare(needed, code, update, instruction, path=path, policy=policy)
+    if isinstance(prepared, Applied):
+        return prepared
     parts: list[str] = []
     last: StepOutput | None = None
-    for last in engine.stream(prepared.request):
+    for last in needed().stream(prepared.request):
         parts.append(last.text)
         if on_step is not None:
             on_step(last)

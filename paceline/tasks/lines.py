@@ -85,10 +85,19 @@ class Lines:
         return following
 
     def matched(self, texts: Sequence[str]) -> list[Row]:
-        """Texts as rows of a result: those that the file has, as difflib finds them, are the file's own."""
+        """Texts as rows of a result: those that the text has, white space at their ends aside, are its own.
+
+        They are what both begin and end with, and between that what difflib finds.
+        """
+        own, others = [row.rstrip() for row in self.rows], [text.rstrip() for text in texts]
+        most = min(len(own), len(others))
+        head = next((row for row in range(most) if own[row] != others[row]), most)
+        tail = next((row for row in range(most - head) if own[-1 - row] != others[-1 - row]), most - head)
         result: list[Row] = list(texts)
-        for start, other, size in runs(self.rows, list(texts)):
-            result[other : other + size] = range(start, start + size)
+        result[:head] = range(head)
+        result[len(texts) - tail :] = range(len(own) - tail, len(own))
+        for start, other, size in runs(own[head : len(own) - tail], others[head : len(others) - tail]):
+            result[head + other : head + other + size] = range(head + start, head + start + size)
         return result
 
 
@@ -97,7 +106,8 @@ class Edited:
     """A result of an edit that names what it replaces: its rows over a file's, and what is doubtful, a sentence each.
 
     `final` says whether the last row has a line end, `bom` whether a byte order mark begins the text; None where the
-    edit does not say. `ends` are the line ends of new rows that the edit tells, by their place in `rows`.
+    edit does not say. `ends` are the line ends of new rows that the edit tells, by their place in `rows`. `other` is
+    another reading of the edit, where there is one.
     """
 
     rows: list[Row]
@@ -105,3 +115,4 @@ class Edited:
     final: bool | None = None
     bom: bool | None = None
     ends: Mapping[int, str] = field(default_factory=dict)
+    other: list[Row] | None = None

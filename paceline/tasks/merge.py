@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 
@@ -32,7 +32,7 @@ from paceline.tasks.definitions import (
 from paceline.tasks.diffs import apply_diff, is_diff
 from paceline.tasks.doubts import doubts_of, is_preamble, repeated
 from paceline.tasks.lines import BOM, Edited, Lines, Row
-from paceline.tasks.readings import insertion, parts_of, told_apart
+from paceline.tasks.readings import insertion, parts_of, second_place, told_apart
 from paceline.tasks.shown import named_for_removal, unshown_deletions
 from paceline.tasks.snippet import Marker, is_prose, marker_rows
 
@@ -46,12 +46,14 @@ _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 class Merge:
     """A merged text. `kept[i]` says whether row i of the file is in it.
 
-    `doubts` are reasons, a sentence each, why it may not be what the edit means.
+    `doubts` are reasons, a sentence each, why it may not be what the edit means. `other` is another reading of the edit,
+    where there is a doubt and one is known.
     """
 
     text: str
     kept: tuple[bool, ...]
     doubts: tuple[str, ...] = ()
+    other: Merge | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,18 @@ def candidate_merge(code: str, update: str, path: str | None = None, instruction
         edited = Edited(list(snippet.removesuffix("\n").split("\n")), final=snippet.endswith("\n"))
     else:
         edited = _lazy(file.rows, snippet, path, named_for_removal(instruction))
-    text = file.text(edited)
+    merge = _merge(file, edited)
+    doubts = tuple(dict.fromkeys(edited.doubts if merge.text != code else (*edited.doubts, "the edit changes nothing")))
+    other = None
+    if doubts and edited.other is not None:
+        other = _merge(file, replace(edited, rows=edited.other))
+        other = None if other.text == merge.text else replace(other, doubts=doubts)
+    return replace(merge, doubts=doubts, other=other)
+
+
+def _merge(file: Lines, edited: Edited) -> Merge:
     stays = {row for row in edited.rows if isinstance(row, int)}
-    doubts = edited.doubts if text != code else (*edited.doubts, "the edit changes nothing")
-    return Merge(text, tuple(row in stays for row in range(len(file.rows))), tuple(dict.fromkeys(doubts)))
+    return Merge(file.text(edited), tuple(row in stays for row in range(len(file.rows))))
 
 
 def strip_fence(text: str, path: str | None = None) -> str:
@@ -112,9 +122,9 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
     file = File(rows)
     code, levels = _rows(update, rows, path)
     if not any(levels) and (replaced := replace_definitions(file, code, removed)) is not None:
-        result = _texts(file, replaced[0])
-        doubts = [*replaced[1], *repeated(file, Code(result))]
-        doubts += unshown_deletions(file, result, code, [False] * len(levels), removed)
+        texts = _texts(file, replaced[0])
+        doubts = [*replaced[1], *repeated(file, Code(texts))]
+        doubts += unshown_deletions(file, texts, code, [False] * len(levels), removed)
         return Edited(replaced[0], tuple(doubts))
     while True:
         marked = any(levels)
@@ -133,7 +143,32 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
     other = texts if otherwise.matches == placed.matches else _texts(file, _moved(otherwise, _build(otherwise)))
     doubts = doubts_of(placed, scores, result, texts, other, levels if marked else None)
     doubts += unshown_deletions(file, texts, placed.snippet, placed.markers, removed)
-    return Edited(result, tuple(doubts))
+    return Edited(result, tuple(doubts), other=_other(placed, otherwise, scores, texts) if doubts else None)
+
+
+def _other(placed: Placed, otherwise: Placed, scores: numpy.ndarray, texts: list[str]) -> list[Row] | None:
+    """The rows of another reading: at other costs, with a part replacing rows or elsewhere, or without the file's end."""
+    file, markers = placed.file, placed.markers
+    readings = [otherwise]
+    for part in parts_of(markers):
+        masked = scores.copy()
+        for row in part:
+            if placed.matches[row] >= 0:
+                masked[row, placed.matches[row]] = -numpy.inf
+        if placed.plain is not None and placed.plain != placed.matches:
+            readings.append(replace(placed, matches=placed.plain))
+        if second_place(placed, scores, part) is not None:
+            (matches,) = align(masked, markers, blank_rows(placed.snippet), (1.0,))
+            readings.append(replace(placed, matches=matches))
+    for reading in readings:
+        rows = _moved(reading, _build(reading))
+        if _texts(file, rows) != texts:
+            return rows
+    last = max((match for match in placed.matches if match >= 0), default=-1)
+    if not any(markers) or markers[-1] or last < 0:
+        return None
+    rows = [row for row in _build(placed) if not (isinstance(row, int) and row > last)]
+    return rows if rows and _texts(file, rows) != texts else None
 
 
 def _texts(file: Code, rows: Sequence[Row]) -> list[str]:
@@ -185,8 +220,8 @@ def _settled(
     forced, doubts = _put_in_whole(placed, scores)
     if forced is not None:
         (matches,) = align(forced, markers, blank, (passing,))
-        return Placed(file, shifted, markers, matches, tuple(doubts)), forced
-    return placed, scores
+        return Placed(file, shifted, markers, matches, tuple(doubts), placed.matches), forced
+    return replace(placed, doubts=tuple(doubts)), scores
 
 
 def blank_rows(snippet: Code) -> list[bool]:

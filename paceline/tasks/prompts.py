@@ -6,10 +6,10 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from paceline.errors import ConfigError, EditNotFound, InputError
+from paceline.errors import ConfigError, InputError
 from paceline.tasks.blocks import apply_blocks
-from paceline.tasks.merge import strip_fence
-from paceline.tasks.lines import Lines
+from paceline.tasks.lines import BOM, Lines
+from paceline.tasks.merge import Merge, strip_fence
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 
@@ -103,6 +103,8 @@ def remove(path):
 """
 
 
+_MOST = 3  # doubts that the model is told
+_MOST_LINES = 40  # lines that go, and of another reading, that it is shown
 FENCE = "```"
 _FENCE_LINE = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 _SEARCH = "<<<<<<< SEARCH"
@@ -114,7 +116,8 @@ class Policy:
 
     `opened` starts the answer with a fence, so that the model writes code at once, and ends it at the closing one.
     With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at
-    most that much less likely than the model's first choice is taken instead, which is not lossless (0 is).
+    most that much less likely than the model's first choice is taken instead, which is not lossless (0 is). With `rule`
+    a candidate without a doubt is the answer, and the model is asked only where there is one.
     """
 
     name: str
@@ -123,6 +126,12 @@ class Policy:
     example: bool = False
     blocks: bool = False
     margin: float = 0.0
+    rule: bool = False
+
+    @property
+    def reviews(self) -> bool:
+        """Whether the prompt shows the candidate."""
+        return "{candidate}" in self.template
 
 
 POLICIES = {
@@ -135,9 +144,10 @@ POLICIES = {
         Policy("review", template=_REVIEW),
         Policy("margin", margin=3.0),
         Policy("review-margin", template=_REVIEW, margin=3.0),
+        Policy("auto", template=_REVIEW, margin=3.0, rule=True),
     )
 }
-DEFAULT_POLICY = "review-margin"  # 92% of the dev edits exact against 63% for `review`: docs/apply.md
+DEFAULT_POLICY = "auto"  # as exact as the better of rule and model, on every set: docs/apply.md
 
 
 def policy_named(name: str) -> Policy:
@@ -157,7 +167,8 @@ def fence_for(*texts: str) -> str:
 
 def shown(policy: Policy, code: str, update: str, candidate: str) -> dict[str, str]:
     """What the policy shows, by its names in the template, each as it stands between two fences."""
-    texts = {"code": code.rstrip("\n"), "update": strip_fence(update).strip("\n"), "candidate": candidate.rstrip("\n")}
+    code, update, candidate = (text.removeprefix(BOM) for text in (code, strip_fence(update), candidate))
+    texts = {"code": code.rstrip("\n"), "update": update.strip("\n"), "candidate": candidate.rstrip("\n")}
     return {name: text for name, text in texts.items() if f"{{{name}}}" in policy.template}
 
 
@@ -186,24 +197,32 @@ def stops(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
 
 def expected(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
     """What the model writes after the opening if it agrees with `merged`: the draft."""
-    text = unix(merged)
+    text = merged.replace("\r\n", "\n").removeprefix(BOM)
     if policy.blocks:
-        text = _blocks_of(unix(code), text).removeprefix(f"{_SEARCH}\n")
+        text = _blocks_of(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
     return text.rstrip("\n") + "\n" + (fence if policy.opened else "")
 
 
-def read(policy: Policy, code: str, output: str, fence: str = FENCE) -> str:
-    """The merged file in the model's answer: out of its fence, line ends and end of file as the file has them.
+def read(policy: Policy, code: str, output: str, fence: str = FENCE, candidate: str | None = None) -> str:
+    """The merged file in the model's answer, out of its fence.
 
-    Blocks that do not fit the file leave it as it is, which the checks flag.
+    Rows that the candidate (without one, the file) has keep its bytes, white space and line ends at their ends included;
+    so does the end of the file. Blocks that do not fit the file leave it as it is, which the checks flag.
     """
-    text = unix(output)
+    base = Lines.of(code if candidate is None or not candidate.strip() else candidate)
+    text = output.replace("\r\n", "\n")
     text = text.removesuffix(fence) if policy.opened else _inside_fence(text)
     if policy.blocks:
-        text = _apply(unix(code), f"{_SEARCH}\n{text.rstrip()}\n")
-    file = unix(code)
-    text = text.rstrip("\n") + ("\n" if not code else file[len(file.rstrip("\n")) :])
-    return text.replace("\n", "\r\n") if has_windows_ends(code) else text
+        return _apply(code, f"{_SEARCH}\n{text.rstrip()}\n")
+    text = text.rstrip("\n").removeprefix(BOM)
+    if not base.rows:
+        return f"{text}\n"
+    rows = text.split("\n")
+    end = len(base.rows) - next((number for number, row in enumerate(reversed(base.rows)) if row.strip()), 0)
+    if len(rows) > 1 and _FENCE_LINE.fullmatch(rows[-1].rstrip()) and rows[-1].strip() != base.rows[end - 1].strip():
+        rows.pop()  # a closing fence that closes nothing
+    merged = Lines(base.bom, base.rows[:end], base.ends[:end]).matched("\n".join(rows).rstrip("\n").split("\n"))
+    return base.join([*merged, *range(end, len(base.rows))], bool(base.ends[-1]))
 
 
 def _inside_fence(text: str) -> str:
@@ -216,15 +235,16 @@ def _inside_fence(text: str) -> str:
 
 
 def _apply(code: str, blocks: str) -> str:
+    file = Lines.of(code)
     try:
-        return apply_blocks(code, blocks)
-    except EditNotFound:
+        return file.text(apply_blocks(file, blocks))
+    except InputError:
         return code
 
 
 def _blocks_of(code: str, merged: str) -> str:
     """SEARCH/REPLACE blocks that make `merged` of `code`, each with lines around until nothing before it is like it."""
-    old, new = code.splitlines(keepends=True), merged.splitlines(keepends=True)
+    old, new = ([f"{row}\n" for row in text.removesuffix("\n").split("\n")] for text in (code, merged))
     pieces = []
     for group in difflib.SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(2):
         (_, first, _, start, _), (_, _, last, _, stop) = group[0], group[-1]
@@ -262,6 +282,22 @@ def parse_morph(text: str) -> tuple[str, str, str]:
     if parts is None:
         raise InputError("the prompt must be <instruction>…</instruction><code>…</code><update>…</update>")
     return instruction, parts[1], parts[2]
+
+
+def told(instruction: str, code: str, merge: Merge) -> str:
+    """An instruction, and with it what is doubtful in a candidate: why, the lines that go, and the other reading."""
+    if not merge.doubts:
+        return instruction
+    said = [instruction] if instruction else []
+    said.append("The tool was not sure: " + "; ".join(merge.doubts[:_MOST]) + ".")
+    gone = [row for row, stays in zip(Lines.of(code).rows, merge.kept, strict=True) if row.strip() and not stays]
+    if gone:
+        said += ["It took these lines out of the file:", *gone[:_MOST_LINES]]
+    if merge.other is not None:
+        rows, others = Lines.of(merge.text).rows, Lines.of(merge.other.text).rows
+        changes = list(difflib.unified_diff(rows, others, lineterm="", n=1))[2:]
+        said += ["The update may also mean this change to the merged file:", *changes[:_MOST_LINES]]
+    return "\n".join(said)
 
 
 def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = "") -> str:

@@ -16,7 +16,7 @@ from paceline.errors import ConfigError
 from paceline.serve.morph import _Release
 from paceline.serve.run import check_address
 from paceline.serve.service import Service
-from paceline.tasks.apply import apply, prepare
+from paceline.tasks.apply import Prepared, apply, prepare
 from paceline.tasks.prompts import morph_form
 from paceline.types import Usage
 from tests.serve.service import Script, running, scripted, tiny, tiny_service, until
@@ -64,7 +64,8 @@ def test_morphs_apply_gives_what_the_task_gives(address: str) -> None:
 
 @pytest.mark.parametrize("code", [CODE, CODE.replace("\n", "\r\n"), CODE.rstrip(), CODE + "\n\n"])
 def test_what_is_streamed_of_a_merge_is_the_concluded_file(engine: Engine, code: str) -> None:
-    prepared = prepare(engine, code, UPDATE)
+    prepared = prepare(engine, code, UPDATE, policy="review-margin")
+    assert isinstance(prepared, Prepared)
     output = "def one():\r\n    return `1`\n\n\n\ndef two():\n    return 22\n\n"
     whole = prepared.conclude(output, Usage(), False).text
     for size in range(1, 9):
