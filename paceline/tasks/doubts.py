@@ -20,11 +20,14 @@ from paceline.tasks.snippet import Marker
 _MUCH = 60  # file rows in one place that an edit removes without showing them, from which that is doubtful
 _FEW = 3  # file rows at an end that a snippet of the whole file may have let go
 _IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
+_BROUGHT = re.compile(r"(?:import|use|using)\s+(?:static\s+)?[\w.:\\]*[.:\\](\w+)\s*;$")  # what Java, Rust, C# or PHP import
 _IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
-_PREAMBLE = re.compile(r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|\{%|/[*/]|#|--|<!")
+_PREAMBLE = re.compile(r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|<!doctype", re.IGNORECASE)
+_COMMENT = re.compile(r"#|//|/\*|\*|--|<!|;|%")
 _GONE = re.compile(r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|this|old)?\b|\b(?:removed|deleted)\W*$", re.IGNORECASE)
 _OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
 _OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
+_NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.7  # share of words (Dice) from which a row is like another
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
@@ -53,7 +56,7 @@ def doubts_of(
     doubts += _trailing(placed)
     doubts += _others_of_the_name(placed)
     if levels is None:
-        doubts += _skipped(placed)
+        doubts += [*_skipped(placed), *_left_over(placed, kept)]
     else:
         doubts += _unchanged_parts(placed)
         doubts += _ends(placed, kept)
@@ -102,11 +105,22 @@ def _open_edges(placed: Placed, kept: set[int], marked: bool) -> list[str]:
                 continue
             if _ends_definition(placed, row, kept) if step < 0 else _begins_definition(placed, row):
                 continue
-            if told == 0.0 and row != edge + step and not _passed_over(placed, row):
-                continue  # a blank row, found, says that what is new comes before it
+            if told == 0.0 and row != edge + step and _ends_paragraph(placed, row, step):
+                continue
             if told == 0.0 or (told < _CONTEXT and _passed_over(placed, row)):
                 return [f"{snippet[row].strip()!r} is new where the edit breaks off: what it replaces is not shown"]
     return []
+
+
+def _ends_paragraph(placed: Placed, row: int, step: int) -> bool:
+    """Whether new rows from `row` on come right beside found ones, where the file has a blank row beside those."""
+    rows, last = placed.snippet.rows, row
+    while 0 <= last < len(rows) and rows[last].strip() and placed.matches[last] < 0 and not placed.markers[last]:
+        last += step
+    if not 0 <= last < len(rows) or placed.markers[last] or not placed.kept(last) or not rows[last].strip():
+        return False
+    beside = placed.matches[last] - step
+    return 0 <= beside < len(placed.file.rows) and not placed.file.rows[beside].strip()
 
 
 def replaces(placed: Placed, row: int) -> bool:
@@ -212,6 +226,8 @@ def _named(code: Code) -> list[tuple[str, ...]]:
             found.append(tuple(name for _, name in around))
         elif line[:1] in _IMPORTS and _IMPORT.match(line):
             found.append((line,))
+            if brought := _BROUGHT.match(line):
+                found.append(("import", brought[1]))
     return found
 
 
@@ -253,6 +269,11 @@ def _beside_blanks(placed: Placed) -> list[str]:
     ][:1]
 
 
+def _is_head(lines: list[str], above: list[int], first: int) -> bool:
+    """Whether the rows above the first one found are the comments that a file begins with, and that one is none."""
+    return all(_COMMENT.match(lines[row].lstrip()) for row in above) and not _COMMENT.match(lines[first].lstrip())
+
+
 def is_preamble(row: str) -> bool:
     """Whether a row is of those that a file begins with and that an edit of what follows leaves out."""
     return bool(_PREAMBLE.match(row.lstrip()))
@@ -264,7 +285,8 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
     found = [match for match in placed.matches if match >= 0]
     doubts: list[str] = []
     above = [row for row in range(found[0]) if lines[row].strip()] if found else []
-    above = [] if all(is_preamble(lines[row]) for row in above) else above
+    if found and (all(is_preamble(lines[row]) for row in above) or _is_head(lines, above, found[0])):
+        above = []
     below = [row for row in range(found[-1] + 1, len(lines)) if lines[row].strip()] if found else []
     first = next((row for row, match in enumerate(placed.matches) if match >= 0), 0)
     last = max((row for row, match in enumerate(placed.matches) if match >= 0), default=0)
@@ -332,6 +354,17 @@ def _trailing(placed: Placed) -> list[str]:
         if placed.kept(row) and line != placed.file.rows[placed.matches[row]]
     ]
     return [f"line {rows[0]} of the file keeps the white space at its end, which the edit does not have"] if rows else []
+
+
+def _left_over(placed: Placed, kept: set[int]) -> list[str]:
+    """File rows before or after an edit without markers that shows nearly all of the file: it may be the whole of it."""
+    lines = placed.file.rows
+    found = [match for match in placed.matches if match >= 0 and lines[match].strip()]
+    full = [row for row, line in enumerate(lines) if line.strip()]
+    outside = [row for row in full if row in kept and found and not found[0] <= row <= found[-1]]
+    if not outside or len(found) < _NEARLY * len(full):
+        return []
+    return [f"line {outside[0] + 1} of the file stays, and the edit shows nearly all others"]
 
 
 def _removed(placed: Placed, kept: set[int]) -> list[str]:

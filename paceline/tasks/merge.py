@@ -38,6 +38,7 @@ from paceline.tasks.snippet import Marker, is_prose, marker_rows
 
 _PASSING = 0.2  # a factor on the cost to pass over a file row that must not matter
 _TELLING = 0.5  # what rows must say that speak for a replacement and against an insertion
+_SURE = 1.5  # the same, for it to be without doubt
 _FEW = 3  # file rows beyond the new ones that a snippet's first rows may replace
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 
@@ -282,7 +283,7 @@ def _put_in_whole(placed: Placed, scores: numpy.ndarray) -> tuple[numpy.ndarray 
         if other is None:
             continue
         told = told_apart(placed, other, part)
-        if told >= _TELLING or any(row not in other.matches and placed.tells(row) for row in whole):
+        if told < _SURE and any(row not in other.matches and placed.tells(row) for row in whole):
             row = next(row for row in part if placed.matches[row] >= 0)
             text, line = placed.snippet.rows[other.new[0]].strip(), placed.matches[row] + 1
             doubts.append(f"{text!r} and on may be put in as new, or replace what stands at line {line} of the file and on")
@@ -336,8 +337,8 @@ def _moved(placed: Placed, result: list[Row]) -> list[Row]:
             continue
         if any(placed.markers[header:stop]) or sum(each == name for each in snippet.names) > 1:
             continue
-        if [snippet.names[row] for row in snippet.around(header)] != [file.names[row] for row in file.around(places[0])]:
-            continue
+        if indent(snippet.rows[header]) or indent(file.rows[places[0]]):
+            continue  # only outermost ones: what is deeper may be of another block, or a part of a text
         last = file.block_end(places[0])
         while last < len(file.rows) and not file.rows[last].strip():
             last += 1
@@ -446,6 +447,8 @@ def _kept_part(file: File, gap: _Gap, anchor: int) -> tuple[int, int]:
     if len(gap.parts) == 1 and anchor >= 0:
         if gap.first > 0:
             return gap.last, gap.last
+        if not put and not any(line.strip() for line in file.rows[: gap.last]):
+            return gap.last, gap.last  # blank rows at the file's beginning, where the snippet has none
         last = gap.last
         while put and last > max(0, gap.last - len(put) - _FEW) and file.rows[last - 1].strip():
             if is_preamble(file.rows[last - 1]):

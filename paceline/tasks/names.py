@@ -56,6 +56,9 @@ _KEY = re.compile(
     r"^\s*(?:-\s+)?(?:(?:export|const|let|var|val|static|public|private|protected|final|readonly|pub|mut|local|my|ENV|ARG)\s+)*"
     r"([\"']?[@$]?[\w$][\w$.\-/]*[\"']?)(\s*:\s*[^=:]+?)?\s*(?::=|={1,2}(?![=>])|~=|>=|<=|:(?!:))"
 )
+_PARAMETERS = re.compile(r"\((.*)\)")
+_MACRO = re.compile(r"^\s*(\w+!)\s*[({\[]\s*(\w+)\s*[,;]")  # of Rust, with what it defines
+_SHELL = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*\(\)\s*\{?$")
 _LABEL = re.compile(r"[(,]\s*(\w+) \w+:")  # of a parameter, by which Swift tells functions of one name apart
 _QUALIFIER = re.compile(r"^\s*@[\w.]*\b(setter|getter|deleter|overload|register|when|dispatch)\b")
 _SIGNED = {"overload", "register", "when", "dispatch"}  # decorators by which functions of one name stand side by side
@@ -91,6 +94,10 @@ def defined(line: str) -> Name | None:
     opens = text.endswith(_OPENERS)
     if opens and (found := _TITLED.match(line)) and (title := _titles(found[2])):
         return found[1], title
+    if opens and (found := _MACRO.match(line)):
+        return found[1], found[2]
+    if opens and (found := _SHELL.match(line)) and found[1] not in _STATEMENTS:
+        return "method", found[1]
     if opens and (found := _SYMBOL.match(line)):
         return found[1], found[2]
     if found := _BOUND.match(line):
@@ -124,7 +131,7 @@ def names_of(rows: Sequence[str]) -> list[Name | None]:
             if not rows[above].lstrip().startswith("@"):
                 break
             if found := _QUALIFIER.match(rows[above]):
-                signature = rows[number].partition("(")[2] if found[1] in _SIGNED else ""
+                signature = "".join(_PARAMETERS.findall(rows[number])) if found[1] in _SIGNED else ""
                 names[number] = name[0], f"{name[1]}.{found[1]}{signature}"
                 break
     return names

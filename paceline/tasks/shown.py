@@ -18,6 +18,7 @@ from paceline.tasks.names import LEADS, key_of
 from paceline.tasks.runs import runs
 
 _MOST = 3  # reasons worth telling
+_SOME = 3  # rows that go with nothing in their place for which any neighbours are enough
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.6  # share of words (Dice) from which a line stands in for another
 _WHITE = str.maketrans("", "", " \t\r\n\x0b\x0c")
@@ -129,7 +130,7 @@ class _Evidence:
         name = self.file.names[row]
         if name is not None:
             return name in self.named or self._instructed(row) or (self.firm and self._renamed(row))
-        if self.neighbours or (key_of(self.rows[row]) in self.keys):
+        if (self.neighbours and (self.put or self.firm or self.change.last - self.change.first <= _SOME)) or (key_of(self.rows[row]) in self.keys):
             return True
         if self._instructed(row) or self._inside_shown(row):
             return True

@@ -91,7 +91,7 @@ def test_drafts_do_not_change_what_the_model_writes(engine: Engine) -> None:
     ("code", "edit", "error"),
     [
         (CODE, " \n", EmptyEdit),
-        (CODE, "class Elephant:\n    trunk = 1\n", EditNotFound),
+        (CODE, "trunk = elephant(1)\n", EditNotFound),
         (CODE * 100, EDIT, ContextExceeded),
     ],
 )
