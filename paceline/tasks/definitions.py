@@ -194,6 +194,9 @@ def _doubts(file: Code, place: int, taken: int, snippet: Code, header: int, stop
     if len(gone - body) > len(body):
         doubts.append(f"more of {title} would go than the edit shows")
     named = set(snippet.names[header:stop])
+    own = set(file.names[place:taken])
+    if any(name in file.headers and name not in own for name in snippet.names[header + 1 : stop] if name):
+        doubts.append(f"{title} has definitions in it that the file has elsewhere")
     if any(name not in named for name in file.names[place : place + shown] if name):
         doubts.append(f"{title} is shown without definitions that are in it: they may stay or go")
     return doubts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy
@@ -28,6 +28,7 @@ _GONE = re.compile(r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|thi
 _OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
 _OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
 _NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
+_SOME_ROWS, _MOSTLY = 3, 0.8  # rows of a body, and the share of them that another has, from which it may be the same
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.7  # share of words (Dice) from which a row is like another
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
@@ -40,11 +41,12 @@ def doubts_of(
     texts: list[str],
     other: list[str],
     levels: Sequence[Marker] | None,
+    removed: Collection[str] = (),
 ) -> list[str]:
     """Reasons, a sentence each. `texts` are the rows of `result`, `other` those of an alignment at other costs.
 
     `scores` are those by which the snippet was placed. `levels` says which rows of an edit may be markers, None where it
-    has none of its own.
+    has none of its own, `removed` what the instruction names that goes.
     """
     kept = {row for row in result if isinstance(row, int)}
     doubts = [*placed.doubts, *_difference(texts, other)]
@@ -54,9 +56,11 @@ def doubts_of(
     doubts += repeated(placed.file, Code(texts))
     doubts += _removed(placed, kept)
     doubts += _trailing(placed)
+    doubts += copied(placed.file, placed.snippet, result, levels is not None)
+    doubts += _renamed(placed)
     doubts += _others_of_the_name(placed)
     if levels is None:
-        doubts += [*_skipped(placed), *_left_over(placed, kept)]
+        doubts += [*_skipped(placed, removed), *_left_over(placed, kept), *_shown_together(placed)]
     else:
         doubts += _unchanged_parts(placed)
         doubts += _ends(placed, kept)
@@ -228,6 +232,8 @@ def _named(code: Code) -> list[tuple[str, ...]]:
             found.append((line,))
             if brought := _BROUGHT.match(line):
                 found.append(("import", brought[1]))
+        elif line[:1].strip(" \t-*") and weight(line) >= 1.0 and key_of(line):
+            found.append((line,))
     return found
 
 
@@ -321,13 +327,16 @@ def _markers(placed: Placed, levels: Sequence[Marker]) -> list[str]:
     return doubts
 
 
-def _skipped(placed: Placed) -> list[str]:
+def _skipped(placed: Placed, removed: Collection[str]) -> list[str]:
     """More file rows than come that go between two found ones, in an edit without markers: it may leave them out."""
     found = [(row, match) for row, match in enumerate(placed.matches) if match >= 0]
     for (above, first), (below, last) in pairwise(found):
         if any(placed.markers[above:below]):
             continue
-        if sum(bool(line.strip()) for line in placed.file.rows[first + 1 : last]) > below - above - 1:
+        put = sum(bool(line.strip()) for line in placed.snippet.rows[above + 1 : below])
+        if any(name and name[1] in removed for name in placed.file.names[first + 1 : last]):
+            continue
+        if sum(bool(line.strip()) for line in placed.file.rows[first + 1 : last]) > put:
             return [f"line {first + 2} of the file and on would go, and the edit has no marker for what it leaves out"]
     return []
 
@@ -346,6 +355,53 @@ def _others_of_the_name(placed: Placed) -> list[str]:
     return []
 
 
+def copied(file: Code, snippet: Code, result: Sequence[Row], marked: bool) -> list[str]:
+    """New rows, not of a new definition, that follow each other so in a place of the file where they stay.
+
+    Two of them are enough in an edit without markers, of which no part says where it is; else three.
+    """
+    size = 3 if marked else 2
+    kept = [file.rows[row].strip() for row in result if isinstance(row, int) and file.rows[row].strip()]
+    runs = {tuple(kept[start : start + size]) for start in range(len(kept) - size + 1)}
+    new: set[str] = set()
+    for header, name in enumerate(snippet.names):
+        if name is not None and name not in file.headers:
+            new |= {row.strip() for row in snippet.rows[header : snippet.block_end(header)]}
+    full = [row for row in result if isinstance(row, int) or row.strip()]
+    for start in range(len(full) - size + 1):
+        rows = [row.strip() for row in full[start : start + size] if isinstance(row, str)]
+        if len(rows) == size and new.isdisjoint(rows) and min(map(weight, rows)) >= 1.0 and tuple(rows) in runs:
+            return [f"{rows[0]!r} and on stand in another place of the file too, and stay there"]
+    return []
+
+
+def _renamed(placed: Placed) -> list[str]:
+    """A new definition with nearly all rows of one that stays, which may be the same under another name."""
+    file, snippet = placed.file, placed.snippet
+    named = set(snippet.names)
+    for header, name in enumerate(snippet.names):
+        body = {row.strip() for row in snippet.rows[header + 1 : snippet.block_end(header)]} - {""}
+        if name is None or name in file.headers or len(body) < _SOME_ROWS:
+            continue
+        for other, places in file.headers.items():
+            if other not in named and other[0] == name[0]:
+                rows = {row.strip() for place in places for row in file.rows[place + 1 : file.block_end(place)]}
+                if len(body & rows) > _MOSTLY * len(body):
+                    return [f"{snippet.rows[header].strip()!r} is much like line {places[0] + 1} of the file: it may be that"]
+    return []
+
+
+def _shown_together(placed: Placed) -> list[str]:
+    """File rows that stay between two rows that an edit without markers has as neighbours."""
+    rows, lines = placed.snippet.rows, placed.file.rows
+    full = [row for row, line in enumerate(rows) if line.strip() and not placed.markers[row]]
+    for above, below in pairwise(full):
+        first, last = placed.matches[above], placed.matches[below]
+        if any(placed.markers[above:below]) and 0 <= first < last and any(line.strip() for line in lines[first + 1 : last]):
+            return [f"line {first + 2} of the file and on stay, between two that the edit shows together"]
+    return []
+
+
 def _trailing(placed: Placed) -> list[str]:
     """Rows that keep white space at their end which the edit shows without."""
     rows = [
@@ -357,11 +413,11 @@ def _trailing(placed: Placed) -> list[str]:
 
 
 def _left_over(placed: Placed, kept: set[int]) -> list[str]:
-    """File rows before or after an edit without markers that shows nearly all of the file: it may be the whole of it."""
+    """File rows right before or after an edit without markers that shows nearly all of the file, and may be all of it."""
     lines = placed.file.rows
     found = [match for match in placed.matches if match >= 0 and lines[match].strip()]
     full = [row for row, line in enumerate(lines) if line.strip()]
-    outside = [row for row in full if row in kept and found and not found[0] <= row <= found[-1]]
+    outside = [row for row in full if row in kept and found and row in (found[0] - 1, found[-1] + 1)]
     if not outside or len(found) < _NEARLY * len(full):
         return []
     return [f"line {outside[0] + 1} of the file stays, and the edit shows nearly all others"]

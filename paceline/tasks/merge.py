@@ -30,7 +30,7 @@ from paceline.tasks.definitions import (
     with_markers_understood,
 )
 from paceline.tasks.diffs import apply_diff, is_diff
-from paceline.tasks.doubts import doubts_of, is_preamble, repeated
+from paceline.tasks.doubts import copied, doubts_of, is_preamble, repeated
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.readings import insertion, parts_of, second_place, told_apart
 from paceline.tasks.shown import named_for_removal, unshown_deletions
@@ -124,7 +124,7 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
     code, levels = _rows(update, rows, path)
     if not any(levels) and (replaced := replace_definitions(file, code, removed)) is not None:
         texts = _texts(file, replaced[0])
-        doubts = [*replaced[1], *repeated(file, Code(texts))]
+        doubts = [*replaced[1], *repeated(file, Code(texts)), *copied(file, code, replaced[0], False)]
         doubts += unshown_deletions(file, texts, code, [False] * len(levels), removed)
         return Edited(replaced[0], tuple(doubts))
     while True:
@@ -142,7 +142,7 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
     result = _moved(placed, _build(placed))
     texts = _texts(file, result)
     other = texts if otherwise.matches == placed.matches else _texts(file, _moved(otherwise, _build(otherwise)))
-    doubts = doubts_of(placed, scores, result, texts, other, levels if marked else None)
+    doubts = doubts_of(placed, scores, result, texts, other, levels if marked else None, removed)
     doubts += unshown_deletions(file, texts, placed.snippet, placed.markers, removed)
     return Edited(result, tuple(doubts), other=_other(placed, otherwise, scores, texts) if doubts else None)
 

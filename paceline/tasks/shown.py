@@ -19,6 +19,7 @@ from paceline.tasks.runs import runs
 
 _MOST = 3  # reasons worth telling
 _SOME = 3  # rows that go with nothing in their place for which any neighbours are enough
+_TIMES = 4  # rows that may go for one that comes, where a definition is rewritten
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.6  # share of words (Dice) from which a line stands in for another
 _WHITE = str.maketrans("", "", " \t\r\n\x0b\x0c")
@@ -92,7 +93,7 @@ def _parts(snippet: Code, markers: Sequence[bool]) -> list[list[str]]:
             parts.append([])
         elif row.strip():
             parts[-1].append(_bare(row))
-    return [part for part in parts if part]
+    return parts
 
 
 class _Evidence:
@@ -118,9 +119,11 @@ class _Evidence:
         middle = [_bare(row) for row in self.put]
         top = [] if above is None else [_bare(result.rows[above])]
         bottom = [] if below is None else [_bare(result.rows[below])]
-        self.neighbours = any(_holds(part, top + middle + bottom) for part in parts)
+        # the file's beginning, or end, is a neighbour that only the snippet's own can show
+        shown = [part for number, part in enumerate(parts) if (top or number == 0) and (bottom or number == len(parts) - 1)]
+        self.neighbours = any(_holds(part, top + middle + bottom, not top, not bottom) for part in shown)
         unique = Counter(map(_bare, rows))
-        self.firm = any(_firm(part, top + middle + bottom, bool(top), bool(bottom), unique) for part in parts)
+        self.firm = any(_firm(part, top + middle + bottom, bool(top), bool(bottom), unique) for part in shown)
         self.beside = self.neighbours or any(
             bool(end) and _holds(part, end) for part in parts for end in (top + middle if top else [], middle + bottom if bottom else [])
         )
@@ -157,6 +160,9 @@ class _Evidence:
     def _inside_shown(self, row: int) -> bool:
         """Whether `row` is in a definition that the edit has, in this place, without a marker."""
         around = self.file.around(row)
+        gone = self.change.last - self.change.first
+        if gone > _SOME + len(self.put) * _TIMES:
+            return False
         return bool(around) and bool(self.put) and self.file.names[around[0]] in self.named and self.beside
 
     def _instructed(self, row: int) -> bool:
@@ -171,10 +177,12 @@ def _plain(row: str) -> str:
     return _bare(unicodedata.normalize("NFKC", row).translate(_TYPOGRAPHIC))
 
 
-def _holds(part: list[str], wanted: list[str]) -> bool:
-    """Whether rows follow each other so in a part."""
-    size = len(wanted)
-    return any(part[row] == wanted[0] and part[row : row + size] == wanted for row in range(len(part) - size + 1))
+def _holds(part: list[str], wanted: list[str], first: bool = False, last: bool = False) -> bool:
+    """Whether rows follow each other so in a part, and begin with its first row, or end with its last."""
+    places = range(len(part) - len(wanted) + 1)
+    places = places[:1] if first else places
+    places = places[-1:] if last else places
+    return any(part[row : row + len(wanted)] == wanted for row in places)
 
 
 def _firm(part: list[str], wanted: list[str], has_top: bool, has_bottom: bool, counts: Counter[str]) -> bool:
