@@ -105,6 +105,8 @@ def prepare(
 ) -> Prepared | Applied:
     """Makes the candidate merge, and the prompt where the model is to be asked; the merge itself where it is not.
 
+    A policy with a rule asks the model which of two readings of the edit is meant, and so only where there are two.
+
     `engine` may be a function that gives it, called where it is needed. With `drafted` False the candidate is not given to
     the drafter (for comparison; the policy stays). Raises EmptyEdit, EditNotFound, ContextExceeded before any compute.
     """
@@ -112,8 +114,10 @@ def prepare(
         raise EmptyEdit("the edit is empty")
     chosen = policy if isinstance(policy, Policy) else policy_named(policy or DEFAULT_POLICY)
     merge = candidate_merge(code, update, path, instruction)
-    if chosen.rule and not (reasons := check(code, update, merge.text, path, merge)):
-        return Applied(code, merge.text, reasons, Usage(), chosen.name, path or "file", "rule")
+    if chosen.rule:
+        reasons = check(code, update, merge.text, path, merge)
+        if not reasons or merge.other is None:
+            return Applied(code, merge.text, reasons, Usage(), chosen.name, path or "file", "rule")
     engine = engine if isinstance(engine, Engine) else engine()
     fence = fence_for(code, update, merge.text)
     instruction = told(instruction, code, merge) if chosen.reviews else instruction

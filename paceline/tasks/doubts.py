@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy
 
 from paceline.tasks.align import Placed, weight
-from paceline.tasks.definitions import Code, indent, shown_whole
+from paceline.tasks.definitions import Code, indent, is_closer, shown_whole
 from paceline.tasks.lines import Row
-from paceline.tasks.names import LEADS, key_of
+from paceline.tasks.names import KINDS, LEADS, key_of
 from paceline.tasks.readings import parts_of, second_place
 from paceline.tasks.shown import likeness
 from paceline.tasks.snippet import Marker
@@ -29,6 +29,7 @@ _OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
 _OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
 _NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
 _SOME_ROWS, _MOSTLY = 3, 0.8  # rows of a body, and the share of them that another has, from which it may be the same
+_DECLARED = re.compile(r"(\s*)(?:let|const|var|val)\s+(?:mut\s+)?(\w+)\b")
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.7  # share of words (Dice) from which a row is like another
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
@@ -58,6 +59,7 @@ def doubts_of(
     doubts += _trailing(placed)
     doubts += copied(placed.file, placed.snippet, result, levels is not None)
     doubts += _renamed(placed)
+    doubts += _declared_twice(placed, result)
     doubts += _others_of_the_name(placed)
     if levels is None:
         doubts += [*_skipped(placed, removed), *_left_over(placed, kept), *_shown_together(placed)]
@@ -227,7 +229,7 @@ def _named(code: Code) -> list[tuple[str, ...]]:
     for row, line in enumerate(code.rows):
         if name := code.names[row]:
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
-            found.append(tuple(name for _, name in around))
+            found.append(tuple(name for _, name in around) if name[0] in KINDS else name)  # a title counts anywhere
         elif line[:1] in _IMPORTS and _IMPORT.match(line):
             found.append((line,))
             if brought := _BROUGHT.match(line):
@@ -388,6 +390,19 @@ def _renamed(placed: Placed) -> list[str]:
                 rows = {row.strip() for place in places for row in file.rows[place + 1 : file.block_end(place)]}
                 if len(body & rows) > _MOSTLY * len(body):
                     return [f"{snippet.rows[header].strip()!r} is much like line {places[0] + 1} of the file: it may be that"]
+    return []
+
+
+def _declared_twice(placed: Placed, result: Sequence[Row]) -> list[str]:
+    """A new row that declares what a row right before or after the new ones declares too, which stays."""
+    rows = [(row, placed.file.rows[row] if isinstance(row, int) else row) for row in result]
+    declared = [(place, row, found) for place, (row, line) in enumerate(rows) if (found := _DECLARED.match(line))]
+    for (first, before, one), (second, after, other) in pairwise(declared):
+        if isinstance(before, int) == isinstance(after, int) or (one[1], one[2]) != (other[1], other[2]):
+            continue
+        between = [line for _, line in rows[first + 1 : second]]
+        if all(not line.strip() or indent(line) > len(one[1]) or is_closer(line) for line in between):
+            return [f"{rows[second][1].strip()!r} and {rows[first][1].strip()!r} would stand side by side"]
     return []
 
 

@@ -221,7 +221,7 @@ def _settled(
     forced, doubts = _put_in_whole(placed, scores)
     if forced is not None:
         (matches,) = align(forced, markers, blank, (passing,))
-        return Placed(file, shifted, markers, matches, tuple(doubts), placed.matches), forced
+        return Placed(file, shifted, markers, matches, tuple(doubts), placed.matches), scores
     return replace(placed, doubts=tuple(doubts)), scores
 
 
@@ -478,14 +478,15 @@ def _reindented(
         ]
         if not pairs or all(own == theirs for own, theirs in pairs):
             continue
-        if (unit := _unit(pairs)) is not None:
+        full = [row for row in part if snippet[row].strip()]
+        unit = _unit(pairs) if len(pairs) < len(full) else None  # where nothing else changes, the indent is the edit
+        if unit is not None:
             for row in part:
                 margin = margin_of(snippet[row])
                 shifted[row] = unit(margin) + snippet[row][len(margin) :] if snippet[row].strip() else snippet[row]
             continue
         amounts = [len(theirs) - len(own) for own, theirs in pairs]
         amount = amounts[0]
-        full = [row for row in part if snippet[row].strip()]
         if amount <= 0 or min(indent(snippet[row]) for row in full) > 0:
             continue  # the part is not written at the left margin, so its indent is part of the edit
         if amounts[-1] == amount and amounts.count(amount) * 2 > len(amounts):

@@ -57,6 +57,7 @@ _KEY = re.compile(
     r"([\"']?[@$]?[\w$][\w$.\-/]*[\"']?)(\s*:\s*[^=:]+?)?\s*(?::=|={1,2}(?![=>])|~=|>=|<=|:(?!:))"
 )
 _PARAMETERS = re.compile(r"\((.*)\)")
+KINDS = {*_KINDS, "impl", "get", "set", "const", "method", "block"}  # those of what code defines; others have a title
 _MACRO = re.compile(r"^\s*(\w+!)\s*[({\[]\s*(\w+)\s*[,;]")  # of Rust, with what it defines
 _SHELL = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*\(\)\s*\{?$")
 _LABEL = re.compile(r"[(,]\s*(\w+) \w+:")  # of a parameter, by which Swift tells functions of one name apart

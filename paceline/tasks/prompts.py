@@ -117,7 +117,7 @@ class Policy:
     `opened` starts the answer with a fence, so that the model writes code at once, and ends it at the closing one.
     With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at
     most that much less likely than the model's first choice is taken instead, which is not lossless (0 is). With `rule`
-    a candidate without a doubt is the answer, and the model is asked only where there is one.
+    a candidate without a doubt is the answer, and the model is asked only which of two readings a doubtful edit has.
     """
 
     name: str
@@ -144,7 +144,7 @@ POLICIES = {
         Policy("review", template=_REVIEW),
         Policy("margin", margin=3.0),
         Policy("review-margin", template=_REVIEW, margin=3.0),
-        Policy("auto", template=_REVIEW, margin=3.0, rule=True),
+        Policy("auto", template=_REVIEW, rule=True),
     )
 }
 DEFAULT_POLICY = "auto"  # as exact as the better of rule and model, on every set: docs/apply.md
