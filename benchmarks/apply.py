@@ -22,7 +22,6 @@ from paceline.engine.engine import Engine
 from paceline.errors import PacelineError
 from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.checks import same_syntax_tree
-from paceline.tasks.prompts import DEFAULT_POLICY
 from paceline.tasks.snippet import snippet_of
 from paceline.types import Completion, FinishReason, Usage
 
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--longest", type=int, default=2500)
-    parser.add_argument("--policy", default=DEFAULT_POLICY, help="one or more, with commas")
+    parser.add_argument("--policy", default="review-margin", help="one or more that ask the model, with commas")
     parser.add_argument("--plain", type=int, default=0, help="decode the first N without drafts too")
     parser.add_argument("--together", type=int, default=1, help="requests at once")
     parser.add_argument("--max-context", type=int, default=8192)
@@ -72,6 +71,7 @@ def run(
             print(f"refused: {edit['path']}: {error}")
             refused += 1
             continue
+        assert isinstance(ready, Prepared), "a policy with a rule asks the model for few edits: benchmarks/policies.py"
         prepared.append((edit, ready))
     began = time.perf_counter()
     completions = generate(engine, [ready for _, ready in prepared], arguments.together)

@@ -18,7 +18,7 @@ from common import finish, load_edits
 
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
-from paceline.tasks.apply import prepare
+from paceline.tasks.apply import Prepared, prepare
 from paceline.tasks.snippet import snippet_of
 from paceline.types import Request, Sampling
 
@@ -81,6 +81,7 @@ def request(engine: Engine, edit: dict[str, Any], arguments: Any) -> Request:
     ready = prepare(
         engine, edit["before"], snippet, edit.get("subject", ""), path=edit["path"], policy=arguments.policy
     )
+    assert isinstance(ready, Prepared), "a policy with a rule asks the model for few edits: take another"
     sampling = ready.request.sampling
     if arguments.max_tokens:
         sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, arguments.max_tokens))

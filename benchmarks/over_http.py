@@ -27,10 +27,12 @@ from common import finish, load_edits, quantiles, serving
 
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
-from paceline.tasks.apply import prepare
+from paceline.tasks.apply import Prepared, prepare
 from paceline.tasks.snippet import snippet_of
 
 TEXT = re.compile(rb'"content":"[^"]')
+
+POLICY = "review-margin"  # the model writes every file; by default it writes only those that the rule is in doubt of
 
 
 def main() -> None:
@@ -60,7 +62,8 @@ def alone(model: str, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
     for edits in rounds:
         updates = [snippet_of(each["before"], each["after"], each["path"]) for each in edits]
         asked = zip(edits, updates, strict=True)
-        requests = [prepare(engine, each["before"], update, each["subject"]).request for each, update in asked]
+        ready = [prepare(engine, each["before"], update, each["subject"], policy=POLICY) for each, update in asked]
+        requests = [each.request for each in ready if isinstance(each, Prepared)]
         began = time.perf_counter()
         done = engine.generate(requests)
         seconds = time.perf_counter() - began
@@ -92,6 +95,7 @@ def body(edit: dict[str, Any]) -> dict[str, Any]:
     asked = f"<instruction>{edit['subject']}</instruction>\n<code>{edit['before']}</code>\n<update>{snippet}</update>"
     return {
         "model": "morph-v3-fast",
+        "paceline": {"policy": POLICY},
         "messages": [{"role": "user", "content": asked}],
         "stream": True,
         "stream_options": {"include_usage": True},

@@ -38,7 +38,7 @@ from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
 from paceline.tasks.apply import ask
 from paceline.tasks.merge import candidate_merge
-from paceline.tasks.prompts import DEFAULT_POLICY, fence_for, policy_named
+from paceline.tasks.prompts import fence_for, policy_named
 from paceline.tasks.snippet import snippet_of
 
 PROGRAMS = Path(__file__).resolve().parent / "peers"
@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=1, help="times all is run, in turn; a noisy machine needs some")
     parser.add_argument("--sweep", type=int, default=8, help="settings a drafter is tried at")
-    parser.add_argument("--policy", default=DEFAULT_POLICY, help="how lookup asks for merges (docs/apply.md)")
+    parser.add_argument("--policy", default="review-margin", help="how lookup asks for merges (docs/apply.md)")
     return parser.parse_args()
 
 
@@ -173,7 +173,7 @@ def merges(tokenizer: Tokenizer, edits: list[dict[str, Any]], options: argparse.
     prompts, sources = [], []
     for edit in evenly(short, options.limit):
         code, snippet = edit["before"], snippet_of(edit["before"], edit["after"], edit["path"])
-        merge = candidate_merge(code, snippet)
+        merge = candidate_merge(code, snippet, edit["path"])
         fence = fence_for(code, snippet, merge.text)
         prompt, source = ask(tokenizer, policy, code, snippet, edit.get("subject", ""), merge, fence)
         prompts.append(prompt)

@@ -177,10 +177,9 @@ def modelled(engine: Engine, cases: list[Case], policy: str) -> list[Outcome]:
 def _prepared(engine: Engine, case: Case, policy: str) -> Prepared | Applied | PacelineError:
     """What to ask the engine; the answer where the rule settled it; the error where it was refused."""
     try:
-        ready = prepare(engine, case.before, case.update, case.instruction, path=case.path, policy=policy)
+        return prepare(engine, case.before, case.update, case.instruction, path=case.path, policy=policy)
     except PacelineError as error:
         return error
-    return ready if ready.settled is None else ready.settled
 
 
 def _concluded(ready: Prepared, completion: Completion) -> Applied:

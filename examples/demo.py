@@ -23,7 +23,7 @@ from paceline.cli import DEFAULT_MODEL, pull_with_progress
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.models.pull import MODELS
-from paceline.tasks.apply import Applied, prepare
+from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.snippet import snippet_of
 from paceline.types import FinishReason, StepOutput, Usage
 
@@ -94,6 +94,7 @@ def side_by_side(
 ) -> tuple[Side, Side, Applied]:
     """Runs the same request with drafts and without, one after the other, live."""
     ready = prepare(engine, edit["before"], snippet, edit["subject"], path=edit["path"], policy="review")
+    assert isinstance(ready, Prepared)
     sides = Side("drafted (green: accepted)"), Side("plain")
     applied: Applied | None = None
 

@@ -143,7 +143,9 @@ def apply(
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     path = None if file == "-" else _below_here(file)
-    result = merge(lambda: Engine.load(pull_with_progress(model), config), code, update, instruction, path=path, policy=policy)
+    result = merge(
+        lambda: Engine.load(pull_with_progress(model), config), code, update, instruction, path=path, policy=policy
+    )
     if as_json:
         _put(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -145,10 +144,14 @@ class _Release:
         merge, policy = prepared.merge, prepared.policy
         self._streams = policy.opened and not policy.blocks and not policy.rule
         self._candidate = Lines.of(merge.text)
-        self._plain = len({*self._candidate.ends} - {""}) < 2 and all(row == row.rstrip() for row in self._candidate.rows)
+        self._plain = len({*self._candidate.ends} - {""}) < 2 and all(
+            row == row.rstrip() for row in self._candidate.rows
+        )
         self._certain = self._candidate.bom if self._streams else ""
         if policy.rule:
-            self._certain = merge.text if merge.other is None else os.path.commonprefix([merge.text, merge.other.text])
+            other = merge.text if merge.other is None else merge.other.text
+            shared = (place for place, (one, two) in enumerate(zip(merge.text, other, strict=False)) if one != two)
+            self._certain = merge.text[: next(shared, min(len(merge.text), len(other)))]
         self._held = ""
         self._waiting = ""  # rows that may be the end of the file, or a fence behind it
         self._row = 0

@@ -185,17 +185,23 @@ class Placed:
         for start, stop in pairwise(edges):
             part = range(start + 1, stop)
             found = [self.matches[row] for row in part]
-            if found and -1 not in found and found[-1] - found[0] + 1 == len(found):
-                if all(self.snippet.rows[row].rstrip() == self.file.rows[self.matches[row]].rstrip() for row in part):
-                    rows |= set(part)
+            together = bool(found) and -1 not in found and found[-1] - found[0] + 1 == len(found)
+            if together and all(
+                self.snippet.rows[row].rstrip() == self.file.rows[self.matches[row]].rstrip() for row in part
+            ):
+                rows |= set(part)
         return rows
+
+    @cached_property
+    def scopes(self) -> list[tuple[int, int]]:
+        """For each snippet row the file rows that it can stand for."""
+        return self.file.scopes(self.snippet, self.markers)
 
     def bounds(self, part: range) -> tuple[int, int]:
         """The file rows among which a part may stand: between the rows found before and after it, and in its scope."""
         first = max((match for match in self.matches[: part.start] if match >= 0), default=-1) + 1
         last = min((match for match in self.matches[part.stop :] if match >= 0), default=len(self.file.rows))
-        scopes = self.file.scopes(self.snippet, self.markers)
-        start, stop = next((scopes[row] for row in part if self.snippet.rows[row].strip()), (first, last))
+        start, stop = next((self.scopes[row] for row in part if self.snippet.rows[row].strip()), (first, last))
         if max(first, start) < min(last, stop):
             first, last = max(first, start), min(last, stop)
         return first, max(first, last)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy
 
 from paceline.tasks.align import Placed, weight
-from paceline.tasks.definitions import Code, indent, is_closer, shown_whole
+from paceline.tasks.definitions import indent, shown_whole
 from paceline.tasks.lines import Row
-from paceline.tasks.names import KINDS, LEADS, key_of
+from paceline.tasks.names import LEADS, key_of
 from paceline.tasks.readings import parts_of, second_place
+from paceline.tasks.repeats import repeats_of
 from paceline.tasks.shown import likeness
 from paceline.tasks.snippet import Marker
 
 _MUCH = 60  # file rows in one place that an edit removes without showing them, from which that is doubtful
 _FEW = 3  # file rows at an end that a snippet of the whole file may have let go
-_IMPORT = re.compile(r"(import|from|use|using|include|require)\b|#include\b")
-_BROUGHT = re.compile(r"(?:import|use|using)\s+(?:static\s+)?[\w.:\\]*[.:\\](\w+)\s*;$")  # what Java, Rust, C# or PHP import
-_IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
-_PREAMBLE = re.compile(r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|<!doctype", re.IGNORECASE)
+_PREAMBLE = re.compile(
+    r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|<!doctype", re.IGNORECASE
+)
 _COMMENT = re.compile(r"#|//|/\*|\*|--|<!|;|%")
-_GONE = re.compile(r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|this|old)?\b|\b(?:removed|deleted)\W*$", re.IGNORECASE)
+_GONE = re.compile(
+    r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|this|old)?\b|\b(?:removed|deleted)\W*$", re.IGNORECASE
+)
 _OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
-_OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
 _NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
-_SOME_ROWS, _MOSTLY = 3, 0.8  # rows of a body, and the share of them that another has, from which it may be the same
-_DECLARED = re.compile(r"(\s*)(?:let|const|var|val)\s+(?:mut\s+)?(\w+)\b")
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.7  # share of words (Dice) from which a row is like another
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
@@ -54,13 +52,9 @@ def doubts_of(
     doubts += _second_places(placed, scores)
     doubts += _open_edges(placed, kept, levels is not None)
     doubts += _unplaced(placed)
-    doubts += repeated(placed.file, Code(texts))
+    doubts += repeats_of(placed, result, texts, levels is not None)
     doubts += _removed(placed, kept)
     doubts += _trailing(placed)
-    doubts += copied(placed.file, placed.snippet, result, levels is not None)
-    doubts += _renamed(placed)
-    doubts += _declared_twice(placed, result)
-    doubts += _others_of_the_name(placed)
     if levels is None:
         doubts += [*_skipped(placed, removed), *_left_over(placed, kept), *_shown_together(placed)]
     else:
@@ -144,10 +138,12 @@ def replaces(placed: Placed, row: int) -> bool:
     beside = _beside(placed, row, -1) or _beside(placed, row, 1)
     key = key_of(line)
     if key is not None and key == key_of(file.rows[match]):
-        first, last = file.scopes(placed.snippet, placed.markers)[row]
+        first, last = placed.scopes[row]
         return beside or sum(key_of(each) == key for each in file.rows[first:last]) == 1
-    near = [each for number, each in enumerate(file.rows[max(0, match - _NEAR) : match + _NEAR + 1], max(0, match - _NEAR)) if number != match]
-    return beside and likeness(line, file.rows[match]) >= _ALIKE and all(likeness(line, each) < _ALIKE / 2 for each in near)
+    around = range(max(0, match - _NEAR), min(len(file.rows), match + _NEAR + 1))
+    near = [file.rows[number] for number in around if number != match]
+    alike = likeness(line, file.rows[match]) >= _ALIKE and all(likeness(line, each) < _ALIKE / 2 for each in near)
+    return beside and alike
 
 
 def _beside(placed: Placed, row: int, step: int) -> bool:
@@ -201,7 +197,9 @@ def _unplaced(placed: Placed) -> list[str]:
         if not full or any(placed.matches[row] >= 0 for row in full):
             continue
         if part.start > 0 and part.stop < len(placed.markers) and _rows_between(placed, part):
-            doubts.append(f"{placed.snippet.rows[full[0]].strip()!r} is new, and the edit does not show after which line")
+            doubts.append(
+                f"{placed.snippet.rows[full[0]].strip()!r} is new, and the edit does not show after which line"
+            )
     return doubts
 
 
@@ -210,33 +208,6 @@ def _rows_between(placed: Placed, part: range) -> bool:
     first = max((match for match in placed.matches[: part.start] if match >= 0), default=-1)
     last = min((match for match in placed.matches[part.stop :] if match >= 0), default=len(placed.file.rows))
     return any(any(map(str.isalnum, line)) for line in placed.file.rows[first + 1 : last])
-
-
-def repeated(file: Code, result: Code) -> list[str]:
-    """A definition, or an import, that stands twice in the result in one place, and did not in the file."""
-    twice = {name: count for name, count in Counter(_named(result)).items() if count > 1}
-    known = Counter(_named(file) if twice else [])
-    for name, count in twice.items():
-        if count > known[name]:
-            return [f"{name[-1]!r} would stand twice"]
-    return []
-
-
-def _named(code: Code) -> list[tuple[str, ...]]:
-    """Each definition by kind and name, after those of the definitions around it; each outermost import as it is."""
-    around: list[tuple[int, str]] = []
-    found = []
-    for row, line in enumerate(code.rows):
-        if name := code.names[row]:
-            around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
-            found.append(tuple(name for _, name in around) if name[0] in KINDS else name)  # a title counts anywhere
-        elif line[:1] in _IMPORTS and _IMPORT.match(line):
-            found.append((line,))
-            if brought := _BROUGHT.match(line):
-                found.append(("import", brought[1]))
-        elif line[:1].strip(" \t-*") and weight(line) >= 1.0 and key_of(line):
-            found.append((line,))
-    return found
 
 
 def _unchanged_parts(placed: Placed) -> list[str]:
@@ -305,7 +276,9 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
         doubts.append(f"line {above[0] + 1} of the file, before the edit's first line, {verb}: no marker stands for it")
     if below and not any(markers[last:]):
         verb = "stay" if below[0] in kept else "go"
-        doubts.append(f"line {below[0] + 1} of the file and on, after the edit's last line, {verb}: no marker stands for them")
+        doubts.append(
+            f"line {below[0] + 1} of the file and on, after the edit's last line, {verb}: no marker stands for them"
+        )
     return doubts
 
 
@@ -343,76 +316,17 @@ def _skipped(placed: Placed, removed: Collection[str]) -> list[str]:
     return []
 
 
-def _others_of_the_name(placed: Placed) -> list[str]:
-    """A definition with another header than that of the file's, of the same name, and nothing of its body."""
-    snippet, file = placed.snippet, placed.file
-    for header, name in enumerate(snippet.names):
-        match = placed.matches[header]
-        if match < 0 or name is None or name[0] not in _OVERLOADED or name != file.names[match] or placed.kept(header):
-            continue
-        body = [row for row in range(header + 1, snippet.block_end(header)) if weight(snippet.rows[row]) >= _CONTEXT]
-        if any(placed.markers[header : snippet.block_end(header)]) or not body or any(placed.matches[row] >= 0 for row in body):
-            continue
-        return [f"{snippet.rows[header].strip()!r} has nothing in common with line {match + 1}, of the same name"]
-    return []
-
-
-def copied(file: Code, snippet: Code, result: Sequence[Row], marked: bool) -> list[str]:
-    """New rows, not of a new definition, that follow each other so in a place of the file where they stay.
-
-    Two of them are enough in an edit without markers, of which no part says where it is; else three.
-    """
-    size = 3 if marked else 2
-    kept = [file.rows[row].strip() for row in result if isinstance(row, int) and file.rows[row].strip()]
-    runs = {tuple(kept[start : start + size]) for start in range(len(kept) - size + 1)}
-    new: set[str] = set()
-    for header, name in enumerate(snippet.names):
-        if name is not None and name not in file.headers:
-            new |= {row.strip() for row in snippet.rows[header : snippet.block_end(header)]}
-    full = [row for row in result if isinstance(row, int) or row.strip()]
-    for start in range(len(full) - size + 1):
-        rows = [row.strip() for row in full[start : start + size] if isinstance(row, str)]
-        if len(rows) == size and new.isdisjoint(rows) and min(map(weight, rows)) >= 1.0 and tuple(rows) in runs:
-            return [f"{rows[0]!r} and on stand in another place of the file too, and stay there"]
-    return []
-
-
-def _renamed(placed: Placed) -> list[str]:
-    """A new definition with nearly all rows of one that stays, which may be the same under another name."""
-    file, snippet = placed.file, placed.snippet
-    named = set(snippet.names)
-    for header, name in enumerate(snippet.names):
-        body = {row.strip() for row in snippet.rows[header + 1 : snippet.block_end(header)]} - {""}
-        if name is None or name in file.headers or len(body) < _SOME_ROWS:
-            continue
-        for other, places in file.headers.items():
-            if other not in named and other[0] == name[0]:
-                rows = {row.strip() for place in places for row in file.rows[place + 1 : file.block_end(place)]}
-                if len(body & rows) > _MOSTLY * len(body):
-                    return [f"{snippet.rows[header].strip()!r} is much like line {places[0] + 1} of the file: it may be that"]
-    return []
-
-
-def _declared_twice(placed: Placed, result: Sequence[Row]) -> list[str]:
-    """A new row that declares what a row right before or after the new ones declares too, which stays."""
-    rows = [(row, placed.file.rows[row] if isinstance(row, int) else row) for row in result]
-    declared = [(place, row, found) for place, (row, line) in enumerate(rows) if (found := _DECLARED.match(line))]
-    for (first, before, one), (second, after, other) in pairwise(declared):
-        if isinstance(before, int) == isinstance(after, int) or (one[1], one[2]) != (other[1], other[2]):
-            continue
-        between = [line for _, line in rows[first + 1 : second]]
-        if all(not line.strip() or indent(line) > len(one[1]) or is_closer(line) for line in between):
-            return [f"{rows[second][1].strip()!r} and {rows[first][1].strip()!r} would stand side by side"]
-    return []
-
-
 def _shown_together(placed: Placed) -> list[str]:
     """File rows that stay between two rows that an edit without markers has as neighbours."""
     rows, lines = placed.snippet.rows, placed.file.rows
     full = [row for row, line in enumerate(rows) if line.strip() and not placed.markers[row]]
     for above, below in pairwise(full):
         first, last = placed.matches[above], placed.matches[below]
-        if any(placed.markers[above:below]) and 0 <= first < last and any(line.strip() for line in lines[first + 1 : last]):
+        if (
+            any(placed.markers[above:below])
+            and 0 <= first < last
+            and any(line.strip() for line in lines[first + 1 : last])
+        ):
             return [f"line {first + 2} of the file and on stay, between two that the edit shows together"]
     return []
 
@@ -424,7 +338,9 @@ def _trailing(placed: Placed) -> list[str]:
         for row, line in enumerate(placed.snippet.rows)
         if placed.kept(row) and line != placed.file.rows[placed.matches[row]]
     ]
-    return [f"line {rows[0]} of the file keeps the white space at its end, which the edit does not have"] if rows else []
+    return (
+        [f"line {rows[0]} of the file keeps the white space at its end, which the edit does not have"] if rows else []
+    )
 
 
 def _left_over(placed: Placed, kept: set[int]) -> list[str]:

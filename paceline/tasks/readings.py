@@ -70,7 +70,9 @@ def insertion(placed: Placed, part: range) -> Insertion | None:
 
 def _is_block(rows: list[str]) -> bool:
     """Whether rows begin with one that opens a bracket, and all between it and their last are deeper."""
-    return len(rows) > 2 and rows[0].endswith(("{", "(", "[")) and all(indent(row) > indent(rows[0]) for row in rows[1:-1])
+    return (
+        len(rows) > 2 and rows[0].endswith(("{", "(", "[")) and all(indent(row) > indent(rows[0]) for row in rows[1:-1])
+    )
 
 
 def _run_lengths(text: list[str], rows: list[str]) -> list[int]:

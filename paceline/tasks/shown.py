@@ -27,7 +27,9 @@ _TYPOGRAPHIC = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad
     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2212": "-",
 })  # fmt: skip
 _WORD = re.compile(r"\w+")
-_REMOVAL = re.compile(r"\b(remov|delet|drop|get rid|strip|eliminat|inlin|renam|mov|replac|convert|turn)\w*", re.IGNORECASE)
+_REMOVAL = re.compile(
+    r"\b(remov|delet|drop|get rid|strip|eliminat|inlin|renam|mov|replac|convert|turn)\w*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,17 @@ def unshown_deletions(
         lost = [row for row in range(change.first, change.last) if rows[row].strip() and left[rows[row]] < 0]
         if not lost:
             continue
-        shown = _Evidence(file, rows, wanted, change, snippet, parts, removed)
-        if gone := [row for row in lost if not shown.covers(row)]:
+        evidence = _Evidence(file, rows, wanted, change, snippet, parts, removed)
+        if gone := [row for row in lost if not evidence.covers(row)]:
             where = f"line {gone[0] + 1}" if len(gone) == 1 else f"lines {gone[0] + 1} to {gone[-1] + 1}"
             verb = "goes" if len(gone) == 1 else "go"
             reasons.append(f"{where} of the file {verb}, and the edit does not show it: {rows[gone[0]].strip()!r}")
         put = {_plain(row): row for row in wanted.rows[change.start : change.stop]}
         for row in lost:
             if (new := put.get(_plain(rows[row]))) is not None and _bare(new) != _bare(rows[row]):
-                reasons.append(f"line {row + 1} of the file changes only in its quotes, spaces or accents: {rows[row].strip()!r}")
+                reasons.append(
+                    f"line {row + 1} of the file changes only in its quotes, spaces or accents: {rows[row].strip()!r}"
+                )
     return reasons[:_MOST]
 
 
@@ -120,20 +124,22 @@ class _Evidence:
         top = [] if above is None else [_bare(result.rows[above])]
         bottom = [] if below is None else [_bare(result.rows[below])]
         # the file's beginning, or end, is a neighbour that only the snippet's own can show
-        shown = [part for number, part in enumerate(parts) if (top or number == 0) and (bottom or number == len(parts) - 1)]
+        shown = [
+            part for number, part in enumerate(parts) if (top or number == 0) and (bottom or number == len(parts) - 1)
+        ]
         self.neighbours = any(_holds(part, top + middle + bottom, not top, not bottom) for part in shown)
         unique = Counter(map(_bare, rows))
         self.firm = any(_firm(part, top + middle + bottom, bool(top), bool(bottom), unique) for part in shown)
-        self.beside = self.neighbours or any(
-            bool(end) and _holds(part, end) for part in parts for end in (top + middle if top else [], middle + bottom if bottom else [])
-        )
+        ends = [top + middle] * bool(top) + [middle + bottom] * bool(bottom)
+        self.beside = self.neighbours or any(_holds(part, end) for part in parts for end in ends)
 
     def covers(self, row: int) -> bool:
         """Whether the edit shows that a file row goes."""
         name = self.file.names[row]
         if name is not None:
             return name in self.named or self._instructed(row) or (self.firm and self._renamed(row))
-        if (self.neighbours and (self.put or self.firm or self.change.last - self.change.first <= _SOME)) or (key_of(self.rows[row]) in self.keys):
+        few = bool(self.put) or self.change.last - self.change.first <= _SOME
+        if (self.neighbours and (few or self.firm)) or key_of(self.rows[row]) in self.keys:
             return True
         if self._instructed(row) or self._inside_shown(row):
             return True
