@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
+import warnings
 from functools import cache
 from pathlib import PurePath
 
@@ -51,7 +53,7 @@ def num_errors(text: str, suffix: str) -> int | None:
         return None
     root = parser.parse(text.encode("utf-8", "surrogatepass")).root_node
     if not root.has_error:
-        return 0
+        return int(suffix in (".py", ".pyi") and _python_refuses(text))
     found = 0
     nodes = [root]
     while nodes:
@@ -59,6 +61,18 @@ def num_errors(text: str, suffix: str) -> int | None:
         found += node.is_error or node.is_missing
         nodes += [child for child in node.children if child.has_error or child.is_missing]
     return max(1, found)
+
+
+def _python_refuses(text: str) -> bool:
+    """Whether Python's own parser, which is stricter, takes the text for wrong; not where it is too deep for it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(text, "file", "exec", ast.PyCF_ONLY_AST)
+    except SyntaxError:
+        return True
+    except (ValueError, RecursionError, MemoryError):
+        return False
+    return False
 
 
 def tree_of(text: str, suffix: str) -> list[tuple[int, str, bytes]] | None:

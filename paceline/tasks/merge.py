@@ -24,7 +24,7 @@ from paceline.tasks.doubts import doubts_of
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.placing import blank_rows, place
 from paceline.tasks.readings import parts_of, second_place
-from paceline.tasks.repeats import copied, repeated
+from paceline.tasks.repeats import copied, left_out, repeated
 from paceline.tasks.shown import named_for_removal, unshown_deletions
 from paceline.tasks.snippet import Marker, is_prose, marker_rows
 
@@ -101,6 +101,7 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
         texts = texts_of(file, replaced[0])
         doubts = [*replaced[1], *repeated(file, Code(texts)), *copied(file, code, replaced[0], False)]
         doubts += unshown_deletions(file, texts, code, [False] * len(levels), removed)
+        doubts += [] if removed else left_out(file, replaced[0])
         return Edited(replaced[0], tuple(doubts))
     while True:
         marked = any(levels)

@@ -20,6 +20,7 @@ _IMPORTS = {"i", "f", "u", "r", "#"}  # what a match of `_IMPORT` begins with
 _SOME_ROWS, _MOSTLY = 3, 0.8  # rows of a body, and the share of them that another has, from which it may be the same
 _DECLARED = re.compile(r"(\s*)(?:let|const|var|val)\s+(?:mut\s+)?(\w+)\b")
 _OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
+_NEAR = 8  # file rows between two places that are near each other
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
 
 
@@ -62,20 +63,40 @@ def _named(code: Code) -> list[tuple[str, ...]]:
 def copied(file: Code, snippet: Code, result: Sequence[Row], marked: bool) -> list[str]:
     """New rows, not of a new definition, that follow each other so in a place of the file where they stay.
 
-    Two of them are enough in an edit without markers, of which no part says where it is; else three.
+    Two of them are enough in an edit without markers, of which no part says where it is, and near by; else three.
     """
-    size = 3 if marked else 2
-    kept = [file.rows[row].strip() for row in result if isinstance(row, int) and file.rows[row].strip()]
-    runs = {tuple(kept[start : start + size]) for start in range(len(kept) - size + 1)}
+    kept = [row for row in result if isinstance(row, int) and file.rows[row].strip()]
+    stand: dict[tuple[str, ...], list[int]] = {}
+    for size in (2, 3):
+        for start in range(len(kept) - size + 1):
+            texts = tuple(file.rows[row].strip() for row in kept[start : start + size])
+            stand.setdefault(texts, []).append(kept[start])
     new: set[str] = set()
     for header, name in enumerate(snippet.names):
         if name is not None and name not in file.headers:
             new |= {row.strip() for row in snippet.rows[header : snippet.block_end(header)]}
     full = [row for row in result if isinstance(row, int) or row.strip()]
-    for start in range(len(full) - size + 1):
-        rows = [row.strip() for row in full[start : start + size] if isinstance(row, str)]
-        if len(rows) == size and new.isdisjoint(rows) and min(map(weight, rows)) >= 1.0 and tuple(rows) in runs:
-            return [f"{rows[0]!r} and on stand in another place of the file too, and stay there"]
+    reached = 0
+    for start, first in enumerate(full):
+        reached = first if isinstance(first, int) else reached
+        for size in (2, 3):
+            rows = tuple(row.strip() for row in full[start : start + size] if isinstance(row, str))
+            places = stand.get(rows, []) if len(rows) == size and new.isdisjoint(rows) else []
+            if not places or min(map(weight, rows)) < 1.0:
+                continue
+            if size == 3 or not marked or any(abs(place - reached) <= _NEAR for place in places):
+                return [f"{rows[0]!r} and on stand at line {places[0] + 1} of the file too, and stay there"]
+    return []
+
+
+def left_out(file: Code, result: Sequence[Row]) -> list[str]:
+    """File rows that go with nothing in their place, where no marker and no word of the instruction says that any do."""
+    full = [row for row in result if (file.rows[row] if isinstance(row, int) else row).strip()]
+    for first, second in pairwise(full):
+        if isinstance(first, int) and isinstance(second, int):
+            gone = [row for row in range(first + 1, second) if file.rows[row].strip()]
+            if len(gone) >= _SOME_ROWS:
+                return [f"lines {gone[0] + 1} to {gone[-1] + 1} of the file go with nothing in their place"]
     return []
 
 

@@ -159,9 +159,9 @@ class _Evidence:
         return any(self.snippet.block_start(place) < place for place in places)
 
     def _renamed(self, row: int) -> bool:
-        """Whether a definition like that at `row` comes in its place, so that the neighbours show its new name."""
+        """Whether a definition like that at `row` comes in its place, so that the neighbours show its new name, or none."""
         kind = (self.file.names[row] or ("", ""))[0]
-        return any(name[0] == kind for name in self.put_names) or not self.put_names
+        return any(name[0] == kind for name in self.put_names) or not self.put
 
     def _inside_shown(self, row: int) -> bool:
         """Whether `row` is in a definition that the edit has, in this place, without a marker."""
