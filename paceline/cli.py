@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from paceline.config import EngineConfig
 from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
+
+if TYPE_CHECKING:
+    from paceline.engine.engine import Engine
 
 app = typer.Typer(
     help="Fast serving of open models to coding agents.",
@@ -129,9 +132,13 @@ def apply(
     config: EngineConfig,
 ) -> None:
     """Merges an edit snippet into a file. A result that fails a check is flagged, and not written without --force."""
-    from paceline.engine.engine import Engine
     from paceline.tasks.apply import apply as merge
     from paceline.tasks.files import check_writable, read_text, write_text
+
+    def load() -> Engine:
+        from paceline.engine.engine import Engine
+
+        return Engine.load(pull_with_progress(model), config)
 
     if file == "-" and edit == "-":
         raise InputError("only one of the file and the edit can come from standard input")
@@ -143,9 +150,7 @@ def apply(
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     path = None if file == "-" else _below_here(file)
-    result = merge(
-        lambda: Engine.load(pull_with_progress(model), config), code, update, instruction, path=path, policy=policy
-    )
+    result = merge(load, code, update, instruction, path=path, policy=policy)
     if as_json:
         _put(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):

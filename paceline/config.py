@@ -9,8 +9,6 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
-import torch
-
 from paceline.errors import ConfigError, DeviceError
 
 
@@ -86,6 +84,8 @@ class Hardware:
 
     @classmethod
     def detect(cls) -> Hardware:
+        import torch  # here, since a command that needs no model reads the settings too
+
         if torch.cuda.is_available():
             return cls(True, _cores(), torch.cuda.mem_get_info()[0])
         pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
@@ -97,6 +97,8 @@ def _cores() -> int:
 
 
 def _bfloat16_on_cpu() -> bool:
+    import torch
+
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return True
     return torch.backends.cpu.get_cpu_capability() == "AVX2" and shutil.which("cc") is not None

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from paceline.cli import app
-from paceline.errors import InputError
+from paceline.errors import ConfigError, FlaggedResult, InputError
 from paceline.tasks.apply import Applied
 from paceline.types import Usage
 
@@ -30,6 +31,7 @@ def load(path):
 
 def remove(path):
 """
+MERGED = CODE.replace("    return open(path).read()\n", "    with open(path) as file:\n        return file.read()\n")
 MODEL = ["--model", "smollm2-135m", "--max-context", "2048", "--device", "cpu"]
 
 
@@ -137,6 +139,68 @@ def test_the_diff_names_a_file_from_the_folder_one_is_in(
     assert run.command(*arguments).stdout.startswith(f"--- a{files[0]}\n")
 
 
+@pytest.fixture
+def without_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes looking for a model, or loading one, fail."""
+
+    def fail(*_: object) -> NoReturn:
+        raise AssertionError("a model is asked for")
+
+    monkeypatch.setattr("paceline.engine.engine.Engine.load", fail)
+    monkeypatch.setattr("paceline.cli.pull_with_progress", fail)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["apply", *arguments])
+
+
+@pytest.mark.usefixtures("without_model")
+def test_an_edit_without_a_doubt_loads_no_model(files: tuple[Path, Path]) -> None:
+    files[1].write_text(f"{EDIT}# ... existing code ...\n")
+    arguments = (str(files[0]), "--edit", str(files[1]))
+    done = run(*arguments)
+    assert done.exit_code == 0 and done.stdout == MERGED and done.stderr == ""
+    values = json.loads(run(*arguments, "--json").stdout)
+    assert (values["text"], values["source"], values["policy"]) == (MERGED, "rule", "auto")
+    assert values["reasons"] == [] and values["flagged"] is False and values["usage"]["output_tokens"] == 0
+    written = run(*arguments, "--write")
+    assert written.exit_code == 0 and written.stdout == "" and files[0].read_text() == MERGED
+
+
+@pytest.mark.usefixtures("without_model")
+@pytest.mark.parametrize("policy", ["review", "review-margin", "opened"])
+def test_other_policies_ask_the_model_though_there_is_no_doubt(files: tuple[Path, Path], policy: str) -> None:
+    done = run(str(files[0]), "--edit", str(files[1]), "--policy", policy)
+    assert isinstance(done.exception, AssertionError) and str(done.exception) == "a model is asked for"
+
+
+@pytest.mark.usefixtures("without_model")
+def test_an_unknown_policy_names_the_nearest(files: tuple[Path, Path]) -> None:
+    done = run(str(files[0]), "--edit", str(files[1]), "--policy", "reviews")
+    assert isinstance(done.exception, ConfigError) and "did you mean 'review'" in str(done.exception)
+
+
+@pytest.mark.usefixtures("without_model")
+def test_a_doubt_with_no_other_reading_is_flagged_without_a_model(files: tuple[Path, Path]) -> None:
+    files[1].write_text("class Elephant:\n    trunk = 1\n")
+    arguments = (str(files[0]), "--edit", str(files[1]))
+    done = run(*arguments, "--write")
+    assert isinstance(done.exception, FlaggedResult) and "flagged: 'class Elephant:' is new" in done.stderr
+    assert "+class Elephant:" in done.stdout.splitlines() and files[0].read_text() == CODE
+    forced = run(*arguments, "--write", "--force")
+    assert forced.exit_code == 0 and "flagged:" in forced.stderr
+    assert files[0].read_text() == f"{CODE}\n\nclass Elephant:\n    trunk = 1\n"
+
+
+@pytest.mark.usefixtures("without_model")
+def test_two_readings_are_put_to_the_model(files: tuple[Path, Path], tmp_path: Path) -> None:
+    table = tmp_path / "a.sql"
+    table.write_text("\n".join(f"CREATE TABLE {name} (\n  id INT,\n  name TEXT,\n  size INT\n);\n" for name in "ab"))
+    files[1].write_text("-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n")
+    done = run(str(table), "--edit", str(files[1]))
+    assert isinstance(done.exception, AssertionError) and str(done.exception) == "a model is asked for"
+
+
 def in_shell(script: str) -> subprocess.CompletedProcess[str]:
     """Runs a script with $paceline."""
     environment = {**os.environ, "paceline": f"{shlex.quote(sys.executable)} -m paceline"}
@@ -202,9 +266,10 @@ def test_an_empty_edit_and_two_standard_inputs_are_refused(files: tuple[Path, Pa
     refused(paceline("apply", "-", "--edit", str(files[1]), "--write", stdin=CODE), "--write needs a file")
 
 
-@pytest.mark.model
 def test_an_edit_that_matches_nowhere_is_refused(files: tuple[Path, Path]) -> None:
-    refused(paceline("apply", str(files[0]), "--edit", "-", *MODEL, stdin="class Elephant:\n    trunk = 1\n"), "found")
+    refused(
+        paceline("apply", str(files[0]), "--edit", "-", stdin="trunk = elephant(1)\n"), "no line of the edit is found"
+    )
 
 
 @pytest.mark.model
@@ -219,7 +284,7 @@ def test_a_device_that_is_absent_is_refused(files: tuple[Path, Path]) -> None:
 def test_a_file_over_the_context_is_refused_before_any_compute(tmp_path: Path, files: tuple[Path, Path]) -> None:
     files[0].write_text(CODE * 100)
     began = time.monotonic()
-    refused(paceline("apply", str(files[0]), "--edit", str(files[1]), *MODEL), "context")
+    refused(paceline("apply", str(files[0]), "--edit", str(files[1]), "--policy", "review", *MODEL), "context")
     assert time.monotonic() - began < 60
 
 
@@ -242,7 +307,8 @@ def test_generate_streams_an_answer() -> None:
 
 @pytest.mark.model
 def test_an_interrupt_leaves_the_file_as_it_was(files: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "paceline", "apply", str(files[0]), "--edit", str(files[1]), "--write", *MODEL]
+    options = ("--edit", str(files[1]), "--write", "--policy", "review", *MODEL)
+    command = [sys.executable, "-m", "paceline", "apply", str(files[0]), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)

@@ -6,11 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paceline.engine.engine import Engine
 from paceline.errors import ContextExceeded, EmptyEdit
-from paceline.models.tokenizer import Tokenizer
 from paceline.tasks.checks import check
 from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import (
@@ -28,6 +26,10 @@ from paceline.tasks.prompts import (
 )
 from paceline.tasks.unified import unified_diff
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
+
+if TYPE_CHECKING:  # not imported for a merge that needs no model
+    from paceline.engine.engine import Engine
+    from paceline.models.tokenizer import Tokenizer
 
 _OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
 
@@ -118,7 +120,7 @@ def prepare(
         reasons = check(code, update, merge.text, path, merge)
         if not reasons or merge.other is None:
             return Applied(code, merge.text, reasons, Usage(), chosen.name, path or "file", "rule")
-    engine = engine if isinstance(engine, Engine) else engine()
+    engine = engine() if callable(engine) else engine
     fence = fence_for(code, update, merge.text)
     instruction = told(instruction, code, merge) if chosen.reviews else instruction
     prompt, source, length = _ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
@@ -202,7 +204,7 @@ def apply(
 
     `on_step` sees every step as it comes.
     """
-    needed = functools.cache((lambda: engine) if isinstance(engine, Engine) else engine)
+    needed = functools.cache(engine if callable(engine) else lambda: engine)
     prepared = prepare(needed, code, update, instruction, path=path, policy=policy)
     if isinstance(prepared, Applied):
         return prepared
@@ -219,4 +221,6 @@ def apply(
 @functools.cache
 def shared_engine(model: str) -> Engine:
     """An engine with default settings, kept for the process."""
+    from paceline.engine.engine import Engine
+
     return Engine.load(model)

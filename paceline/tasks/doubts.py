@@ -28,6 +28,7 @@ _GONE = re.compile(
 )
 _OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
 _NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
+_LONG = 25  # file rows after an edit that ends with a whole definition, which it surely leaves out
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.7  # share of words (Dice) from which a row is like another
 _CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
@@ -274,12 +275,20 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
     if above and not any(markers[:first]):
         verb = "stays" if above[0] in kept else "goes"
         doubts.append(f"line {above[0] + 1} of the file, before the edit's first line, {verb}: no marker stands for it")
-    if below and not any(markers[last:]):
+    whole = len(below) > _LONG and _ends_with_definition(placed)
+    if below and not any(markers[last:]) and not whole:
         verb = "stay" if below[0] in kept else "go"
         doubts.append(
             f"line {below[0] + 1} of the file and on, after the edit's last line, {verb}: no marker stands for them"
         )
     return doubts
+
+
+def _ends_with_definition(placed: Placed) -> bool:
+    """Whether the edit ends with a definition of the file, whole: the file then goes on as it did."""
+    last = max(row for row, line in enumerate(placed.snippet.rows) if line.strip())
+    header = shown_whole(placed.snippet, placed.markers, last)
+    return header is not None and len(placed.file.headers.get(placed.snippet.names[header] or ("", ""), [])) == 1
 
 
 def _markers(placed: Placed, levels: Sequence[Marker]) -> list[str]:

@@ -24,6 +24,10 @@ from tests.serve.service import Script, running, scripted, tiny, tiny_service, u
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 CODE = "def one():\n    return 1\n\n\ndef two():\n    return 2\n"
 UPDATE = "# ... existing code ...\ndef two():\n    return 22\n"
+SURE = "def one():\n    return 11\n"
+DOUBTFUL = "class Elephant:\n    trunk = 1\n"
+TABLES = "\n".join(f"CREATE TABLE {name} (\n  id INT,\n  name TEXT,\n  size INT\n);\n" for name in "ab")
+COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # which stands as well in the one table as in the other
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 1500, "stream": True, "logit_bias": {"65": 100}}
 
 
@@ -48,18 +52,109 @@ def chat(url: str, **change: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
 
 
-def test_morphs_apply_gives_what_the_task_gives(address: str) -> None:
-    wanted = apply(tiny(), CODE, UPDATE, "Make it 22.")
-    messages: list[Any] = [{"role": "user", "content": morph_form("Make it 22.", CODE, UPDATE)}]
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-        whole: Any = client.chat.completions.create(model="morph-v3-fast", messages=messages)
-        chunks: list[Any] = list(client.chat.completions.create(model="own-apply", messages=messages, stream=True))
-        with pytest.raises(openai.BadRequestError, match="<update>"):
-            client.chat.completions.create(model="morph-v3-large", messages=HELLO)
-    assert whole.choices[0].message.content == wanted.text
-    assert "".join(each.choices[0].delta.content or "" for each in chunks) == wanted.text
-    assert wanted.reasons, "a random model does not merge"
-    assert whole.paceline == chunks[-1].paceline == {"flagged": list(wanted.reasons)}
+def merge(url: str, code: str, update: str, **change: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Morph's apply, whole and streamed."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": morph_form("Do it.", code, update)}]
+        asked: dict[str, Any] = {"messages": messages, "extra_body": change}
+        whole = client.chat.completions.create(model="morph-v3-fast", **asked)
+        options = {"include_usage": True}
+        chunks = list(
+            client.chat.completions.create(model="morph-v3-large", stream=True, stream_options=options, **asked)
+        )
+    return whole.model_dump(), [each.model_dump() for each in chunks]
+
+
+def streamed(chunks: list[Any]) -> str:
+    return "".join(choice["delta"].get("content") or "" for each in chunks for choice in each["choices"])
+
+
+def test_an_edit_without_a_doubt_is_answered_by_rule_without_a_token(address: str, service: Service) -> None:
+    whole, chunks = merge(address, CODE, SURE, paceline={"path": "numbers.py"})
+    assert whole["choices"][0]["message"]["content"] == streamed(chunks) == CODE.replace("return 1", "return 11")
+    assert whole["choices"][0]["finish_reason"] == chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert whole["paceline"] == chunks[-2]["paceline"] == {"source": "rule"}
+    for usage in (whole["usage"], chunks[-1]["usage"]):
+        assert usage["completion_tokens"] == usage["total_tokens"] == 0
+    assert service.host.num_open == 0
+
+
+def test_an_edit_without_a_doubt_does_not_reach_the_engine() -> None:
+    script = Script("never said")
+    with running(scripted(script)) as url:
+        assert merge(url, CODE, SURE)[0]["choices"][0]["message"]["content"] == CODE.replace("return 1", "return 11")
+    assert script.requests == []
+
+
+def test_a_doubtful_edit_is_flagged_as_the_task_flags_it(address: str) -> None:
+    wanted = apply(tiny(), CODE, DOUBTFUL, path="numbers.py")
+    assert wanted.reasons and wanted.source == "rule"
+    whole, chunks = merge(address, CODE, DOUBTFUL, paceline={"path": "numbers.py"})
+    assert whole["choices"][0]["message"]["content"] == streamed(chunks) == wanted.text
+    assert whole["paceline"] == chunks[-2]["paceline"] == {"source": "rule", "flagged": list(wanted.reasons)}
+    assert whole["usage"]["completion_tokens"] == 0
+
+
+def test_of_two_readings_the_model_is_asked_and_the_candidate_stays_where_it_gives_neither(address: str) -> None:
+    """A random model writes no reading of the edit."""
+    whole, chunks = merge(address, TABLES, COLUMN, paceline={"path": "a.sql"})
+    text = TABLES.replace("  name TEXT,", "  name TEXT NOT NULL,", 1)
+    assert whole["choices"][0]["message"]["content"] == streamed(chunks) == text
+    assert whole["paceline"]["source"] == "rule" and "line 3 and line 9" in whole["paceline"]["flagged"][0]
+    assert whole["usage"]["completion_tokens"] > 0 and chunks[-1]["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_reading_that_the_model_writes_is_the_answer(number: int) -> None:
+    head, middle, tail = TABLES.split("  name TEXT,")
+    columns = ["  name TEXT,"] * 2
+    columns[number - 1] = "  name TEXT NOT NULL,"
+    reading = f"{head}{columns[0]}{middle}{columns[1]}{tail}"
+    with running(scripted(Script(reading))) as url:
+        whole, chunks = merge(url, TABLES, COLUMN, paceline={"path": "a.sql"})
+    assert whole["choices"][0]["message"]["content"] == streamed(chunks) == reading
+    assert whole["paceline"]["source"] == "model" and whole["paceline"]["flagged"]
+
+
+def test_the_policy_review_margin_gives_the_models_own_text(address: str) -> None:
+    options = {"path": "numbers.py", "policy": "review-margin"}
+    wanted = apply(tiny(), CODE, SURE, "Do it.", path="numbers.py", policy="review-margin")
+    whole, chunks = merge(address, CODE, SURE, paceline=options)
+    assert whole["choices"][0]["message"]["content"] == streamed(chunks) == wanted.text
+    assert wanted.reasons and wanted.source == "model", "a random model does not merge"
+    assert whole["paceline"] == chunks[-2]["paceline"] == {"source": "model", "flagged": list(wanted.reasons)}
+    assert whole["usage"]["completion_tokens"] > 0
+
+
+def test_an_own_name_for_apply_is_answered_alike(address: str) -> None:
+    content = morph_form("", CODE, SURE)
+    reply = chat(address, model="own-apply", messages=[{"role": "user", "content": content}]).json()
+    assert reply["choices"][0]["message"]["content"] == CODE.replace("return 1", "return 11")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("Hello", None, "<update>"),
+        (morph_form("", CODE, " "), None, "the edit is empty"),
+        (morph_form("", CODE, "trunk = elephant(1)\n"), None, "no line of the edit is found"),
+        (morph_form("", CODE, SURE), {"policy": 7}, "policy"),
+        (morph_form("", CODE, SURE), {"path": ["a.py"]}, "path"),
+        pytest.param(
+            morph_form("", CODE, SURE),
+            {"policy": "review_margin"},
+            "did you mean 'review-margin'",
+            marks=pytest.mark.xfail(
+                strict=True, reason="a policy that is not known is a 500: ConfigError is the server's"
+            ),
+        ),
+    ],
+    ids=["form", "empty", "nowhere", "policy type", "path type", "policy"],
+)
+def test_what_is_no_apply_is_a_400(address: str, content: str, options: dict[str, Any] | None, words: str) -> None:
+    extra = {} if options is None else {"paceline": options}
+    reply = chat(address, model="morph-v3-fast", messages=[{"role": "user", "content": content}], **extra)
+    assert reply.status_code == 400 and words in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("code", [CODE, CODE.replace("\n", "\r\n"), CODE.rstrip(), CODE + "\n\n"])

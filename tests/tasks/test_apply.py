@@ -1,18 +1,20 @@
-"""Fast Apply from end to end on a real model."""
+"""Fast Apply from end to end: by rule without a model, and on a real one."""
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 import pytest
 
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
-from paceline.errors import ContextExceeded, EditNotFound, EmptyEdit
+from paceline.errors import ConfigError, ContextExceeded, EditNotFound, EmptyEdit
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
-from paceline.tasks.apply import apply, ask, prepare
+from paceline.tasks.apply import Applied, Prepared, apply, ask, prepare
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.prompts import POLICIES, Policy, expected, fence_for, messages, opening
-from paceline.types import StepOutput
+from paceline.types import Request, Sampling, StepOutput, Usage
 
 CODE = "import os\n\n\ndef load(path):\n    return open(path).read()\n\n\ndef remove(path):\n    os.remove(path)\n"
 EDIT = (
@@ -22,6 +24,106 @@ EDIT = (
 MERGED = CODE.replace("    return open(path).read()\n", "    with open(path) as file:\n        return file.read()\n")
 # SmolLM2 cannot copy a file: a boundless margin makes it follow the candidate, so that all around the model is exercised
 FORCED = Policy("forced", margin=1e6)
+
+
+TABLE = "CREATE TABLE {} (\n  id INT,\n  name TEXT,\n  size INT\n);\n"
+TABLES = f"{TABLE.format('a')}\n{TABLE.format('b')}"
+COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # which stands as well in the one table as in the other
+FIRST, SECOND = (TABLES.replace(each, each.replace("TEXT", "TEXT NOT NULL")) for each in map(TABLE.format, "ab"))
+ELEPHANT = "class Elephant:\n    trunk = 1\n"  # in doubt, with no other reading
+
+
+def no_engine() -> NoReturn:
+    raise AssertionError("no engine is needed")
+
+
+def doubtful(policy: str = "auto") -> Prepared:
+    """The column's edit as it goes to a model, without one."""
+    merge = candidate_merge(TABLES, COLUMN, "a.sql")
+    return Prepared(TABLES, COLUMN, POLICIES[policy], "```", merge, Request([1], Sampling()), "a.sql")
+
+
+@pytest.mark.parametrize("policy", [None, "auto", POLICIES["auto"]])
+@pytest.mark.parametrize("code", [CODE, CODE.replace("\n", "\r\n"), "\ufeff" + CODE, CODE.rstrip("\n")])
+def test_an_edit_without_a_doubt_needs_no_engine(code: str, policy: str | Policy | None) -> None:
+    result = apply(no_engine, code, EDIT, path="store.py", policy=policy)
+    assert result.text == candidate_merge(code, EDIT).text and result.reasons == ()
+    assert (result.source, result.policy, result.path) == ("rule", "auto", "store.py")
+    assert result.usage == Usage() and result.usage.output_tokens == 0
+    assert result.as_dict()["source"] == "rule" and not result.as_dict()["flagged"]
+
+
+def test_an_edit_in_doubt_with_no_other_reading_is_flagged_without_an_engine() -> None:
+    merge = candidate_merge(CODE, ELEPHANT, "store.py")
+    assert merge.doubts and merge.other is None
+    result = apply(no_engine, CODE, ELEPHANT, path="store.py")
+    assert (result.text, result.source, result.usage) == (merge.text, "rule", Usage())
+    assert set(merge.doubts) <= set(result.reasons) and result.as_dict()["flagged"]
+
+
+def test_a_merge_that_breaks_the_file_is_flagged_without_an_engine() -> None:
+    result = apply(no_engine, CODE, "def remove(path):\n    os.remove(path\n", path="store.py")
+    assert result.source == "rule" and any("syntax error" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize(
+    ("edit", "policy", "error"),
+    [
+        (" \n", "auto", EmptyEdit),
+        ("trunk = elephant(1)\n", "auto", EditNotFound),
+        (EDIT, "automatic", ConfigError),
+        (" \n", "review", EmptyEdit),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_an_engine_is_made(
+    edit: str, policy: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        prepare(no_engine, CODE, edit, policy=policy)
+
+
+@pytest.mark.parametrize(("edit", "policy"), [(EDIT, "review"), (EDIT, "review-margin"), (EDIT, "opened")])
+def test_other_policies_ask_the_model_though_there_is_no_doubt(edit: str, policy: str) -> None:
+    with pytest.raises(AssertionError, match="no engine"):
+        prepare(no_engine, CODE, edit, policy=policy)
+
+
+def test_two_readings_are_put_to_the_model() -> None:
+    with pytest.raises(AssertionError, match="no engine"):
+        prepare(no_engine, TABLES, COLUMN, path="a.sql")
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "source"),
+    [
+        (FIRST, FIRST, "model"),
+        (SECOND, SECOND, "model"),
+        (f"{SECOND}```", SECOND, "model"),
+        (TABLES, FIRST, "rule"),
+        (TABLES.replace("TEXT", "TEXT NOT NULL"), FIRST, "rule"),
+        (FIRST.replace("size", "length"), FIRST, "rule"),
+        (FIRST[:20], FIRST, "rule"),
+        ("", FIRST, "rule"),
+    ],
+    ids=["candidate", "other", "fenced", "file", "both", "own words", "cut", "nothing"],
+)
+def test_the_models_text_is_taken_where_it_is_a_reading_of_the_edit(output: str, text: str, source: str) -> None:
+    prepared = doubtful()
+    assert prepared.merge.text == FIRST and prepared.merge.other is not None and prepared.merge.other.text == SECOND
+    result = prepared.conclude(output, Usage(), False)
+    assert (result.text, result.source) == (text, source)
+    assert any("line 3" in reason and "line 9" in reason for reason in result.reasons), "the doubt stays"
+
+
+def test_a_reading_of_an_output_that_was_cut_off_says_so() -> None:
+    assert "the output was cut off at its token limit" in doubtful().conclude(SECOND, Usage(), True).reasons
+
+
+def test_other_policies_keep_the_models_own_text() -> None:
+    own = FIRST.replace("size", "length")
+    result = doubtful("review").conclude(own, Usage(), False)
+    assert (result.text, result.source) == (own, "model")
+    assert any("size INT" in reason for reason in result.reasons)
 
 
 @pytest.fixture(scope="module")
@@ -97,4 +199,15 @@ def test_drafts_do_not_change_what_the_model_writes(engine: Engine) -> None:
 )
 def test_what_cannot_be_merged_is_refused(engine: Engine, code: str, edit: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        prepare(engine, code, edit)
+        prepare(engine, code, edit, policy="review")
+
+
+@pytest.mark.model
+def test_two_readings_are_shown_to_the_model_and_one_of_them_comes_back(engine: Engine) -> None:
+    prepared = prepare(engine, TABLES, COLUMN, path="a.sql")
+    assert isinstance(prepared, Prepared) and prepared.request.margin == 0.0
+    prompt = engine.tokenizer.decode(prepared.request.prompt)
+    assert "fits line 3 and line 9" in prompt and "-  name TEXT NOT NULL,\n+  name TEXT," in prompt
+    result = apply(lambda: engine, TABLES, COLUMN, path="a.sql")
+    assert isinstance(result, Applied) and result.text in (FIRST, SECOND) and result.reasons
+    assert result.usage.output_tokens > 0

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError, InputError
+from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import (
     DEFAULT_POLICY,
     POLICIES,
@@ -19,6 +20,7 @@ from paceline.tasks.prompts import (
     policy_named,
     read,
     stops,
+    told,
 )
 
 CODE = "import os\n\n\ndef f():\n    return 1\n\n\ndef g():\n    return 1\n"
@@ -96,3 +98,69 @@ def test_tags_inside_the_code_stay() -> None:
 def test_what_is_not_morph_form(text: str) -> None:
     with pytest.raises(InputError):
         parse_morph(text)
+
+
+def test_the_default_policy_decides_by_rule_and_the_others_do_not() -> None:
+    assert POLICIES[DEFAULT_POLICY].rule and POLICIES[DEFAULT_POLICY].reviews
+    assert [name for name, policy in POLICIES.items() if policy.rule] == [DEFAULT_POLICY]
+
+
+SETTINGS = "# settings\nversion: 1\nport: 80\nname: one\nkey: two\n"
+PORT = "# ... existing code ...\nversion: 1\nport: 8080\nname: one\n"
+
+
+def test_a_doubt_is_told_with_the_lines_that_go_and_the_other_reading() -> None:
+    merge = candidate_merge(SETTINGS, PORT, "a.yaml")
+    assert merge.doubts and merge.other is not None
+    text = told("Change the port.", SETTINGS, merge)
+    assert text.startswith("Change the port.\n") and merge.doubts[0] in text
+    assert text.splitlines().count("port: 80") == 1, "the line that goes"
+    assert "-key: two" in text.splitlines(), "what the other reading changes"
+    chat = messages(POLICIES["auto"], SETTINGS, PORT, text, merge.text)
+    assert text in chat[-1]["content"]
+
+
+def test_without_a_doubt_only_the_instruction_is_told() -> None:
+    merge = candidate_merge(CODE, f"{UPDATE}# ... existing code ...\n")
+    assert merge.text == MERGED and told("Do it.", CODE, merge) == "Do it."
+    assert told("", CODE, Merge(MERGED, (True,) * 9)) == ""
+
+
+def test_a_doubt_without_another_reading_is_told_alone() -> None:
+    text = told("", "a\n", Merge("a\n", (True,), ("one", "two", "three", "four")))
+    assert text == "The tool was not sure: one; two; three."
+
+
+def test_what_is_told_does_not_grow_with_the_file() -> None:
+    code = "".join(f"value_{number}\n" for number in range(500))
+    merge = Merge("", (False,) * 500, ("doubt",), Merge(code, (True,) * 500))
+    assert len(told("", code, merge).splitlines()) < 100
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "text"),
+    [
+        ("a\r\nb\r\nc\r\n", "a\nb\nd\n", "a\r\nb\r\nd\r\n"),
+        ("a\r\nb\nc\n", "a\nb\nd", "a\r\nb\nd\n"),
+        ("a\nb  \n\t\nc\n", "a\nb\n\nd\n", "a\nb  \n\t\nd\n"),
+        ("\ufeffa\nb\n", "a\nc\n", "\ufeffa\nc\n"),
+        ("\ufeffa\nb\n", "\ufeffa\nc\n", "\ufeffa\nc\n"),
+        ("a\nb", "a\nc\n", "a\nc"),
+        ("a\nb", "a\nb\nc\n", "a\nb\nc"),
+        ("a\nb\n\n\n", "a\nc\n", "a\nc\n\n\n"),
+        ("a\x0cb\nc\n", "a\x0cb\nd\n", "a\x0cb\nd\n"),
+        ("a\u2028b\nc\n", "a\u2028b\nd", "a\u2028b\nd\n"),
+        # a closing fence that closes nothing
+        ("a\nb\n", "a\nc\n```", "a\nc\n"),
+        ("a\nb\n", "a\nc\n```\n", "a\nc\n"),
+        ("a\nb\n", "a\nc\n````\n", "a\nc\n"),
+        ("a\n```\nb\n", "a\n```\nc\n```\n", "a\n```\nc\n"),
+        # and one that is the file's
+        ("a\n```\nb\n```\n", "a\n```\nc\n```\n", "a\n```\nc\n```\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["auto", "review", "opened"])
+def test_what_is_read_has_the_files_bytes(name: str, code: str, output: str, text: str) -> None:
+    fence = fence_for(code)
+    assert read(POLICIES[name], code, output, fence) == text
+    assert read(POLICIES[name], "", output, fence, code) == text, "the candidate's, where one is given"

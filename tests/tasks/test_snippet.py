@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.tasks.snippet import Marker, comment_leader, is_marker, marker_rows, snippet_of
+from paceline.tasks.snippet import Marker, comment_leader, is_marker, marker, marker_rows, snippet_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,133 @@ def test_markers(line: str) -> None:
 )
 def test_what_is_not_a_marker(line: str) -> None:
     assert not is_marker(line)
+
+
+COMMENTS = [  # a file of each language, and how a comment of it begins and ends
+    ("a.py", "# ", ""),
+    ("a.py", "#", ""),
+    ("a.js", "// ", ""),
+    ("a.js", "/* ", " */"),
+    ("a.css", "/*", "*/"),
+    ("a.tsx", "{/* ", " */}"),
+    ("a.html", "<!-- ", " -->"),
+    ("a.html", "<!--", "-->"),
+    ("a.jinja", "{# ", " #}"),
+    ("a.erb", "<%# ", " %>"),
+    ("a.jsp", "<%-- ", " --%>"),
+    ("a.hbs", "{{!-- ", " --}}"),
+    ("a.hbs", "{{! ", " }}"),
+    ("a.tmpl", "{{/* ", " */}}"),
+    ("a.cshtml", "@* ", " *@"),
+    ("a.ml", "(* ", " *)"),
+    ("a.hs", "{- ", " -}"),
+    ("a.sql", "-- ", ""),
+    ("a.lua", "-- ", ""),
+    ("a.ini", "; ", ""),
+    ("a.tex", "% ", ""),
+    ("a.bat", "REM ", ""),
+    ("a.py", '""" ', ' """'),
+    (None, "# ", ""),
+]
+
+
+@pytest.mark.parametrize(("path", "opening", "closing"), COMMENTS)
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ("...", Marker.CERTAIN),
+        ("…", Marker.CERTAIN),
+        ("... existing code ...", Marker.CERTAIN),
+        ("... rest of the file ...", Marker.CERTAIN),
+        ("... (rest unchanged)", Marker.CERTAIN),
+        ("... other methods", Marker.CERTAIN),
+        ("existing code", Marker.LIKELY),
+        ("rest of the file", Marker.LIKELY),
+        ("unchanged", Marker.LIKELY),
+        ("[existing code]", Marker.LIKELY),
+        ("other methods", Marker.POSSIBLE),
+        ("... and so on", Marker.POSSIBLE),
+        ("wait for the others ...", Marker.NONE),
+        ("a plain comment", Marker.NONE),
+        ("TODO: existing users see the old page", Marker.NONE),
+    ],
+)
+def test_how_surely_a_comment_of_any_syntax_is_a_marker(
+    path: str | None, opening: str, closing: str, words: str, level: Marker
+) -> None:
+    for margin in ("", "    ", "\t"):
+        assert marker(f"{margin}{opening}{words}{closing}", path) is level
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("pass  # ... existing code ...", Marker.CERTAIN),
+        ("' ...", Marker.CERTAIN),
+        ("' unchanged'", Marker.NONE),
+        (" * ... existing code ...", Marker.CERTAIN),
+        (" * existing code", Marker.NONE),
+        ("# the rest is read later", Marker.POSSIBLE),
+        ("# unchanged since 2019", Marker.POSSIBLE),
+        ("/* Rest API */", Marker.POSSIBLE),
+        ("// skip blank lines", Marker.POSSIBLE),
+        ("# the rest of the line is the value", Marker.NONE),
+        ("# Other tests are in test_b.py and the ones below.", Marker.NONE),
+        ("// keep in sync with api.ts", Marker.NONE),
+        ("---", Marker.NONE),
+        ("-----", Marker.NONE),
+        ("--option ...", Marker.NONE),
+        (";;", Marker.NONE),
+        ("# " + "existing code " * 20, Marker.NONE),
+    ],
+)
+def test_comments_that_mean_something_are_at_most_possible(line: str, level: Marker) -> None:
+    assert marker(line) is level
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("...", Marker.CERTAIN),
+        ("<!-- ... existing content ... -->", Marker.CERTAIN),
+        ("{/* ... */}", Marker.CERTAIN),
+        ("# ... existing code ...", Marker.CERTAIN),
+        ("<!-- existing content -->", Marker.LIKELY),
+        ("# Existing code", Marker.NONE),
+        ("# Rest of the file", Marker.NONE),
+        ("## Unchanged", Marker.NONE),
+        ("* existing items", Marker.NONE),
+        ("- existing items", Marker.NONE),
+        ("-- existing code", Marker.NONE),
+        ("; unchanged", Marker.NONE),
+        pytest.param(
+            "[//]: # (... existing content ...)",
+            Marker.CERTAIN,
+            marks=pytest.mark.xfail(
+                strict=True, reason="the bracket before the ellipsis hides it, so the form is never a marker"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["a.md", "docs/a.MARKDOWN", "a.rst", "a.txt", "a.adoc"])
+def test_in_prose_headings_and_items_are_text(path: str, line: str, level: Marker) -> None:
+    assert marker(line, path) is level
+
+
+@pytest.mark.xfail(strict=True, reason="the second sign of a doubled one is taken for the comment's first word")
+@pytest.mark.parametrize(("path", "line"), [("a.lisp", ";; ..."), ("a.rs", "/// ..."), ("a.sh", "## ...")])
+def test_comment_signs_may_be_doubled(path: str, line: str) -> None:
+    assert marker(line, path) is Marker.CERTAIN
+
+
+def test_a_heading_is_a_marker_only_outside_prose() -> None:
+    assert is_marker("# Existing code", "a.py") and not is_marker("# Existing code", "a.md")
+
+
+def test_an_ellipsis_that_is_a_new_body_is_text() -> None:
+    snippet = ["class Missing(Exception):", "    ...", "", "class Store:", "    ..."]
+    levels = marker_rows(snippet, ["class Store:", "    size = 1"], "a.py")
+    assert levels == [Marker.NONE, Marker.NONE, Marker.NONE, Marker.NONE, Marker.CERTAIN]
 
 
 def test_a_line_that_the_file_has_is_no_marker() -> None:
