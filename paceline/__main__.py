@@ -1,27 +1,21 @@
-"""Where the process begins. What the command line needs takes seconds to import, and an interrupt may come meanwhile."""
+"""Where the process begins. What the command line needs takes a while to import, and an interrupt may come meanwhile."""
 
 from __future__ import annotations
 
 import os
-import signal
+
+from paceline.interrupts import end_at_once, ending_at_once
 
 
 def main() -> None:
     """Runs the command line (`paceline.cli.main`). An interrupt while it is imported, or after it ended, is one line."""
     _open_closed()
-    handler = signal.getsignal(signal.SIGINT)
-    guarded = handler is signal.default_int_handler  # else the parent has it ignored, as a shell does for a job with &
-    if guarded:
-        signal.signal(signal.SIGINT, _interrupted)
-    from paceline.cli import main as run
-
-    if guarded:
-        signal.signal(signal.SIGINT, handler)
+    with ending_at_once():
+        from paceline.cli import main as run
     try:
         run()
     finally:
-        if guarded:
-            signal.signal(signal.SIGINT, _interrupted)
+        end_at_once()
 
 
 def _open_closed() -> None:
@@ -31,12 +25,6 @@ def _open_closed() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-
-
-def _interrupted(*_: object) -> None:
-    """Ends the process at once: an exception raised in an import may be taken for another, or be lost."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
 
 
 if __name__ == "__main__":

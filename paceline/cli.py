@@ -22,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from paceline.config import EngineConfig
 from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
+from paceline.interrupts import ending_at_once
 
 if TYPE_CHECKING:
     from paceline.engine.engine import Engine
@@ -73,6 +74,14 @@ def pull(name: Annotated[str, typer.Argument(help="a model's name, or owner/name
     typer.echo(pull_with_progress(name))
 
 
+def load_engine(model: str, config: EngineConfig) -> Engine:
+    """The model's engine, pulled first where it is not here."""
+    with ending_at_once():
+        from paceline.engine.engine import Engine
+
+    return Engine.load(pull_with_progress(model), config)
+
+
 def pull_with_progress(name: str) -> Path:
     """`models.pull.pull`, with a progress bar on standard error."""
     from paceline.models.pull import pull as fetch
@@ -102,12 +111,11 @@ def generate(
     config: EngineConfig,
 ) -> None:
     """Answers one prompt, streamed."""
-    from paceline.engine.engine import Engine
     from paceline.tasks.files import read_text
     from paceline.types import Request, Sampling
 
     text = read_text("-") if prompt == "-" else prompt
-    engine = Engine.load(pull_with_progress(model), config)
+    engine = load_engine(model, config)
     tokenizer = engine.tokenizer
     tokens = tokenizer.encode(text) if raw else tokenizer.encode_chat([{"role": "user", "content": text}])
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens)
@@ -135,11 +143,6 @@ def apply(
     from paceline.tasks.apply import apply as merge
     from paceline.tasks.files import check_writable, read_text, write_text
 
-    def load() -> Engine:
-        from paceline.engine.engine import Engine
-
-        return Engine.load(pull_with_progress(model), config)
-
     if file == "-" and edit == "-":
         raise InputError("only one of the file and the edit can come from standard input")
     if write and file == "-":
@@ -150,7 +153,7 @@ def apply(
     if not update.strip():
         raise EmptyEdit("the edit is empty")
     path = None if file == "-" else _below_here(file)
-    result = merge(load, code, update, instruction, path=path, policy=policy)
+    result = merge(lambda: load_engine(model, config), code, update, instruction, path=path, policy=policy)
     if as_json:
         _put(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):
@@ -237,13 +240,12 @@ def serve(
         if missing == "paceline":
             raise
         raise ConfigError(f"serving needs {missing}: pip install 'paceline[serve]'") from error
-    from paceline.engine.engine import Engine
 
     keys = run.keys_of(api_key or [], api_keys_file)
     run.check_address(host, keys, allow_open)
     limits = run.Limits(queue, request_timeout, body_limit)
     run.set_up_log(log_format)
-    engine = Engine.load(pull_with_progress(model), config)
+    engine = load_engine(model, config)
     name = Path(model).name if Path(model).exists() else model
     service = run.make_service(engine, [name, *(alias or [])], keys, limits, warmup, apply_alias or [])
     run.serve(service, host, port)
@@ -313,10 +315,9 @@ def bench(
 ) -> None:
     """Times prefill and plain decoding of random prompts; the benchmarks folder has the full ones."""
     from paceline.engine.bench import measure
-    from paceline.engine.engine import Engine
 
     plain = dataclasses.replace(config, drafter="none")
-    engine = Engine.load(pull_with_progress(model), plain)
+    engine = load_engine(model, plain)
     typer.echo(json.dumps(measure(engine, prompt_tokens, output_tokens, batch)))
 
 

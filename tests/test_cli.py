@@ -232,14 +232,16 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 @pytest.mark.parametrize("stage", ["importing", "reading"])
 def test_an_interrupt_is_one_line(stage: str) -> None:
-    command = [sys.executable, "-m", "paceline", "compact", "-"]
+    command = [sys.executable, "-m", "paceline", *(["bench"] if stage == "importing" else ["compact", "-"])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     if stage == "importing":
         maps = Path(f"/proc/{process.pid}/maps")
         if not maps.exists():
             pytest.skip("the system does not show what a process has loaded")
+        began = time.monotonic()
         while "libtorch" not in maps.read_text():
+            assert time.monotonic() - began < 60
             time.sleep(0.01)
     else:
         process.stdin.write(b"text\n" * 100_000)  # more than a pipe holds: it is being read
