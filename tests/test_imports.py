@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "paceline"
-BASE = {"types", "errors", "config", "env"}
+BASE = {"types", "errors", "config", "env", "interrupts"}
 ALLOWED = {
     "types": {"errors"},
     "errors": set[str](),
     "env": {"errors"},
+    "interrupts": set(),
     "config": {"errors", "types", "env"},
     "ops": BASE,
     "collective": BASE,
