@@ -245,6 +245,7 @@ def test_an_interrupt_is_one_line(stage: str) -> None:
             time.sleep(0.01)
     else:
         process.stdin.write(b"text\n" * 100_000)  # more than a pipe holds: it is being read
+        time.sleep(0.5)  # until it waits for more: Python sees a signal between two reads only after the second
         time.sleep(1.0)  # and now it is waited for: CPython sees no signal between two reads of one `read()`
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130

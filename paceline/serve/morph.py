@@ -12,12 +12,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from paceline.engine.engine import Engine
+from paceline.errors import BadField, ConfigError
 from paceline.serve.service import Answer, Service, aside, usage_of
 from paceline.serve.tools import PlainParser, Text
 from paceline.serve.wire import OPENAI, event, written
 from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.lines import Lines
-from paceline.tasks.prompts import parse_morph
+from paceline.tasks.prompts import DEFAULT_POLICY, parse_morph, policy_named
 from paceline.types import FinishReason
 
 
@@ -32,6 +33,10 @@ async def apply(
     service: Service, http: HttpRequest, model: str, asked: str, stream: bool, wants_usage: bool, options: Options
 ) -> Response:
     """Raises InputError for a message that is not in Morph's form, and what `tasks.apply.prepare` raises."""
+    try:
+        policy_named(options.policy or DEFAULT_POLICY)
+    except ConfigError as error:
+        raise BadField(str(error), "paceline.policy") from error
     form = _Form(model, wants_usage)
     prepared = await aside(_prepare, service, asked, options)
     if isinstance(prepared, Applied):

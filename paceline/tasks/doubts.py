@@ -268,6 +268,11 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
     if found and (all(is_preamble(lines[row]) for row in above) or _is_head(lines, above, found[0])):
         above = []
     below = [row for row in range(found[-1] + 1, len(lines)) if lines[row].strip()] if found else []
+    if any(
+        row.strip()
+        for row in placed.snippet.rows[max(range(len(placed.matches)), key=placed.matches.__getitem__) + 1 :]
+    ):
+        below = [row for row in below if row in kept]  # those that the edit's last rows replace are another matter
     first = next((row for row, match in enumerate(placed.matches) if match >= 0), 0)
     last = max((row for row, match in enumerate(placed.matches) if match >= 0), default=0)
     if above and below and not any(markers[:first]) and not any(markers[last:]):
@@ -275,7 +280,7 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
     if above and not any(markers[:first]):
         verb = "stays" if above[0] in kept else "goes"
         doubts.append(f"line {above[0] + 1} of the file, before the edit's first line, {verb}: no marker stands for it")
-    whole = len(below) > _LONG and _ends_with_definition(placed)
+    whole = len(below) > _LONG and below[0] in kept and _ends_with_definition(placed)
     if below and not any(markers[last:]) and not whole:
         verb = "stay" if below[0] in kept else "go"
         doubts.append(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from paceline.errors import InputError, NotText
 
@@ -15,12 +17,18 @@ from paceline.errors import InputError, NotText
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
+def _standard_input() -> bytes:
+    """All of it, a piece at a time, since an interrupt between two reads of one `read` would wait for its end."""
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    return b"".join(iter(lambda: stdin.read1(1 << 20), b""))
+
+
 def read_text(name: str) -> str:
     """A file's text, or standard input's for "-", newlines and a byte order mark as they are. Raises InputError, NotText."""
     if name == "-" and sys.stdin is None:
         raise InputError("standard input is closed")
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        data = _standard_input() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
     coding = next((coding for mark, coding in _MARKS.items() if data.startswith(mark)), None)

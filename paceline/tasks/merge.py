@@ -26,7 +26,7 @@ from paceline.tasks.placing import blank_rows, place
 from paceline.tasks.readings import parts_of, second_place
 from paceline.tasks.repeats import copied, left_out, repeated
 from paceline.tasks.shown import named_for_removal, unshown_deletions
-from paceline.tasks.snippet import Marker, is_prose, marker_rows
+from paceline.tasks.snippet import Marker, in_unit_of, is_prose, marker_rows
 
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 
@@ -125,7 +125,7 @@ def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> 
 
 def _rows(update: str, lines: list[str], path: str | None) -> tuple[Code, list[Marker]]:
     """The snippet's rows without the blank ones outside an outermost marker, and which may be markers."""
-    snippet = update.removesuffix("\n").split("\n")
+    snippet = in_unit_of(lines, update.removesuffix("\n").split("\n"))
     levels = marker_rows(snippet, lines, path)
     full = [row for row, line in enumerate(snippet) if line.strip()]
     first = full[0] if levels[full[0]] else 0

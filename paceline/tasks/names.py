@@ -54,7 +54,7 @@ _ANONYMOUS = re.compile(r"=>|[(=]$|\)\s*$")
 _ACCESS = re.compile(r"^\s*(?:public|private|protected|internal|static|virtual|override)\b")
 _KEY = re.compile(
     r"^\s*(?:-\s+)?(?:(?:export|const|let|var|val|static|public|private|protected|final|readonly|pub|mut|local|my|ENV|ARG)\s+)*"
-    r"([\"']?[@$]?[\w$][\w$.\-/]*[\"']?)(\s*:\s*[^=:]+?)?\s*(?::=|={1,2}(?![=>])|~=|>=|<=|:(?!:))"
+    r"([\"']?[@$]?[\w$][\w$.\-/]*[\"']?)(\s*:\s*[^=:]+?)?\s*(?::=|={1,2}(?![=>])|~=|>=|<=|:(?!:|//))"
 )
 _PARAMETERS = re.compile(r"\((.*)\)")
 KINDS = {*_KINDS, "impl", "get", "set", "const", "method", "block"}  # those of what code defines; others have a title

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy
@@ -110,7 +109,9 @@ def _put_in_whole(placed: Placed, scores: numpy.ndarray) -> tuple[numpy.ndarray 
     With them what is doubtful in it, a sentence each.
     """
     forced = None
-    doubts = []
+    doubts: list[str] = []
+    if not any(placed.markers):
+        return None, doubts  # the whole file
     for part in parts_of(placed.markers):
         found = [placed.matches[row] for row in part if placed.matches[row] >= 0]
         whole = [row for row in part if placed.matches[row] >= 0 and placed.kept(row)]
@@ -140,7 +141,7 @@ def _put_in_whole(placed: Placed, scores: numpy.ndarray) -> tuple[numpy.ndarray 
 def _reindented(
     lines: list[str], snippet: list[str], markers: list[bool], barred: list[bool], matches: list[int]
 ) -> list[str]:
-    """The snippet at the file's indent, in its unit: each part is moved by what its rows that are found are off.
+    """The snippet at the file's indent: each part is moved by what its rows that are found are off.
 
     Rows that are `barred` do not tell.
     """
@@ -157,12 +158,6 @@ def _reindented(
         if not pairs or all(own == theirs for own, theirs in pairs):
             continue
         full = [row for row in part if snippet[row].strip()]
-        unit = _unit(pairs) if len(pairs) < len(full) else None  # where nothing else changes, the indent is the edit
-        if unit is not None:
-            for row in part:
-                margin = _margin(snippet[row])
-                shifted[row] = unit(margin) + snippet[row][len(margin) :] if snippet[row].strip() else snippet[row]
-            continue
         amounts = [len(theirs) - len(own) for own, theirs in pairs]
         amount = amounts[0]
         if amount <= 0 or min(indent(snippet[row]) for row in full) > 0:
@@ -172,20 +167,6 @@ def _reindented(
             for row in full:
                 shifted[row] = sign * amount + snippet[row]
     return shifted
-
-
-def _unit(pairs: list[tuple[str, str]]) -> Callable[[str], str] | None:
-    """How margins of spaces become the file's of tabs, or the other way, where all pairs agree; else None."""
-    for tabbed, spaced, turned in ((1, 0, False), (0, 1, True)):
-        if not all(set(pair[tabbed]) <= {"\t"} and set(pair[spaced]) <= {" "} for pair in pairs):
-            continue
-        sizes = {len(pair[spaced]) / len(pair[tabbed]) for pair in pairs if pair[tabbed]}
-        if len(sizes) == 1 and (size := sizes.pop()) in (2, 3, 4, 8):
-            width = int(size)
-            if turned:
-                return lambda margin: margin.replace("\t", " " * width)
-            return lambda margin: "\t" * (len(margin) // width) + " " * (len(margin) % width)
-    return None
 
 
 def _margin(line: str) -> str:

@@ -15,6 +15,7 @@ _COMMENTS = (  # how comments begin and end, the longer forms first
     ("//", ""), ("--", ""), ("REM ", ""), ("#", ""), (";", ""), ("%", ""), ("*", ""), ("'", ""),
 )  # fmt: skip
 _PROSE = (".md", ".markdown", ".mdx", ".rst", ".txt", ".adoc", ".org")  # here "#" and "*" begin headings and items
+_MOSTLY = 10  # rows indented by tabs for one by spaces in a file that is indented by tabs
 _ELLIPSES = ("...", "…")
 _LEFT_OUT = {
     "rest", "existing", "unchanged", "unmodified", "same", "omitted", "remaining", "remains", "remain", "untouched",
@@ -57,7 +58,8 @@ def marker(line: str, path: str | None = None) -> Marker:
     form = next((form for form in _COMMENTS if text.startswith(form[0])), None)
     if form is None or len(text) > 120:
         return Marker.NONE
-    body = text[len(form[0]) :].strip()
+    body = text[len(form[0]) :].lstrip(form[0][-1]).strip()
+    body = body.strip("()") if form[0] == "[//]: #" else body
     if form[1]:
         body = body.removesuffix(form[1]).strip()
     elif body.endswith("*/"):
@@ -91,6 +93,35 @@ def is_prose(path: str | None) -> bool:
 def is_marker(line: str, path: str | None = None) -> bool:
     """Whether a line stands for left-out code, on its own words."""
     return marker(line, path) >= Marker.LIKELY
+
+
+def in_unit_of(lines: list[str], snippet: list[str]) -> list[str]:
+    """A snippet indented by spaces in the tabs of a file that is indented by them, or the other way round.
+
+    A tab is as many spaces as the least indented row of the one that has spaces. Where either mixes the two, and where
+    that is all that the snippet would change, it stays as it is.
+    """
+    tabs, spaces = _tabbed(lines), _spaced(lines)
+    own_tabs, own_spaces = _tabbed(snippet), _spaced(snippet)
+    turned = snippet
+    if tabs and own_spaces and not own_tabs and len(spaces) * _MOSTLY < len(tabs):
+        unit = min(map(_indent, own_spaces))
+        turned = [
+            "\t" * (_indent(row) // unit) + row[_indent(row) // unit * unit :] if row[:1] == " " else row
+            for row in snippet
+        ]
+    elif spaces and own_tabs and not own_spaces and not tabs:
+        unit = min(map(_indent, spaces))
+        turned = [" " * (unit * (len(row) - len(row.lstrip("\t")))) + row.lstrip("\t") for row in snippet]
+    return snippet if set(turned) <= set(lines) else turned
+
+
+def _tabbed(rows: list[str]) -> list[str]:
+    return [row for row in rows if row.startswith("\t") and row.strip()]
+
+
+def _spaced(rows: list[str]) -> list[str]:
+    return [row for row in rows if row.startswith("  ") and row.strip()]
 
 
 def marker_rows(snippet: list[str], lines: list[str], path: str | None = None) -> list[Marker]:

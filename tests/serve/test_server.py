@@ -140,14 +140,7 @@ def test_an_own_name_for_apply_is_answered_alike(address: str) -> None:
         (morph_form("", CODE, "trunk = elephant(1)\n"), None, "no line of the edit is found"),
         (morph_form("", CODE, SURE), {"policy": 7}, "policy"),
         (morph_form("", CODE, SURE), {"path": ["a.py"]}, "path"),
-        pytest.param(
-            morph_form("", CODE, SURE),
-            {"policy": "review_margin"},
-            "did you mean 'review-margin'",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a policy that is not known is a 500: ConfigError is the server's"
-            ),
-        ),
+        (morph_form("", CODE, SURE), {"policy": "review_margin"}, "did you mean 'review-margin'"),
     ],
     ids=["form", "empty", "nowhere", "policy type", "path type", "policy"],
 )

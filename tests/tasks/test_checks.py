@@ -178,7 +178,6 @@ def test_markdown_is_not_flagged_for_its_fences(before: str, after: str) -> None
     assert said(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md", changed) == ""
 
 
-@pytest.mark.xfail(strict=True, reason="'```' and on may be put in as new: the whole file is taken for an insertion")
 def test_a_whole_markdown_file_is_not_flagged_for_its_fences() -> None:
     page = PAGE[: PAGE.index("\n## Help")]
     assert said(page, page.replace("make test", "make check"), "a.md") == ""

@@ -315,12 +315,7 @@ def test_a_line_that_sets_something_has_a_key(line: str, key: str) -> None:
         "[section]",
         "The key: value",
         "",
-        pytest.param(
-            "https://example.org/one",
-            marks=pytest.mark.xfail(
-                strict=True, reason="two addresses have one key, https, so one may replace the other"
-            ),
-        ),
+        "https://example.org/one",
     ],
 )
 def test_a_line_that_sets_nothing_has_none(line: str) -> None:

@@ -147,13 +147,7 @@ def test_comments_that_mean_something_are_at_most_possible(line: str, level: Mar
         ("- existing items", Marker.NONE),
         ("-- existing code", Marker.NONE),
         ("; unchanged", Marker.NONE),
-        pytest.param(
-            "[//]: # (... existing content ...)",
-            Marker.CERTAIN,
-            marks=pytest.mark.xfail(
-                strict=True, reason="the bracket before the ellipsis hides it, so the form is never a marker"
-            ),
-        ),
+        ("[//]: # (... existing content ...)", Marker.CERTAIN),
     ],
 )
 @pytest.mark.parametrize("path", ["a.md", "docs/a.MARKDOWN", "a.rst", "a.txt", "a.adoc"])
@@ -161,7 +155,6 @@ def test_in_prose_headings_and_items_are_text(path: str, line: str, level: Marke
     assert marker(line, path) is level
 
 
-@pytest.mark.xfail(strict=True, reason="the second sign of a doubled one is taken for the comment's first word")
 @pytest.mark.parametrize(("path", "line"), [("a.lisp", ";; ..."), ("a.rs", "/// ..."), ("a.sh", "## ...")])
 def test_comment_signs_may_be_doubled(path: str, line: str) -> None:
     assert marker(line, path) is Marker.CERTAIN
