@@ -116,6 +116,10 @@ def test_the_playground_merges_and_shows_the_change(browser: Any, tmp_path: Path
         page.get_by_label("Edit", exact=True).fill(UPDATE)
         page.get_by_role("button", name="Apply").click()
         outcome = page.locator("#outcome")
+        api.expect(outcome).to_have_text("+1 −1 lines; merged by rule, no token written")
+        assert page.locator("#flags").is_hidden()
+        page.get_by_label("The model writes it").check()
+        page.get_by_role("button", name="Apply").click()
         api.expect(outcome).to_contain_text("+1 −5 lines")
         assert "tokens in" in outcome.text_content() and "drafted" in outcome.text_content()
         rows = [row.text_content() for row in page.locator("#diff .minus, #diff .plus").all()]
