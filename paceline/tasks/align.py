@@ -7,7 +7,7 @@ file lines is free where the snippet has a marker. The costs below were tuned on
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ _PASS = 0.02  # the cost of a file line passed over without a marker
 _EDGE = 4.0  # the cost of a line without a match next to a marker, or at an end of the snippet: it has context there
 _SKIP = 0.05  # the cost of a blank line without a match among matched ones
 _LEAVE = 2.5  # the cost of leaving a run of matched lines without a marker
+_COMMON = 2000  # lines that hold a word, beyond which it does not tell which line is meant
 _SHORT = 16  # snippet lines below which leaving costs less, in proportion: short ones match little
 _TOGETHER = 1 << 20  # scores from which alignments at several costs are made one after the other, to take less memory
 _WHITE = str.maketrans("", "", " \t\r\n\x0b\x0c")
@@ -60,7 +61,7 @@ class File(Code):
                 self._keys.setdefault(key, []).append(number)
         self._matched: dict[tuple[str, Name | None], tuple[numpy.ndarray, numpy.ndarray]] = {}
         self._holding: defaultdict[str, list[int]] = defaultdict(list)  # the rows that hold a part of a word
-        self._sizes: list[int] = []  # how many different parts each row has
+        self._parts: list[set[str]] = []  # the different parts of words in each row
 
     def scores(self, snippet: Code, barred: list[bool]) -> numpy.ndarray:
         """[snippet, file]: what matching a snippet row with a file row is worth; negative infinity where they differ.
@@ -129,13 +130,14 @@ class File(Code):
         return self._matched[line, name]
 
     def _like(self, line: str) -> dict[int, float]:
-        """How like a line those of the file are that are like it."""
-        if not self._sizes:
+        """How like a line those of the file are that are like it. A word that very many lines hold finds none of them."""
+        if not self._parts:
             self._index()
         words = _words(line)
+        telling = [rows for word in words if len(rows := self._holding.get(word, ())) <= _COMMON]
         found = {}
-        for row, common in Counter(chain.from_iterable(self._holding.get(word, ()) for word in words)).items():
-            likeness = 2 * common / (self._sizes[row] + len(words))
+        for row in set(chain.from_iterable(telling)):
+            likeness = 2 * len(words & self._parts[row]) / (len(self._parts[row]) + len(words))
             if likeness >= _LIKENESS:
                 found[row] = likeness
         return found
@@ -144,15 +146,15 @@ class File(Code):
         for line in self.rows:
             words = _words(line)
             for word in words:
-                self._holding[word].append(len(self._sizes))
-            self._sizes.append(len(words))
+                self._holding[word].append(len(self._parts))
+            self._parts.append(words)
 
 
 @dataclass(frozen=True)
 class Placed:
     """A snippet in a file: which of its rows are markers, and for each row the file row it stands for, or -1.
 
-    `doubts` are what speaks against it, a sentence each, `plain` the matches where a part that is put in whole replaces
+    `doubts` are what speaks against it, a sentence each, `unforced` the matches where a part that is put in whole replaces
     rows of the file.
     """
 
@@ -161,7 +163,7 @@ class Placed:
     markers: list[bool]
     matches: list[int]
     doubts: tuple[str, ...] = ()
-    plain: list[int] | None = None
+    unforced: list[int] | None = None
 
     def kept(self, row: int) -> bool:
         """Whether a snippet row is the file's as it is.

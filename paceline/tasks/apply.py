@@ -1,4 +1,4 @@
-"""Fast Apply: the model writes the whole merged file, following a candidate merge made by rule; checks judge the result."""
+"""Fast Apply: a rule merges the edit, the model is asked where the policy says so, checks judge the result."""
 
 from __future__ import annotations
 

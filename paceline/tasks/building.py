@@ -167,6 +167,7 @@ def _blanks(lines: Sequence[str]) -> int:
 def _without_moved(placed: Placed, result: list[Row]) -> list[Row]:
     """The result without a definition's old place where the snippet shows all of it in another one."""
     file, snippet = placed.file, placed.snippet
+    stay = {row for row in result if isinstance(row, int)}
     for header, name in enumerate(snippet.names):
         places = file.headers.get(name or ("", ""), [])
         stop = snippet.block_end(header) if len(places) == 1 else header
@@ -180,9 +181,9 @@ def _without_moved(placed: Placed, result: list[Row]) -> list[Row]:
         while last < len(file.rows) and not file.rows[last].strip():
             last += 1
         gone = range(file.block_start(places[0]), last)
-        if all(row in result for row in gone):
-            result = [row for row in result if not (isinstance(row, int) and row in gone)]
-    return result
+        if stay.issuperset(gone):
+            stay -= set(gone)
+    return [row for row in result if not isinstance(row, int) or row in stay]
 
 
 def texts_of(file: Code, rows: Sequence[Row]) -> list[str]:

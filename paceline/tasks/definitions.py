@@ -62,6 +62,8 @@ class Code:
     def around(self, row: int) -> list[int]:
         """The rows of the definitions that `row` is in, the innermost first."""
         depth = indent(self.rows[row])
+        if depth == 0:
+            return []
         found = []
         for header in range(row - 1, -1, -1):
             if self.rows[header].strip() and indent(self.rows[header]) < depth:
@@ -127,7 +129,7 @@ def replace_definitions(
             others = (row for name, rows in file.headers.items() if name not in named for row in rows)
             body = {line.strip() for line in snippet.rows[header + 1 : stop]} - {""}
             if any(len(body & body_at(row)) * 2 > len(body) for row in others):
-                doubts.append(f"{_shown(snippet, header)} is much like a definition of the file with another name")
+                doubts.append(f"{_title(snippet, header)} is much like a definition of the file with another name")
             waiting += [*blanks, *text] if edits or waiting else text
             continue
         if not edits and waiting:
@@ -137,7 +139,7 @@ def replace_definitions(
         elif edits:
             edits += _gone(file, taken, place, named, removed)
         waiting = []
-        first = file.block_start(place) if start < header else place
+        first = max(taken, file.block_start(place)) if start < header else place
         taken = file.block_end(place)
         shown = _shown_to(file.rows[place:taken], snippet.rows[header:stop])
         doubts += _doubts(file, place, taken, snippet, header, stop, shown)
@@ -156,7 +158,7 @@ def replace_definitions(
 def _kept_inside(rows: list[str], first: int, text: list[str]) -> list[int | str]:
     """Text in place of rows, the first of which is row `first` of the file; what both have is the file's own."""
     result: list[int | str] = list(text)
-    for start, other, size in runs(rows, text):
+    for start, other, size in runs([row.rstrip() for row in rows], [row.rstrip() for row in text]):
         result[other : other + size] = range(first + start, first + start + size)
     return result
 
@@ -178,14 +180,14 @@ def _gone(
     return [(inside[0], stop, [])]
 
 
-def _shown(code: Code, header: int) -> str:
+def _title(code: Code, header: int) -> str:
     return repr(code.rows[header].strip())
 
 
 def _doubts(file: Code, place: int, taken: int, snippet: Code, header: int, stop: int, shown: int) -> list[str]:
     """What speaks against replacing the first `shown` rows of `place:taken` in the file by `header:stop` of a snippet."""
     block, text = file.rows[place:taken], snippet.rows[header:stop]
-    title = _shown(snippet, header)
+    title = _title(snippet, header)
     body = {line.strip() for line in text if len(line.strip()) > 2}
     gone = {line.strip() for line in block[:shown] if len(line.strip()) > 2}
     doubts = []
@@ -303,7 +305,7 @@ def new_definitions(file: Code, snippet: Code, markers: list[bool], matches: lis
         beside = _found_beside(snippet, markers, same, range(start - 1, -1, -1)) and (
             entire or _found_beside(snippet, markers, same, range(stop, len(markers)))
         )
-        if not beside or len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
+        if not beside or not found or len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
             while stop < len(barred) and not snippet.rows[stop].strip():
                 stop += 1
             while start > 0 and not snippet.rows[start - 1].strip():

@@ -157,7 +157,8 @@ def _chosen(patch: Patch, file: Lines, path: str | None, digest: str, doubts: li
     within = [part for part in fitting if not chosen or part in chosen]
     if len(within) != 1:
         raise EditNotFound(f"the diff is about several files ({names}), and none of them is named as this one")
-    doubts.append(f"the diff is about several files ({names}); only the rows of {within[0].names[0]} are in this one")
+    name = within[0].names[0] if within[0].names else "a part without a name"
+    doubts.append(f"the diff is about several files ({names}); only the rows of {name} are in this one")
     return within[0]
 
 

@@ -18,7 +18,6 @@ from paceline.tasks.shown import likeness
 from paceline.tasks.snippet import Marker
 
 _MUCH = 60  # file rows in one place that an edit removes without showing them, from which that is doubtful
-_FEW = 3  # file rows at an end that a snippet of the whole file may have let go
 _PREAMBLE = re.compile(
     r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|<!doctype", re.IGNORECASE
 )
@@ -70,7 +69,7 @@ def _difference(result: list[str], other: list[str]) -> list[str]:
     if result == other:
         return []
     pairs = enumerate(zip(result, other, strict=False), 1)
-    number = next((number for number, (left, right) in pairs if left != right), 1)
+    number = next((number for number, (left, right) in pairs if left != right), min(len(result), len(other)) + 1)
     return [f"line {number}: the edit can be placed in more than one way"]
 
 
@@ -374,6 +373,6 @@ def _removed(placed: Placed, kept: set[int]) -> list[str]:
     for number in range(len(placed.file.rows) + 1):
         stays = number == len(placed.file.rows) or number in kept
         if stays and gone > _MUCH:
-            return [f"line {number - gone + 1} of the file: {gone} lines would go that the edit does not show"]
+            return [f"line {number - gone + 1} of the file: {gone} lines go in one place"]
         gone = 0 if stays else gone + 1
     return []

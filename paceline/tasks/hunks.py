@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from paceline.tasks.lines import BOM, Lines
 
-_NUMBERS = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)$")
+_NUMBERS = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@ ?(.*)$")
 _CODEX = re.compile(r"\*\*\* (Begin Patch|End Patch|End of File|(?:Update|Add|Delete) File: ?|Move to: ?)(.*)$")
 _ABOUT = (  # rows of git between the name of a file and its hunks
     "index ", "Index: ", "similarity index ", "dissimilarity index ", "rename from ", "rename to ", "copy from ",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import threading
 import warnings
 from functools import cache
 from pathlib import PurePath
@@ -32,6 +33,8 @@ _SIGNS = {
     ".cpp": re.compile(r"^(?:#include |namespace \w|template ?<|(?:static )?[\w:]+ \*?\w+\(.*\) ?\{$)", re.M),
 }  # fmt: skip
 _LEAST_SIGNS = 3
+
+_WARNINGS = threading.Lock()
 
 
 def suffix_of(path: str | None, text: str) -> str:
@@ -66,7 +69,7 @@ def num_errors(text: str, suffix: str) -> int | None:
 def _python_refuses(text: str) -> bool:
     """Whether Python's own parser, which is stricter, takes the text for wrong; not where it is too deep for it."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _WARNINGS, warnings.catch_warnings(action="ignore"):  # which changes what all threads see
             compile(text, "file", "exec", ast.PyCF_ONLY_AST)
     except SyntaxError:
         return True

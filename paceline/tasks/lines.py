@@ -103,7 +103,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Edited:
-    """A result of an edit that names what it replaces: its rows over a file's, and what is doubtful, a sentence each.
+    """The result of an edit: its rows over the file's, and what is doubtful, a sentence each.
 
     `final` says whether the last row has a line end, `bom` whether a byte order mark begins the text; None where the
     edit does not say. `ends` are the line ends of new rows that the edit tells, by their place in `rows`. `other` is

@@ -152,14 +152,14 @@ def _other(placed: Placed, otherwise: Placed, scores: numpy.ndarray, texts: list
     """The rows of another reading: at other costs, with a part replacing rows or elsewhere, or without the file's end."""
     file, markers = placed.file, placed.markers
     readings = [otherwise]
+    if placed.unforced is not None and placed.unforced != placed.matches:
+        readings.append(replace(placed, matches=placed.unforced))
     for part in parts_of(markers):
-        masked = scores.copy()
-        for row in part:
-            if placed.matches[row] >= 0:
-                masked[row, placed.matches[row]] = -numpy.inf
-        if placed.plain is not None and placed.plain != placed.matches:
-            readings.append(replace(placed, matches=placed.plain))
         if second_place(placed, scores, part) is not None:
+            masked = scores.copy()
+            for row in part:
+                if placed.matches[row] >= 0:
+                    masked[row, placed.matches[row]] = -numpy.inf
             (matches,) = align(masked, markers, blank_rows(placed.snippet), (1.0,))
             readings.append(replace(placed, matches=matches))
     for reading in readings:

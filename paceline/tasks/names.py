@@ -31,7 +31,7 @@ _BOUND = re.compile(
     rf"^\s*{_MODIFIERS}(?:const|let|var|val)\s+(\w+)\b[^=]*=\s*(?:async\b\s*)?(?:function\b|\w+\s*=>|\(.*=>|.*[{{(\[]$)"
 )
 _TITLED = re.compile(r"^\s*(?:await\s+)?([A-Za-z_$][\w$.:]*[!?]?)(?:\s*\(\s*|\s+)(([\"'`]).*)$")
-_STRING = re.compile(r"\s*([\"'`])((?:\\.|(?!\1).)*)\1")
+_STRING = re.compile(r"\s*([\"'`])((?:\\.|(?!\1)[^\\])*)\1")
 _SYMBOL = re.compile(r"^\s*([a-z_]+)\s+(:\w+)\b.*\bdo\b")
 _SQL = re.compile(
     r"^\s*create\s+(?:or\s+replace\s+)?(?:(?:temp|temporary|unique|materialized)\s+)*"
@@ -60,12 +60,13 @@ _PARAMETERS = re.compile(r"\((.*)\)")
 KINDS = {*_KINDS, "impl", "get", "set", "const", "method", "block"}  # those of what code defines; others have a title
 _MACRO = re.compile(r"^\s*(\w+!)\s*[({\[]\s*(\w+)\s*[,;]")  # of Rust, with what it defines
 _SHELL = re.compile(r"^\s*([A-Za-z_][\w-]*)\s*\(\)\s*\{?$")
+_LONGEST = 400  # characters of a line that are read for a name
 _LABEL = re.compile(r"[(,]\s*(\w+) \w+:")  # of a parameter, by which Swift tells functions of one name apart
 _QUALIFIER = re.compile(r"^\s*@[\w.]*\b(setter|getter|deleter|overload|register|when|dispatch)\b")
 _SIGNED = {"overload", "register", "when", "dispatch"}  # decorators by which functions of one name stand side by side
 
 
-def may_define(words: Sequence[str]) -> bool:
+def _may_define(words: Sequence[str]) -> bool:
     """Whether a line of these words can begin a definition: what is quickly seen of it."""
     return bool(words) and (words[0].partition("(")[0].lower() in _FIRST or words[-1].endswith(_OPENERS))
 
@@ -74,7 +75,7 @@ def may_define(words: Sequence[str]) -> bool:
 def defined(line: str) -> Name | None:
     """The kind and the name of what this line begins to define; None where it begins nothing that has a name."""
     words = line.split(None, 1)
-    if not may_define(words) or len(line) > 400:
+    if not _may_define(words) or len(line) > _LONGEST:
         return None
     text = line.strip()
     if text[0] in "@/*)]}<" or (text[0] == "#" and not text.endswith("{")):
@@ -140,5 +141,5 @@ def names_of(rows: Sequence[str]) -> list[Name | None]:
 
 def key_of(line: str) -> str | None:
     """What a line sets, as `version` in `version: 1`, `version = 1` and `"version": 1,`; None where it sets nothing."""
-    found = _KEY.match(line)
+    found = _KEY.match(" ".join(line[:_LONGEST].split()))
     return found[1].strip("\"'") if found else None

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy
 
-from paceline.errors import EditNotFound
+from paceline.errors import EditNotFound, InputError
 from paceline.tasks.align import File, Placed, align, bare, weight
 from paceline.tasks.definitions import Code, definitions_of, indent, new_definitions
 from paceline.tasks.readings import insertion, parts_of, told_apart
 
 _PASSING = 0.2  # a factor on the cost to pass over a file row that must not matter
+_LARGEST = 1 << 27  # pairs of rows that are compared: an alignment takes 12 bytes for each
 _TELLING = 0.5  # what rows must say that speak for a replacement and against an insertion
 _SURE = 1.5  # the same, for it to be without doubt
 
@@ -19,8 +20,10 @@ _SURE = 1.5  # the same, for it to be without doubt
 def place(file: File, snippet: Code, markers: list[bool]) -> tuple[Placed, Placed, numpy.ndarray]:
     """The best alignment, the best at the other cost to pass over rows, and the scores of the first.
 
-    Raises EditNotFound where no row with a letter or a digit is found.
+    Raises EditNotFound where no row with a letter or a digit is found, and InputError where both are very long.
     """
+    if len(file.rows) * len(snippet.rows) > _LARGEST:
+        raise InputError(f"an edit of {len(snippet.rows)} lines is too long for a file of {len(file.rows)}")
     scores = file.scores(snippet, markers)
     usual, other = align(scores, markers, blank_rows(snippet), (1.0, _PASSING))
     placed, final = _settled(file, snippet, markers, usual, scores, 1.0)
@@ -175,4 +178,4 @@ def _margin(line: str) -> str:
 
 
 def _same(left: str, right: str) -> bool:
-    return left == right or bare(left) == bare(right)
+    return bare(left) == bare(right)

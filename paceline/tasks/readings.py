@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy
 
@@ -13,6 +13,7 @@ from paceline.tasks.align import Placed, align, weight
 from paceline.tasks.definitions import indent
 
 _EQUAL = 0.25  # a share of a reading's worth, within which another one is as good
+_GAPS = 8  # places where rows go that are looked at
 _FEW = 3  # more file rows that another reading may delete
 
 
@@ -47,18 +48,21 @@ def insertion(placed: Placed, part: range) -> Insertion | None:
     text, found = [snippet[row].rstrip() for row in own], [rows[row].rstrip() for row in full]
     above, below = _run_lengths(text, found), _run_lengths(text[::-1], found[::-1])[::-1]
     at_end = part.stop == len(snippet) and bounds[1] == len(rows)
+    said = list(accumulate(map(weight, text), initial=0.0))
+    net = list(accumulate((sum((sign in "([{") - (sign in ")]}") for sign in row) for row in text), initial=0))
     best: tuple[float, int, int, int] | None = None
     for split in range(1, len(full) + 1):
         head = above[split]
         for tail in range(below[split], -1, -1):
             if head + tail >= len(own) or (tail == 0 and not (at_end and split == len(full))):
                 continue
-            new = text[head : len(own) - tail]
+            stop = len(own) - tail
+            if net[head] != net[stop] or (best is not None and said[head] + said[-1] - said[stop] <= best[0]):
+                continue
+            new = text[head:stop]
             if not _closed(new) or (head == 0 and not (part.start and _is_block(new))):
                 continue
-            told = sum(map(weight, text[:head])) + sum(map(weight, text[len(own) - tail :]))
-            if best is None or told > best[0]:
-                best = told, split, head, tail
+            best = said[head] + said[-1] - said[stop], split, head, tail
             break
     if best is None:
         return None
@@ -130,14 +134,15 @@ def second_place(placed: Placed, scores: numpy.ndarray, part: range) -> int | No
     `scores` are those of the whole snippet with the file.
     """
     rows, bounds = placed.snippet.rows, placed.bounds(part)
-    found = [(row, placed.matches[row]) for row in part if placed.matches[row] >= 0 and rows[row].strip()]
+    found = [(row, match) for row in part if (match := placed.matches[row]) >= 0 and rows[row].strip()]
+    found = [pair for pair in found if scores[pair] > -numpy.inf]  # the others are where a part put in whole has them
     own = sum(float(scores[pair]) for pair in found)
     if own <= 0.0:
         return None
     lines = placed.file.rows
     ends = part.stop == len(rows) and not any(line.strip() for line in lines[found[-1][1] + 1 :])
     below = [number for number in range(1, len(found)) if found[number][1] - found[number - 1][1] > 1]
-    for pairs in (found, *(found[number:] for number in below)):
+    for pairs in (found, *(found[number:] for number in below[:_GAPS])):
         masked = scores[part.start : part.stop, bounds[0] : bounds[1]].copy()
         for row, match in pairs:
             if bounds[0] <= match < bounds[1]:

@@ -50,7 +50,7 @@ def _named(code: Code) -> list[tuple[str, ...]]:
     for row, line in enumerate(code.rows):
         if name := code.names[row]:
             around = [pair for pair in around if pair[0] < indent(line)] + [(indent(line), " ".join(name))]
-            found.append(tuple(name for _, name in around) if name[0] in KINDS else name)  # a title counts anywhere
+            found.append(tuple(each for _, each in around) if name[0] in KINDS else name)  # a title counts anywhere
         elif line[:1] in _IMPORTS and _IMPORT.match(line):
             found.append((line,))
             if brought := _BROUGHT.match(line):

@@ -13,7 +13,7 @@ from paceline.tasks.places import Places
 from paceline.tasks.snippet import Marker, marker
 
 _OPENING = re.compile(r"([<-])\1{4,8}(?: ?(SEARCH|ORIGINAL)\b.*| \S.*)?$", re.IGNORECASE)
-_LINE_NUMBER = re.compile(r":(start|end)_line: ?(\d+)$")
+_LINE_NUMBER = re.compile(r":(start|end)_line: ?(\d{1,9})$")
 _ESCAPED = re.compile(r"\\([<=>-])\1{4,8}")  # as Roo writes a row that looks like a marker
 _NAME = re.compile(r"[\w.~+@/\\-]*\w\.\w{1,12}$|[\w.~+@-]+(?:[/\\][\w.~+@-]+)+$|(?:Make|Docker|Gem|Rake)file$")
 _CLOSINGS = 50  # how many ends of a block are tried

@@ -12,7 +12,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from paceline.tasks.align import bare
 from paceline.tasks.definitions import Code
 from paceline.tasks.names import LEADS, key_of
 from paceline.tasks.runs import runs
@@ -20,15 +22,17 @@ from paceline.tasks.runs import runs
 _MOST = 3  # reasons worth telling
 _SOME = 3  # rows that go with nothing in their place for which any neighbours are enough
 _TIMES = 4  # rows that may go for one that comes, where a definition is rewritten
+_DECORATORS = 50  # rows that decorators and comments above a definition may take
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like
 _ALIKE = 0.6  # share of words (Dice) from which a line stands in for another
-_WHITE = str.maketrans("", "", " \t\r\n\x0b\x0c")
 _TYPOGRAPHIC = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", "") | {
     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2212": "-",
 })  # fmt: skip
 _WORD = re.compile(r"\w+")
 _REMOVAL = re.compile(
-    r"\b(remov|delet|drop|get rid|strip|eliminat|inlin|renam|mov|replac|convert|turn)\w*", re.IGNORECASE
+    r"\b(?:(?:remov|delet|eliminat|inlin|renam|mov|replac)(?:e[sd]?|ing)|(?:drop|strip)(?:s|ped|ping)?|get(?:ting)? rid"
+    r"|(?:convert|turn)(?:s|ed|ing)?)\b([^.;\n]*)",
+    re.IGNORECASE,
 )
 
 
@@ -54,20 +58,21 @@ def unshown_deletions(
     parts = _parts(snippet, markers)
     left = Counter(wanted.rows)
     left.subtract(rows)
+    counts = Counter(map(bare, rows))
     reasons = []
     for change in _changes(rows, wanted.rows):
         # a row that stands elsewhere in the result as often as in the file has moved
         lost = [row for row in range(change.first, change.last) if rows[row].strip() and left[rows[row]] < 0]
         if not lost:
             continue
-        evidence = _Evidence(file, rows, wanted, change, snippet, parts, removed)
+        evidence = _Evidence(file, rows, counts, wanted, change, snippet, parts, removed)
         if gone := [row for row in lost if not evidence.covers(row)]:
             where = f"line {gone[0] + 1}" if len(gone) == 1 else f"lines {gone[0] + 1} to {gone[-1] + 1}"
             verb = "goes" if len(gone) == 1 else "go"
             reasons.append(f"{where} of the file {verb}, and the edit does not show it: {rows[gone[0]].strip()!r}")
         put = {_plain(row): row for row in wanted.rows[change.start : change.stop]}
         for row in lost:
-            if (new := put.get(_plain(rows[row]))) is not None and _bare(new) != _bare(rows[row]):
+            if (new := put.get(_plain(rows[row]))) is not None and bare(new) != bare(rows[row]):
                 reasons.append(
                     f"line {row + 1} of the file changes only in its quotes, spaces or accents: {rows[row].strip()!r}"
                 )
@@ -75,8 +80,8 @@ def unshown_deletions(
 
 
 def named_for_removal(instruction: str) -> set[str]:
-    """The words of an instruction that asks to remove something."""
-    return set(_WORD.findall(instruction)) if _REMOVAL.search(instruction) else set()
+    """The words of an instruction that follow, in their sentence, one that asks to remove something."""
+    return {word for found in _REMOVAL.finditer(instruction) for word in _WORD.findall(found[1])}
 
 
 def _changes(rows: list[str], result: list[str]) -> list[_Change]:
@@ -96,7 +101,7 @@ def _parts(snippet: Code, markers: Sequence[bool]) -> list[list[str]]:
         if marked:
             parts.append([])
         elif row.strip():
-            parts[-1].append(_bare(row))
+            parts[-1].append(bare(row))
     return parts
 
 
@@ -107,6 +112,7 @@ class _Evidence:
         self,
         file: Code,
         rows: list[str],
+        counts: Counter[str],
         result: Code,
         change: _Change,
         snippet: Code,
@@ -120,16 +126,15 @@ class _Evidence:
         self.named = {name for name in snippet.names if name}
         above = next((row for row in range(change.start - 1, -1, -1) if result.rows[row].strip()), None)
         below = next((row for row in range(change.stop, len(result.rows)) if result.rows[row].strip()), None)
-        middle = [_bare(row) for row in self.put]
-        top = [] if above is None else [_bare(result.rows[above])]
-        bottom = [] if below is None else [_bare(result.rows[below])]
+        middle = [bare(row) for row in self.put]
+        top = [] if above is None else [bare(result.rows[above])]
+        bottom = [] if below is None else [bare(result.rows[below])]
         # the file's beginning, or end, is a neighbour that only the snippet's own can show
         shown = [
             part for number, part in enumerate(parts) if (top or number == 0) and (bottom or number == len(parts) - 1)
         ]
         self.neighbours = any(_holds(part, top + middle + bottom, not top, not bottom) for part in shown)
-        unique = Counter(map(_bare, rows))
-        self.firm = any(_firm(part, top + middle + bottom, bool(top), bool(bottom), unique) for part in shown)
+        self.firm = any(_firm(part, top + middle + bottom, bool(top), bool(bottom), counts) for part in shown)
         ends = [top + middle] * bool(top) + [middle + bottom] * bool(bottom)
         self.beside = self.neighbours or any(_holds(part, end) for part in parts for end in ends)
 
@@ -152,7 +157,8 @@ class _Evidence:
 
     def _decorates(self, row: int) -> bool:
         """Whether `row` is above a definition that the edit shows with other decorators or comments."""
-        header = next((each for each in range(row, len(self.rows)) if self.file.names[each]), None)
+        below = range(row, min(len(self.rows), row + _DECORATORS))
+        header = next((each for each in below if self.file.names[each]), None)
         if header is None or self.file.block_start(header) > row or self.file.names[header] not in self.named:
             return False
         places = [each for each, name in enumerate(self.snippet.names) if name == self.file.names[header]]
@@ -172,6 +178,8 @@ class _Evidence:
         return bool(around) and bool(self.put) and self.file.names[around[0]] in self.named and self.beside
 
     def _instructed(self, row: int) -> bool:
+        if not self.removed:
+            return False
         return any(
             (self.file.names[header] or ("", ""))[1].split(".")[-1] in self.removed
             for header in ([row] if self.file.names[row] else []) + self.file.around(row)
@@ -180,7 +188,12 @@ class _Evidence:
 
 def _plain(row: str) -> str:
     """A row without what models write otherwise unasked: typographic quotes, dashes and spaces, composed accents."""
-    return _bare(unicodedata.normalize("NFKC", row).translate(_TYPOGRAPHIC))
+    return bare(unicodedata.normalize("NFKC", row).translate(_TYPOGRAPHIC))
+
+
+@lru_cache(maxsize=1 << 14)
+def _words(row: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(row))
 
 
 def _holds(part: list[str], wanted: list[str], first: bool = False, last: bool = False) -> bool:
@@ -209,11 +222,7 @@ def _firm(part: list[str], wanted: list[str], has_top: bool, has_bottom: bool, c
     )
 
 
-def _bare(row: str) -> str:
-    return row.translate(_WHITE)
-
-
 def likeness(left: str, right: str) -> float:
     """The share of words that two rows have in common, by Dice's measure."""
-    one, other = set(_WORD.findall(left)), set(_WORD.findall(right))
+    one, other = _words(left), _words(right)
     return 2 * len(one & other) / (len(one) + len(other)) if one and other else 0.0

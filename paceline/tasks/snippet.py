@@ -98,22 +98,25 @@ def is_marker(line: str, path: str | None = None) -> bool:
 def in_unit_of(lines: list[str], snippet: list[str]) -> list[str]:
     """A snippet indented by spaces in the tabs of a file that is indented by them, or the other way round.
 
-    A tab is as many spaces as the least indented row of the one that has spaces. Where either mixes the two, and where
-    that is all that the snippet would change, it stays as it is.
+    A tab is as many spaces as make most rows the file's, or as the least indented row of the one that has spaces. Where
+    either mixes the two, and where that is all that the snippet would change, it stays as it is.
     """
     tabs, spaces = _tabbed(lines), _spaced(lines)
     own_tabs, own_spaces = _tabbed(snippet), _spaced(snippet)
     turned = snippet
     if tabs and own_spaces and not own_tabs and len(spaces) * _MOSTLY < len(tabs):
-        unit = min(map(_indent, own_spaces))
-        turned = [
-            "\t" * (_indent(row) // unit) + row[_indent(row) // unit * unit :] if row[:1] == " " else row
-            for row in snippet
-        ]
+        known = set(lines)
+        units = (min(map(_indent, own_spaces)), 4, 2, 8)
+        turned = max((_tabbed_by(unit, snippet) for unit in units), key=lambda rows: sum(row in known for row in rows))
     elif spaces and own_tabs and not own_spaces and not tabs:
         unit = min(map(_indent, spaces))
         turned = [" " * (unit * (len(row) - len(row.lstrip("\t")))) + row.lstrip("\t") for row in snippet]
     return snippet if set(turned) <= set(lines) else turned
+
+
+def _tabbed_by(unit: int, rows: list[str]) -> list[str]:
+    depths = [_indent(row) // unit for row in rows]
+    return ["\t" * depth + row[depth * unit :] for depth, row in zip(depths, rows, strict=True)]
 
 
 def _tabbed(rows: list[str]) -> list[str]:

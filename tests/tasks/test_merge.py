@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.errors import EditNotFound, EmptyEdit
+from paceline.errors import EditNotFound, EmptyEdit, InputError
 from paceline.tasks.checks import check
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.snippet import snippet_of
@@ -633,3 +633,30 @@ def test_the_other_reading_of_two_equal_places_is_the_second() -> None:
 def test_without_a_doubt_there_is_no_other_reading() -> None:
     merge = candidate_merge(FUNCTIONS, MARKER + "def two():\n    return 2\n\n\n" + MARKER)
     assert merge.other is None and not merge.doubts
+
+
+@pytest.mark.parametrize(
+    ("code", "update"),
+    [
+        ("b { x: 1 }\nc { y: 2 }\n", "b { x: 1 }\na{\n}\nc { y: 2 }\n"),
+        ("a\n", "@@ -1 +1 @@\n-a\n+b\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-q\n+r\n"),
+        ("a\n", f"@@ -{'1' * 5000} +1 @@\n-a\n+b\n"),
+        ("a\n", f"<<<<<<< SEARCH\n:start_line:{'1' * 5000}\n-------\na\n=======\nb\n>>>>>>> REPLACE\n"),
+        ("\n\n\n", "x\n"),
+        ("\n\n", "# ...\n"),
+        ("a = 1\n", "# ...\n# ...\n"),
+        ("a = 1\nb = 2\n", "\ud800\n"),
+    ],
+)
+def test_odd_edits_are_merged_or_refused(code: str, update: str) -> None:
+    try:
+        merge = candidate_merge(code, update)
+    except InputError:
+        return
+    check(code, update, merge.text, None, merge)
+
+
+def test_an_instruction_that_only_sounds_like_a_removal_removes_nothing() -> None:
+    code = "def checkout():\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a\n"
+    update = "def checkout():\n    stripe = 1\n    return a\n"
+    assert candidate_merge(code, update, "a.py", "Add Stripe payments to checkout").doubts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from paceline.tasks.names import defined, key_of, names_of
@@ -320,3 +322,9 @@ def test_a_line_that_sets_something_has_a_key(line: str, key: str) -> None:
 )
 def test_a_line_that_sets_nothing_has_none(line: str) -> None:
     assert key_of(line) is None
+
+
+def test_unclosed_strings_and_long_spaces_take_no_time() -> None:
+    began = time.perf_counter()
+    assert defined("it('" + "\\a" * 60 + " {") is None and key_of("a:" + " " * 4000 + "x") == "a"
+    assert time.perf_counter() - began < 0.1

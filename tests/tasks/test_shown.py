@@ -179,9 +179,11 @@ def test_a_change_of_nothing_but_typography_is_said(before: str, after: str, sai
     [
         ("", set()),
         ("Add save.", set()),
-        ("remove save", {"remove", "save"}),
-        ("Deletes load and save.", {"Deletes", "load", "and", "save"}),
-        ("rename load to read", {"rename", "load", "to", "read"}),
+        ("remove save", {"save"}),
+        ("Deletes load and save.", {"load", "and", "save"}),
+        ("rename load to read", {"load", "to", "read"}),
+        ("Save the file. Remove load; add read.", {"load"}),
+        ("Add Stripe payments and a dropdown to Checkout", set()),
     ],
 )
 def test_an_instruction_names_what_goes_where_it_asks_for_it(instruction: str, words: set[str]) -> None:
