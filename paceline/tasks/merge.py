@@ -3,7 +3,7 @@
 A snippet's rows are aligned with the file's (placing.py). Then (building.py): a matched row stays, a snippet row without a
 match is inserted, a file row passed over between two matched rows is deleted, one passed over at a marker or beyond the
 snippet's ends is kept. A snippet that is nothing but whole definitions, without a marker, replaces those
-(definitions.py). SEARCH/REPLACE blocks and diffs name what they replace (blocks.py, diffs.py).
+(replacing.py). SEARCH/REPLACE blocks and diffs name what they replace (blocks.py, diffs.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from paceline.errors import EmptyEdit
 from paceline.tasks.align import File, Placed, align
 from paceline.tasks.blocks import apply_blocks, has_blocks
 from paceline.tasks.building import build, texts_of
-from paceline.tasks.definitions import Code, replace_definitions, with_markers_understood
+from paceline.tasks.definitions import Code, with_markers_understood
 from paceline.tasks.diffs import apply_diff, is_diff
 from paceline.tasks.doubts import doubts_of
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.placing import blank_rows, place
 from paceline.tasks.readings import parts_of, second_place
 from paceline.tasks.repeats import copied, left_out, repeated
+from paceline.tasks.replacing import replace_definitions
 from paceline.tasks.shown import named_for_removal, unshown_deletions
 from paceline.tasks.snippet import Marker, in_unit_of, is_prose, marker_rows
 
