@@ -21,6 +21,7 @@ from paceline.tasks.building import build, texts_of
 from paceline.tasks.definitions import Code, with_markers_understood
 from paceline.tasks.diffs import apply_diff, is_diff
 from paceline.tasks.doubts import doubts_of
+from paceline.tasks.languages import num_errors, suffix_of
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.placing import blank_rows, place
 from paceline.tasks.readings import parts_of, second_place
@@ -69,7 +70,17 @@ def candidate_merge(code: str, update: str, path: str | None = None, instruction
     if doubts and edited.other is not None:
         other = _merge(file, replace(edited, rows=edited.other))
         other = None if other.text == merge.text else replace(other, doubts=doubts)
-    return replace(merge, doubts=doubts, other=other)
+    merge = replace(merge, doubts=doubts, other=other)
+    return _parsing(code, merge, suffix_of(path, code)) if other is not None else merge
+
+
+def _parsing(code: str, merge: Merge, suffix: str) -> Merge:
+    """The merge, or its other reading where the merge alone has a syntax error that the file has not."""
+    texts = [code, merge.text, merge.other.text if merge.other else code]
+    before, own, others = (num_errors(text, suffix) or 0 for text in texts)
+    if merge.other is None or own <= before or others > before:
+        return merge
+    return replace(merge.other, other=replace(merge, other=None))
 
 
 def _merge(file: Lines, edited: Edited) -> Merge:
