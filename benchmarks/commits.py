@@ -5,8 +5,9 @@
 The changes are those of ../shared/data (git_edits, train and dev) and of the history of each repository given by its path,
 bare or not: one text file of 5 to 4,000 rows and at most 200 KB, with at most 200 changed rows. Merges, binary, locked,
 minified and vendored files are left out. "exact" is equal byte for byte, flagged or not; "flagged" counts refusals too;
-"wrong" is neither, and "blank" are those of the wrong that differ in blank rows alone. A lazy snippet cannot say what
-becomes of line ends, so changes of those are no cases of it. --dump writes wrong and flagged ones in apply.jsonl's form.
+"wrong" is neither; "blank" are those of the wrong that differ in blank rows alone, "fits" those others of which the snippet is
+true as well, so that it does not tell. A lazy snippet cannot say what becomes of line ends, so changes of those are no cases
+of it. --dump writes wrong and flagged ones in apply.jsonl's form.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _GENERATED = re.compile(
     r"(\.lock|\.snap|\.min\.(js|css)|\.map|go\.sum|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml)$"
 )
 _ROWS, _BYTES, _CHANGED = range(5, 4001), 200_000, range(1, 201)
+_MARKER = re.compile(r"^.*\.\.\. existing code \.\.\..*\n?", re.MULTILINE)
 _HUNK = re.compile(r"^@@ .*$", re.MULTILINE)
-_COLUMNS = ("cases", "exact", "exact, flagged", "flagged", "refused", "wrong", "blank", "crashed")
+_COLUMNS = ("cases", "exact", "exact, flagged", "flagged", "refused", "wrong", "blank", "fits", "crashed")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def main() -> None:
                     continue
                 answer = by_rule(change.before, update, change.path)
                 seconds.append(answer.seconds)
-                verdict = judge(change, answer)
+                verdict = judge(change, answer, update)
                 tallies[name][style].update(["cases", *verdict])
                 if arguments.show and verdict & {"wrong", "crashed"}:
                     show(change, style, update, answer)
@@ -134,8 +136,8 @@ def main() -> None:
     common.finish({"benchmark": "commits", "all": total, "milliseconds": times, "repositories": tables})
 
 
-def judge(change: Change, answer: Answer) -> set[str]:
-    """The columns of the table that an answer counts in."""
+def judge(change: Change, answer: Answer, update: str) -> set[str]:
+    """The columns of the table that an answer to an edit counts in."""
     if answer.crashed:
         return {"crashed"}
     if answer.text is None:
@@ -146,7 +148,23 @@ def judge(change: Change, answer: Answer) -> set[str]:
     if exact:
         return {"exact"}
     full = [[row for row in text.splitlines() if row.strip()] for text in (answer.text, change.after)]
-    return {"wrong", "blank"} if full[0] == full[1] else {"wrong"}
+    if full[0] == full[1]:
+        return {"wrong", "blank"}
+    return {"wrong", "fits"} if fits(update, answer.text) else {"wrong"}
+
+
+def fits(update: str, text: str) -> bool:
+    """Whether a lazy snippet is one of `text` too: its parts stand in it, in order, so that it does not tell the two apart."""
+    rows = Lines.of(text).rows
+    reached = 0
+    for part in _MARKER.split(update):
+        wanted = part.removesuffix("\n").split("\n")
+        places = range(reached, len(rows) - len(wanted) + 1)
+        place = next((place for place in places if rows[place : place + len(wanted)] == wanted), None)
+        if part and place is None:
+            return False
+        reached = reached if place is None or not part else place + len(wanted)
+    return True
 
 
 def recorded(limit: int, seed: int) -> dict[str, list[Change]]:
