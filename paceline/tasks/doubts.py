@@ -277,13 +277,13 @@ def _ends(placed: Placed, kept: set[int]) -> list[str]:
     if above and below and not any(markers[:first]) and not any(markers[last:]):
         return []  # an excerpt
     if above and not any(markers[:first]):
-        verb = "stays" if above[0] in kept else "goes"
-        doubts.append(f"line {above[0] + 1} of the file, before the edit's first line, {verb}: no marker stands for it")
+        doubts.append(
+            f"no marker stands for line {above[0] + 1} of the file, before the edit's first: it may stay or go"
+        )
     whole = len(below) > _LONG and below[0] in kept and _ends_with_definition(placed)
     if below and not any(markers[last:]) and not whole:
-        verb = "stay" if below[0] in kept else "go"
         doubts.append(
-            f"line {below[0] + 1} of the file and on, after the edit's last line, {verb}: no marker stands for them"
+            f"no marker stands for line {below[0] + 1} of the file and on, after the edit's last: it may end there"
         )
     return doubts
 
