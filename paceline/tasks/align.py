@@ -150,6 +150,12 @@ class File(Code):
             self._parts.append(words)
 
 
+def parts_of(markers: Sequence[bool]) -> list[range]:
+    """The runs of rows between markers."""
+    edges = [-1, *(row for row, marked in enumerate(markers) if marked), len(markers)]
+    return [range(first + 1, last) for first, last in pairwise(edges) if last > first + 1]
+
+
 @dataclass(frozen=True)
 class Placed:
     """A snippet in a file: which of its rows are markers, and for each row the file row it stands for, or -1.
@@ -182,10 +188,8 @@ class Placed:
     @cached_property
     def _trimmed(self) -> set[int]:
         """The rows of parts that change nothing but white space at ends of rows."""
-        edges = [-1, *(row for row, marked in enumerate(self.markers) if marked), len(self.markers)]
         rows: set[int] = set()
-        for start, stop in pairwise(edges):
-            part = range(start + 1, stop)
+        for part in parts_of(self.markers):
             found = [self.matches[row] for row in part]
             together = bool(found) and -1 not in found and found[-1] - found[0] + 1 == len(found)
             if together and all(

@@ -58,12 +58,6 @@ def _rows_of(text: str) -> list[str]:
     return Lines.of(text).rows
 
 
-def parses(text: str, path: str | None) -> bool | None:
-    """Whether the text parses without an error; None where no grammar is known for the file's name."""
-    errors = num_errors(text, suffix_of(path, text))
-    return None if errors is None else errors == 0
-
-
 def same_syntax_tree(left: str, right: str, path: str | None = None) -> bool:
     """Whether two texts have the same tree, comments included; white space counts only where it is part of a token.
 

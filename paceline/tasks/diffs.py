@@ -9,7 +9,7 @@ from hashlib import sha1
 from itertools import pairwise
 
 from paceline.errors import EditNotFound, EmptyEdit
-from paceline.tasks.hunk_places import Placed, Placer, is_open
+from paceline.tasks.hunk_places import PlacedHunk, Placer, is_open
 from paceline.tasks.hunks import Hunk, HunkRow, Part, Patch, bare_patch, is_header, is_named, patch_of
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.places import Places, named
@@ -196,7 +196,7 @@ def _without_mark(hunks: list[Hunk], file: Lines) -> tuple[list[Hunk], bool | No
     return [replace(first, rows=rows), *hunks[1:]], None if gets == bool(file.bom) else gets
 
 
-def _all_changes(placed: Sequence[Placed]) -> list[_Change]:
+def _all_changes(placed: Sequence[PlacedHunk]) -> list[_Change]:
     """What the hunks change, in the file's order. Raises EditNotFound where two change the same rows."""
     changes: list[tuple[_Change, int]] = []
     for number, each in enumerate(placed, 1):
@@ -219,7 +219,7 @@ def _all_changes(placed: Sequence[Placed]) -> list[_Change]:
     return [change for change, _ in changes]
 
 
-def _tells_ends(patch: Patch, placed: Sequence[Placed], file: Lines) -> bool:
+def _tells_ends(patch: Patch, placed: Sequence[PlacedHunk], file: Lines) -> bool:
     """Whether the diff's line ends are the file's, so that those of its new rows are meant."""
     if patch.windows:
         return False
@@ -256,7 +256,7 @@ def _edited(file: Lines, changes: Sequence[_Change], told: bool) -> Edited:
     return Edited(rows, ends=ends)
 
 
-def _final(placed: Sequence[Placed], file: Lines, doubts: list[str]) -> bool | None:
+def _final(placed: Sequence[PlacedHunk], file: Lines, doubts: list[str]) -> bool | None:
     """Whether the result's last row has an end, as the diff says; None where it does not."""
     for each in placed:
         closes = is_open(each.hunk, "+")

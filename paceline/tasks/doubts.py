@@ -8,24 +8,26 @@ from itertools import pairwise
 
 import numpy
 
-from paceline.tasks.align import Placed, weight
+from paceline.tasks.align import Placed, parts_of, weight
 from paceline.tasks.definitions import indent, shown_whole
 from paceline.tasks.lines import Row
 from paceline.tasks.names import LEADS, key_of
-from paceline.tasks.readings import parts_of, second_place
+from paceline.tasks.readings import second_place
 from paceline.tasks.repeats import repeats_of
 from paceline.tasks.shown import likeness
 from paceline.tasks.snippet import Marker
 
 _MUCH = 60  # file rows in one place that an edit removes without showing them, from which that is doubtful
+# rows that a file begins with and that an edit of what follows leaves out, and how comments begin
 _PREAMBLE = re.compile(
     r"#!|# -\*-|# syntax=|# escape=|---$|<\?|//go:build|// \+build|[\"']use \w+[\"']|%YAML|<!doctype", re.IGNORECASE
 )
 _COMMENT = re.compile(r"#|//|/\*|\*|--|<!|;|%")
+# a comment that says that something went
 _GONE = re.compile(
     r"^\W*(?:removed?|deleted?)\b\W*(?:def|class|function|the|this|old)?\b|\b(?:removed|deleted)\W*$", re.IGNORECASE
 )
-_OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")
+_OPENERS = ("{", "(", "[", ":", ">", "do", "then", "|")  # ends of rows that open a block
 _NEARLY = 0.7  # the share of a file's rows from which an edit shows nearly all of it
 _LONG = 25  # file rows after an edit that ends with a whole definition, which it surely leaves out
 _NEAR = 4  # file rows on either side among which a row must be the only one of its like

@@ -14,7 +14,7 @@ from paceline.tasks.searches import is_left_out
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedHunk:
     """A hunk and where it stands; `several` says that the file has other such places."""
 
     hunk: Hunk
@@ -31,7 +31,7 @@ class Placer:
         self.changed = changed
         self.doubts: list[str] = []
 
-    def place(self, hunks: Sequence[Hunk]) -> list[Placed]:
+    def place(self, hunks: Sequence[Hunk]) -> list[PlacedHunk]:
         placed = [self._as_said(hunk) for hunk in hunks]
         if all(placed) and all(one.match.stop <= two.match.start for one, two in pairwise(filter(None, placed))):
             found = [each for each in placed if each]
@@ -39,7 +39,7 @@ class Placer:
             return found
         return self._searched(hunks)
 
-    def _as_said(self, hunk: Hunk) -> Placed | None:
+    def _as_said(self, hunk: Hunk) -> PlacedHunk | None:
         """The hunk at its line number, if its header is right in all and the file has there exactly what it shows."""
         old, size = hunk.old, len(self.places.rows)
         if hunk.start is None or not hunk.counted:
@@ -49,9 +49,9 @@ class Placer:
             return None
         if is_open(hunk, "-") and start + len(old) != size:
             return None
-        return Placed(hunk, Match(start, start + len(old), Looseness.EXACT))
+        return PlacedHunk(hunk, Match(start, start + len(old), Looseness.EXACT))
 
-    def _doubt_as_said(self, placed: Sequence[Placed]) -> None:
+    def _doubt_as_said(self, placed: Sequence[PlacedHunk]) -> None:
         if self.known:
             return
         shown = any(each.hunk.old for each in placed)
@@ -64,7 +64,7 @@ class Placer:
             elif each.hunk.old and self._has_already(each):
                 self.doubts.append(f"the file has already what hunk {number} puts in at {named([where])}")
 
-    def _has_already(self, placed: Placed) -> bool:
+    def _has_already(self, placed: PlacedHunk) -> bool:
         start, new = placed.match.start, placed.hunk.new
         added = any(row.sign == "+" and row.text.strip() for row in placed.hunk.rows)
         return added and len(new) > len(placed.hunk.old) and self.places.rows[start : start + len(new)] == new
@@ -76,8 +76,8 @@ class Placer:
         heading = hunk.headings[0].rstrip("\ufffd").rstrip()
         return any(row.startswith(heading) for row in reversed(self.places.rows[:where]))
 
-    def _searched(self, hunks: Sequence[Hunk]) -> list[Placed]:
-        placed: list[Placed] = []
+    def _searched(self, hunks: Sequence[Hunk]) -> list[PlacedHunk]:
+        placed: list[PlacedHunk] = []
         drift = reached = 0
         for number, hunk in enumerate(hunks, 1):
             found = self._search(hunk, number, drift, reached) if hunk.old else self._insertion(hunk, number, drift)
@@ -90,7 +90,7 @@ class Placer:
         self._doubt_offsets(placed)
         return placed
 
-    def _insertion(self, hunk: Hunk, number: int, drift: int) -> Placed:
+    def _insertion(self, hunk: Hunk, number: int, drift: int) -> PlacedHunk:
         """The place of a hunk that shows no row of the file."""
         size = len(self.places.rows)
         if hunk.start is not None:
@@ -111,9 +111,9 @@ class Placer:
             )
         else:
             raise EditNotFound(f"hunk {number} adds rows, but shows neither a row of the file nor a line number")
-        return Placed(hunk, Match(where, where, Looseness.EXACT))
+        return PlacedHunk(hunk, Match(where, where, Looseness.EXACT))
 
-    def _search(self, hunk: Hunk, number: int, drift: int, reached: int) -> Placed:
+    def _search(self, hunk: Hunk, number: int, drift: int, reached: int) -> PlacedHunk:
         hunk, found = self._candidates(hunk, number)
         name, size = f"hunk {number}", len(self.places.rows)
         if hunk.at_end or is_open(hunk, "-"):
@@ -139,7 +139,7 @@ class Placer:
             )
         elif match.looseness == Looseness.RELATIVE:
             self.doubts.append(f"{name} is found at {named([match.start])} only with its indents off")
-        return Placed(self._indented(hunk, match, name), match, len(found) > 1)
+        return PlacedHunk(self._indented(hunk, match, name), match, len(found) > 1)
 
     def _candidates(self, hunk: Hunk, number: int) -> tuple[Hunk, list[Match]]:
         """Where the file has what the hunk shows, or that without blank rows at its ends; and the hunk so."""
@@ -235,7 +235,7 @@ class Placer:
             hunk, rows=tuple(replace(row, text=next(texts)) if row.sign == "+" else row for row in hunk.rows)
         )
 
-    def _doubt_offsets(self, placed: Sequence[Placed]) -> None:
+    def _doubt_offsets(self, placed: Sequence[PlacedHunk]) -> None:
         """Doubts a hunk with other equal places that stands off its number otherwise than the sure ones beside it."""
         sure = [
             each.match.start - each.hunk.start + 1 if each.hunk.start is not None and not each.several else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy
 
 from paceline.errors import EmptyEdit
-from paceline.tasks.align import File, Placed, align
+from paceline.tasks.align import File, Placed, align, parts_of
 from paceline.tasks.blocks import apply_blocks, has_blocks
 from paceline.tasks.building import build, texts_of
 from paceline.tasks.definitions import Code, with_markers_understood
@@ -24,7 +24,7 @@ from paceline.tasks.doubts import doubts_of
 from paceline.tasks.languages import num_errors, suffix_of
 from paceline.tasks.lines import BOM, Edited, Lines, Row
 from paceline.tasks.placing import blank_rows, place
-from paceline.tasks.readings import parts_of, second_place
+from paceline.tasks.readings import second_place
 from paceline.tasks.repeats import copied, left_out, repeated
 from paceline.tasks.replacing import replace_definitions
 from paceline.tasks.shown import named_for_removal, unshown_deletions

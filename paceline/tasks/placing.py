@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy
 
 from paceline.errors import EditNotFound, InputError
-from paceline.tasks.align import File, Placed, align, bare, weight
+from paceline.tasks.align import File, Placed, align, bare, parts_of, weight
 from paceline.tasks.definitions import Code, definitions_of, indent, new_definitions
-from paceline.tasks.readings import insertion, parts_of, told_apart
+from paceline.tasks.readings import insertion, told_apart
 
 _PASSING = 0.2  # a factor on the cost to pass over a file row that must not matter
 _LARGEST = 1 << 27  # pairs of rows that are compared: an alignment takes 12 bytes for each

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy
 
@@ -27,12 +26,6 @@ class Insertion:
     matches: dict[int, int]
     new: tuple[int, ...]
     shown: bool
-
-
-def parts_of(markers: Sequence[bool]) -> list[range]:
-    """The runs of rows between markers."""
-    edges = [-1, *(row for row, marked in enumerate(markers) if marked), len(markers)]
-    return [range(first + 1, last) for first, last in pairwise(edges) if last > first + 1]
 
 
 def insertion(placed: Placed, part: range) -> Insertion | None:

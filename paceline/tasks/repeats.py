@@ -21,7 +21,7 @@ _SOME_ROWS, _MOSTLY = 3, 0.8  # rows of a body, and the share of them that anoth
 _DECLARED = re.compile(r"(\s*)(?:let|const|var|val)\s+(?:mut\s+)?(\w+)\b")
 _OVERLOADED = {"method", "fun"}  # kinds of definition that differ by their parameters alone in some language
 _NEAR = 8  # file rows between two places that are near each other
-_CONTEXT = 0.5  # what the rows beside a marker must weigh that say where it is
+_TELLING = 0.5  # what a row of a body must weigh to count
 
 
 def repeats_of(placed: Placed, result: Sequence[Row], texts: list[str], marked: bool) -> list[str]:
@@ -138,7 +138,7 @@ def _others_of_the_name(placed: Placed) -> list[str]:
         match = placed.matches[header]
         if match < 0 or name is None or name[0] not in _OVERLOADED or name != file.names[match] or placed.kept(header):
             continue
-        body = [row for row in range(header + 1, snippet.block_end(header)) if weight(snippet.rows[row]) >= _CONTEXT]
+        body = [row for row in range(header + 1, snippet.block_end(header)) if weight(snippet.rows[row]) >= _TELLING]
         if (
             any(placed.markers[header : snippet.block_end(header)])
             or not body

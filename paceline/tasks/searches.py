@@ -32,7 +32,7 @@ class Form(Enum):
 class Block:
     """A block: the rows it shows and those in their place, and where it stands in the edit, first and last row.
 
-    `starts` and `stops` are the line numbers it names, from 1. `name` is the file it names. `doubts` are a sentence each.
+    `starts` is the line number it names, from 1. `name` is the file it names. `doubts` are a sentence each.
     """
 
     old: tuple[str, ...]
@@ -41,7 +41,6 @@ class Block:
     last: int
     form: Form
     starts: int | None = None
-    stops: int | None = None
     name: str | None = None
     doubts: tuple[str, ...] = ()
 
@@ -158,7 +157,7 @@ def _has_end(rows: Sequence[str], place: int) -> bool:
 
 def _block(rows: Sequence[str], first: int, number: int, places: Places) -> Block:
     form, signs = opening(rows[first]) or (Form.SEARCH, "")
-    top, starts, stops = _numbers(rows, first + 1)
+    top, starts = _line_number(rows, first + 1)
     ends, unusual = _ends(rows, top, form, len(signs))
     if not ends:
         raise NotClosed(number, first, "row that ends it, as '>>>>>>> REPLACE'")
@@ -181,7 +180,7 @@ def _block(rows: Sequence[str], first: int, number: int, places: Places) -> Bloc
     if any(not set(row.rstrip()) <= {"="} for row in stray):
         doubts.append(f"SEARCH block {number} puts {stray[0]!r} into the file")
     doubts += [f"SEARCH block {number} is divided twice"] * _divided_twice(new, old, len(signs))
-    return Block(tuple(old), new, first, end, form, starts, stops, _name_over(rows, first), tuple(doubts))
+    return Block(tuple(old), new, first, end, form, starts, _name_over(rows, first), tuple(doubts))
 
 
 def _divided_twice(new: Sequence[str], old: Sequence[str], count: int) -> bool:
@@ -200,8 +199,8 @@ def _unescaped(row: str) -> str:
     return row[1:] if _ESCAPED.match(row) else row
 
 
-def _numbers(rows: Sequence[str], top: int) -> tuple[int, int | None, int | None]:
-    """Where a block's text begins after Roo's line numbers, and these."""
+def _line_number(rows: Sequence[str], top: int) -> tuple[int, int | None]:
+    """Where a block's text begins after Roo's line numbers, and the first of these."""
     numbers: dict[str, int] = {}
     place = top
     while place < len(rows) and (found := _LINE_NUMBER.match(rows[place].strip())):
@@ -209,7 +208,7 @@ def _numbers(rows: Sequence[str], top: int) -> tuple[int, int | None, int | None
         place += 1
     if numbers and place < len(rows) and re.match(r"-{5,9}\s*$", rows[place]):
         place += 1
-    return place, numbers.get("start"), numbers.get("end")
+    return place, numbers.get("start")
 
 
 def _ends(rows: Sequence[str], top: int, form: Form, count: int) -> tuple[list[int], bool]:

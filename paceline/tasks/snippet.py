@@ -7,6 +7,7 @@ import enum
 import re
 from pathlib import PurePath
 
+from paceline.tasks.definitions import indent
 from paceline.tasks.lines import Lines
 
 _COMMENTS = (  # how comments begin and end, the longer forms first
@@ -106,16 +107,16 @@ def in_unit_of(lines: list[str], snippet: list[str]) -> list[str]:
     turned = snippet
     if tabs and own_spaces and not own_tabs and len(spaces) * _MOSTLY < len(tabs):
         known = set(lines)
-        units = (min(map(_indent, own_spaces)), 4, 2, 8)
+        units = (min(map(indent, own_spaces)), 4, 2, 8)
         turned = max((_tabbed_by(unit, snippet) for unit in units), key=lambda rows: sum(row in known for row in rows))
     elif spaces and own_tabs and not own_spaces and not tabs:
-        unit = min(map(_indent, spaces))
+        unit = min(map(indent, spaces))
         turned = [" " * (unit * (len(row) - len(row.lstrip("\t")))) + row.lstrip("\t") for row in snippet]
     return snippet if set(turned) <= set(lines) else turned
 
 
 def _tabbed_by(unit: int, rows: list[str]) -> list[str]:
-    depths = [_indent(row) // unit for row in rows]
+    depths = [indent(row) // unit for row in rows]
     return ["\t" * depth + row[depth * unit :] for depth, row in zip(depths, rows, strict=True)]
 
 
@@ -163,12 +164,8 @@ def _is_body(snippet: list[str], row: int, known: set[str]) -> bool:
     above = snippet[row - 1] if row else ""
     below = next((line for line in snippet[row + 1 :] if line.strip()), "")
     opens = above.split("#")[0].rstrip().endswith(":")
-    alone = opens and _indent(above) < _indent(snippet[row]) > _indent(below)
+    alone = opens and indent(above) < indent(snippet[row]) > indent(below)
     return alone and (snippet[row] in known or above not in known)
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def comment_leader(path: str | None) -> tuple[str, str]:
@@ -199,8 +196,8 @@ def snippet_of(before: str, after: str, path: str | None = None, context: int = 
         first, last = group[0][3], group[-1][4]
         if first > reached:
             line = new[first] if first < len(new) else ""
-            indent = line[: len(line) - len(line.lstrip())]
-            pieces.append(f"{indent}{opening}... existing code ...{closing}")
+            margin = line[: indent(line)]
+            pieces.append(f"{margin}{opening}... existing code ...{closing}")
         pieces += new[first:last]
         reached = last
     if reached < len(new):

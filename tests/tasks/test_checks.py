@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.tasks.checks import check, parses, same_syntax_tree
+from paceline.tasks.checks import check, same_syntax_tree
+from paceline.tasks.languages import num_errors, suffix_of
 from paceline.tasks.merge import candidate_merge
 from paceline.tasks.snippet import snippet_of
 
@@ -72,6 +73,11 @@ def test_a_marker_that_the_file_has_is_no_fault() -> None:
 
 def test_an_edit_without_a_place_is_flagged() -> None:
     assert "could not be placed" in "; ".join(check(BEFORE, "nothing_like_this(1)\n", BEFORE, "x.py"))
+
+
+def parses(text: str, path: str | None) -> bool | None:
+    errors = num_errors(text, suffix_of(path, text))
+    return None if errors is None else errors == 0
 
 
 @pytest.mark.parametrize(
