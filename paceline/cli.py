@@ -226,6 +226,9 @@ def serve(
         float | None, typer.Option(help="seconds a request may take (default: no limit)")
     ] = None,
     body_limit: Annotated[int, typer.Option(help="bytes that a request's body may have")] = 32 << 20,
+    share_cache: Annotated[
+        bool, typer.Option(help="let clients with different keys use each other's cached prefixes")
+    ] = False,
     warmup: Annotated[
         bool | None, typer.Option(help="make kernels and graphs before requests are taken (default: on CUDA)")
     ] = None,
@@ -243,7 +246,7 @@ def serve(
 
     keys = run.keys_of(api_key or [], api_keys_file)
     run.check_address(host, keys, allow_open)
-    limits = run.Limits(queue, request_timeout, body_limit)
+    limits = run.Limits(queue, request_timeout, body_limit, share_cache)
     run.set_up_log(log_format)
     engine = load_engine(model, config)
     name = Path(model).name if Path(model).exists() else model

@@ -19,7 +19,8 @@ class Sampling:
     (`repetition`: divides positive, multiplies negative logits of tokens in prompt or output). `logit_bias` maps a token
     to what is added to its logit. With `seed` the same request gives the same tokens whatever shares its batch and
     whatever is drafted; without one a seed is drawn. `logprobs` is the number of alternatives to report (None: none).
-    `grammar` holds the output to a grammar (see engine/grammar.py); log-probabilities are then those of allowed tokens.
+    `prompt_logprobs` asks for those of the prompt's tokens too. `grammar` holds the output to a grammar (see
+    engine/grammar.py); log-probabilities are then those of allowed tokens.
     """
 
     temperature: float = 0.0
@@ -37,6 +38,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +51,10 @@ class Sampling:
             (self.max_tokens >= 1, "max_tokens must be 1 or more"),
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens must be between 0 and max_tokens"),
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must be between 0 and 20"),
+            (
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20,
+                "prompt_logprobs must be between 0 and 20",
+            ),
             (all(self.stop), "a stop string must not be empty"),
             (not (self.grammar and self.min_tokens), "min_tokens is not to be had together with a grammar"),
         )
@@ -80,6 +86,7 @@ class Request:
     before the prompt's own text, which is always a source. They change speed, never tokens.
     `margin` is a declared lossy policy (see docs/apply.md): where the best source's next token is within `margin` nats
     of the model's first choice, it is taken instead. 0 is lossless.
+    `namespace` is the tenant: requests share cached prefixes with those of the same namespace alone.
     """
 
     prompt: TokenIds
@@ -87,6 +94,7 @@ class Request:
     sources: tuple[TokenIds, ...] = ()
     margin: float = 0.0
     id: str = ""
+    namespace: str = ""
 
     def __post_init__(self) -> None:
         if self.margin < 0:
@@ -141,6 +149,7 @@ class TokenLogprob:
 class StepOutput:
     """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
 
+    `prompt_logprobs`, of the prompt's tokens from the second on, come with the first output where they were asked for.
     `drafted` is how many tokens the step had drafted. `usage` comes with the first output, for what the prompt took, and
     with the last one, whole; `finish` with the last one. Where it is FAILED, `problem` is a sentence that says why.
     """
@@ -154,6 +163,7 @@ class StepOutput:
     usage: Usage | None = None
     drafted: int = 0
     problem: str = ""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass

@@ -23,7 +23,7 @@ from paceline.serve.messages import count_tokens, messages
 from paceline.serve.openapi import document
 from paceline.serve.page import live, page
 from paceline.serve.responses import responses
-from paceline.serve.service import Service
+from paceline.serve.service import TENANT, Service
 from paceline.serve.trace import tracer
 from paceline.serve.wire import form_for, reply
 
@@ -112,19 +112,23 @@ class _Keys:
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS or self._knows(scope):
+        key = self._known(scope) if scope["type"] == "http" and self._keys else None
+        if key is not None:
+            scope[TENANT] = key.hex()
+        if key is not None or scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         error = Unauthorized("no API key, or a wrong one: send it as a bearer token or as x-api-key")
         await form_for(scope["path"]).response(error)(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _known(self, scope: Scope) -> bytes | None:
+        """The one of the keys that was sent."""
         headers = Request(scope).headers
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
         hashes = [_hash(each.encode("latin-1")) for each in given if each]  # the bytes as they came
-        matches = [hmac.compare_digest(each, key) for each in hashes for key in self._keys]
-        return any(matches)
+        matches = [key for each in hashes for key in self._keys if hmac.compare_digest(each, key)]
+        return matches[0] if matches else None
 
 
 def hash_key(key: str) -> bytes:

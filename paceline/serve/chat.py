@@ -151,7 +151,7 @@ async def chat(service: Service, http: HttpRequest) -> Response:
         sampling = dataclasses.replace(sampling, grammar=grammar)
     calls = body.calls
     prompt, sources = await aside_if_long(http, _prompt, tokenizer, body, calls)
-    answer = await service.ask(prompt, sampling, calls, body.limit, sources)
+    answer = await service.ask(prompt, sampling, calls, body.limit, sources, service.namespace(http, body.cache_salt))
     return await written(http, Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -41,7 +42,9 @@ async def completions(service: Service, http: HttpRequest) -> Response:
     specials = tokenizer.special_tokens
     ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
     sampling = body.sampling(body.logprobs, tokenizer.vocab_size, ends)
-    answer = await service.start(await aside_if_long(http, _request, service, body, sampling), PlainParser())
+    request = await aside_if_long(http, _request, service, body, sampling)
+    request = dataclasses.replace(request, namespace=service.namespace(http, body.cache_salt))
+    answer = await service.start(request, PlainParser())
     return await written(http, _Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
 
 

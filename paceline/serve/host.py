@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paceline.config import EngineConfig
@@ -304,11 +304,8 @@ class Host:
         return True
 
     def _submit(self, order: _Submit) -> None:
-        request = order.request
         try:
-            self.engine.submit(
-                Request(request.prompt, request.sampling, request.sources, request.margin, id=order.name)
-            )
+            self.engine.submit(replace(order.request, id=order.name))
         except PacelineError as error:
             self._call(self._accept, order.name, error)
         except Exception:  # a bug that one request met; the engine has not taken it, the others go on

@@ -192,7 +192,7 @@ async def messages(service: Service, http: HttpRequest) -> Response:
         stop=tuple(body.stop_sequences or ()),
     )
     prompt = await aside_if_long(http, encode, service.host.tokenizer, body)
-    answer = await service.ask(prompt, sampling, body.calls, body.max_tokens)
+    answer = await service.ask(prompt, sampling, body.calls, body.max_tokens, namespace=service.namespace(http))
     return await written(
         http, _Writer(body, answer, service.host.tokenizer), bool(body.stream), ANTHROPIC, answer.close
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -41,7 +42,8 @@ async def apply(
     prepared = await aside(_prepare, service, asked, options)
     if isinstance(prepared, Applied):
         return await written(http, _Settled(form, prepared), stream, OPENAI, _nothing)
-    answer = await service.start(prepared.request, PlainParser())
+    request = dataclasses.replace(prepared.request, namespace=service.namespace(http))
+    answer = await service.start(request, PlainParser())
     return await written(http, _Writer(form, prepared, answer), stream, OPENAI, answer.close)
 
 

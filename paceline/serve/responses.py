@@ -33,7 +33,8 @@ async def responses(service: Service, http: HttpRequest) -> Response:
     if grammar := body.text_grammar:
         sampling = dataclasses.replace(sampling, grammar=grammar)
     prompt = await aside_if_long(http, encode, service.host.tokenizer, body, box)
-    answer = await service.ask(prompt, sampling, box.calls(body), body.limit)
+    namespace = service.namespace(http, body.cache_salt)
+    answer = await service.ask(prompt, sampling, box.calls(body), body.limit, namespace=namespace)
     return await written(http, _Writer(body, box, answer), bool(body.stream), OPENAI, answer.close)
 
 

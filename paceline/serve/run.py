@@ -38,11 +38,15 @@ _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on: requests waiting besides those decoded together, seconds a request, bytes a body."""
+    """What a server takes on: requests waiting besides those decoded together, seconds a request, bytes a body.
+
+    With `share_cache` clients with different keys find each other's cached prefixes.
+    """
 
     queue: int | None = None
     request_seconds: float | None = None
     body_bytes: int = 32 << 20
+    share_cache: bool = False
 
     def __post_init__(self) -> None:
         if self.queue is not None and self.queue < 0:
@@ -91,6 +95,7 @@ def make_service(
         hashes,
         limits.body_bytes,
         created=int(time.time()),
+        share_cache=limits.share_cache,
     )
 
 

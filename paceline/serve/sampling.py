@@ -32,6 +32,7 @@ class SamplingBody(Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    cache_salt: str | None = None
     structured_outputs: StructuredOutputs | None = None
 
     @property

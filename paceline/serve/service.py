@@ -36,6 +36,7 @@ from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 Result = TypeVar("Result")
 _aside = ThreadPoolExecutor(2, "aside")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
+TENANT = "paceline.tenant"  # in an ASGI scope: the key that the client sent, as a digest
 _SHORT = 2048  # bytes of a body
 _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
 
@@ -44,7 +45,8 @@ _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens rea
 class Service:
     """`names` are what the model is called, its own name first, `apply_names` what merges are asked of in Morph's form.
 
-    `created` is in seconds since 1970. A request's body has at most `body_limit` bytes and comes within `body_seconds`.
+    With `share_cache` clients with different keys find each other's cached prefixes. `defaults` is how the model's makers
+    sample from it, for requests that do not say. `created` is in seconds since 1970. A request's body has at most `body_limit` bytes and comes within `body_seconds`.
     """
 
     host: Host
@@ -55,12 +57,19 @@ class Service:
     body_limit: int = 32 << 20
     body_seconds: float = 60.0
     created: int = 0
+    share_cache: bool = False
+    defaults: Sampling = Sampling()
     live: Live = field(default_factory=Live)
 
     def check_model(self, name: str, *prefixes: str) -> None:
         """Raises UnknownModel for a name that is neither the model's, nor begins with one of `prefixes`."""
         if name not in self.names and not name.startswith(prefixes):
             raise UnknownModel(f"the model {name!r} is not served here; served: {', '.join(self.names)} (see --alias)")
+
+    def namespace(self, http: HttpRequest, cache_salt: str | None = None) -> str:
+        """Whose cached prefixes a request may use: those of its key, where keys are not shared, and of its salt."""
+        key = "" if self.share_cache else str(http.scope.get(TENANT, ""))
+        return f"{key}:{cache_salt or ''}" if key or cache_salt else ""
 
     def fit(self, prompt: list[int], sampling: Sampling, max_tokens: int | None) -> Sampling:
         """`sampling` with `max_tokens`, or the room there is where that is less. Raises ContextExceeded without any."""
@@ -76,9 +85,10 @@ class Service:
         calls: Calls,
         max_tokens: int | None,
         sources: tuple[list[int], ...] = (),
+        namespace: str = "",
     ) -> Answer:
-        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text. The caller closes the
-        answer. Raises BadField for tools in a model whose template teaches no form of call that is known.
+        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text, `namespace` the
+        client's. The caller closes the answer. Raises BadField for tools in a model whose template teaches no form of call that is known.
         """
         check_schemas(calls.schemas)
         tokenizer = self.host.tokenizer
@@ -90,7 +100,7 @@ class Service:
         grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
         if grammar != sampling.grammar:
             sampling = dataclasses.replace(sampling, grammar=grammar)
-        request = Request(prompt, self.fit(prompt, sampling, max_tokens), sources)
+        request = Request(prompt, self.fit(prompt, sampling, max_tokens), sources, namespace=namespace)
         return await self.start(request, parser if thinking is None else ThoughtParser(parser, thinking))
 
     def _thinking(self, prompt: Sequence[int]) -> bool | None:
