@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
 import platform
 import socket
@@ -83,6 +84,12 @@ def quantiles(values: list[float]) -> dict[str, float]:
     """Least, median and most."""
     ordered = sorted(values) or [0.0]
     return {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and most."""
+    ordered = sorted(values) or [0.0]
+    return {"p50": statistics.median(ordered), "p99": ordered[math.ceil(len(ordered) * 0.99) - 1], "max": ordered[-1]}
 
 
 @contextlib.contextmanager

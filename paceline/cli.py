@@ -69,9 +69,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @app.command()
-def pull(name: Annotated[str, typer.Argument(help="a model's name, or owner/name on the Hugging Face hub")]) -> None:
+def pull(
+    name: Annotated[str, typer.Argument(help="a model's name, or owner/name on the Hugging Face hub")],
+    *,
+    check: Annotated[bool, typer.Option(help="read what is kept whole, and fetch again what is damaged")] = False,
+) -> None:
     """Gets a model, checks its digest and keeps it; prints its path. Resumes where an earlier pull stopped."""
-    typer.echo(pull_with_progress(name))
+    typer.echo(pull_with_progress(name, check))
 
 
 def load_engine(model: str, config: EngineConfig) -> Engine:
@@ -82,7 +86,7 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     return Engine.load(pull_with_progress(model), config)
 
 
-def pull_with_progress(name: str) -> Path:
+def pull_with_progress(name: str, check: bool = False) -> Path:
     """`models.pull.pull`, with a progress bar on standard error."""
     from paceline.models.pull import pull as fetch
 
@@ -93,7 +97,7 @@ def pull_with_progress(name: str) -> Path:
         def show(done: int, total: int, label: str) -> None:
             progress.update(task, completed=done, total=total, description=label)
 
-        return fetch(name, progress=show)
+        return fetch(name, progress=show, check=check)
 
 
 @app.command()
@@ -117,7 +121,7 @@ def generate(
     text = read_text("-") if prompt == "-" else prompt
     engine = load_engine(model, config)
     tokenizer = engine.tokenizer
-    tokens = tokenizer.encode(text) if raw else tokenizer.encode_chat([{"role": "user", "content": text}])
+    tokens = tokenizer.encode_prompt(text) if raw else tokenizer.encode_chat([{"role": "user", "content": text}])
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens)
     for output in engine.stream(Request(tokens, sampling)):
         typer.echo(output.text, nl=False)
@@ -229,6 +233,16 @@ def serve(
     share_cache: Annotated[
         bool, typer.Option(help="let clients with different keys use each other's cached prefixes")
     ] = False,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="an origin whose web pages may use the server, or *; may be repeated")
+    ] = None,
+    store_mb: Annotated[
+        int, typer.Option(help="megabytes of responses kept for their clients (/v1/responses); 0 keeps none")
+    ] = 256,
+    store_minutes: Annotated[float, typer.Option(help="minutes a response is kept after its last use")] = 60.0,
+    greedy: Annotated[
+        bool, typer.Option(help="temperature 0 where a request says none (default: the model's own sampling)")
+    ] = False,
     warmup: Annotated[
         bool | None, typer.Option(help="make kernels and graphs before requests are taken (default: on CUDA)")
     ] = None,
@@ -246,11 +260,13 @@ def serve(
 
     keys = run.keys_of(api_key or [], api_keys_file)
     run.check_address(host, keys, allow_open)
-    limits = run.Limits(queue, request_timeout, body_limit, share_cache)
+    limits = run.Limits(
+        queue, request_timeout, body_limit, share_cache, tuple(cors or ()), store_mb << 20, 60 * store_minutes
+    )
     run.set_up_log(log_format)
     engine = load_engine(model, config)
     name = Path(model).name if Path(model).exists() else model
-    service = run.make_service(engine, [name, *(alias or [])], keys, limits, warmup, apply_alias or [])
+    service = run.make_service(engine, [name, *(alias or [])], keys, limits, warmup, apply_alias or [], greedy)
     run.serve(service, host, port)
 
 

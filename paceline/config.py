@@ -29,7 +29,10 @@ class EngineConfig:
     max_batch: int = _setting(64, "requests decoded together")
     page_size: int = _setting(16, "tokens a KV page holds")
     cache_tokens: int | None = _setting(None, "tokens the KV cache holds (default: by free memory)")
-    prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 512 on CPU)")
+    prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 256 on CPU)")
+    max_stall_ms: int | None = _setting(
+        None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 1000 on CPU)"
+    )
     prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
     drafter: str = _setting("copy", "copy, or none: decode token by token")
     max_draft: int | None = _setting(None, "longest draft in tokens (default: 256)")
@@ -47,7 +50,16 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in allowed and not (name == "device" and str(value).startswith("cuda:")):
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-        for name in ("threads", "max_context", "max_batch", "page_size", "cache_tokens", "prefill_chunk", "max_draft"):
+        for name in (
+            "threads",
+            "max_context",
+            "max_batch",
+            "page_size",
+            "cache_tokens",
+            "prefill_chunk",
+            "max_draft",
+            "max_stall_ms",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {value}")
@@ -55,6 +67,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= limit:
                 raise ConfigError(f"{name} must be between 0 and {limit}, not {value}")
+        if self.fixed_draft is not None and self.max_draft is not None and self.fixed_draft > self.max_draft:
+            raise ConfigError(f"fixed_draft {self.fixed_draft} is more than max_draft {self.max_draft}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EngineConfig:
@@ -121,6 +135,7 @@ def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> Eng
         dtype=("bfloat16" if on_gpu or hardware.bfloat16 else "float32") if config.dtype == "auto" else config.dtype,
         threads=config.threads or hardware.cores,
         max_context=context,
-        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),
+        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 256),
+        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 1000),
         max_draft=256 if config.max_draft is None else config.max_draft,
     )

@@ -27,7 +27,8 @@ PacelineError
 │   ├── Overloaded         the queue is full, or the server is shutting down; try again later
 │   ├── SlowBody           the body did not come whole within its time
 │   ├── TimedOut           the request's time is over
-│   └── EngineStopped      the engine's thread has ended; the log says why
+│   ├── EngineStopped      the engine's thread has ended; the log says why
+│   └── EngineFailed       the engine failed on this request alone; the log says why
 ├── FlaggedResult          a merge whose checks failed; it was not written
 └── Cancelled              the caller cancelled the request
 """
@@ -48,6 +49,7 @@ __all__ = [
     "EditNotFound",
     "EmptyEdit",
     "EmptyPrompt",
+    "EngineFailed",
     "EngineStopped",
     "FlaggedResult",
     "InputError",
@@ -186,6 +188,10 @@ class TimedOut(ServeError):
 
 class EngineStopped(ServeError):
     """The engine's thread has ended; the log says why."""
+
+
+class EngineFailed(ServeError):
+    """A bug or a full memory in a step of this request; the log says which. The engine goes on with others."""
 
 
 class FlaggedResult(PacelineError):

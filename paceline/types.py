@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
-from paceline.errors import RequestError
+from paceline.errors import PacelineError, RequestError
 
 TokenIds = list[int]
+MOST_STOPS, LONGEST_STOPS = 64, 16 << 10  # stop strings of a request, and their characters in all
+MOST_BIASES = 1024
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Sampling:
     OpenAI's (`presence`, `frequency`: subtracted from the logits of tokens already in the output) and CTRL's
     (`repetition`: divides positive, multiplies negative logits of tokens in prompt or output). `logit_bias` maps a token
     to what is added to its logit. With `seed` the same request gives the same tokens whatever shares its batch and
-    whatever is drafted; without one a seed is drawn. `logprobs` is the number of alternatives to report (None: none).
+    whatever is drafted; without one a seed is drawn. `stop` is one string or several; the text ends before the first that
+    is whole, none of which ends in the first `min_tokens` tokens. `ignore_eos` goes on after the end of a turn, but never
+    after that of a grammar. `logprobs` is the number of alternatives to report (None: none).
     `prompt_logprobs` asks for those of the prompt's tokens too. `grammar` holds the output to a grammar (see
     engine/grammar.py); log-probabilities are then those of allowed tokens.
     """
@@ -42,12 +47,20 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
+        """Raises RequestError for a value that is out of range. Every number is one that float32 holds."""
+        stop: Any = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         checks = (
-            (self.temperature >= 0, "temperature must be 0 or more"),
+            (0 <= self.temperature <= 100, "temperature must be between 0 and 100"),
             (self.top_k >= 0, "top_k must be 0 (off) or more"),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p must be between 0 and 1"),
-            (self.repetition_penalty > 0, "repetition_penalty must be above 0"),
+            (-2 <= self.presence_penalty <= 2, "presence_penalty must be between -2 and 2"),
+            (-2 <= self.frequency_penalty <= 2, "frequency_penalty must be between -2 and 2"),
+            (0.01 <= self.repetition_penalty <= 100, "repetition_penalty must be between 0.01 and 100"),
+            (len(self.logit_bias) <= MOST_BIASES, f"logit_bias must have at most {MOST_BIASES} tokens"),
+            (all(-100 <= each <= 100 for each in self.logit_bias.values()), "logit_bias must be between -100 and 100"),
+            (self.seed is None or -(1 << 63) <= self.seed < 1 << 63, "seed must be an integer of 64 bits"),
             (self.max_tokens >= 1, "max_tokens must be 1 or more"),
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens must be between 0 and max_tokens"),
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must be between 0 and 20"),
@@ -55,7 +68,10 @@ class Sampling:
                 self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20,
                 "prompt_logprobs must be between 0 and 20",
             ),
+            (len(self.stop) <= MOST_STOPS, f"stop must have at most {MOST_STOPS} strings"),
+            (sum(map(len, self.stop)) <= LONGEST_STOPS, f"stop must have at most {LONGEST_STOPS} characters in all"),
             (all(self.stop), "a stop string must not be empty"),
+            (len(self.stop_tokens) <= MOST_BIASES, f"there can be at most {MOST_BIASES} stop tokens"),
             (not (self.grammar and self.min_tokens), "min_tokens is not to be had together with a grammar"),
         )
         for holds, message in checks:
@@ -97,8 +113,8 @@ class Request:
     namespace: str = ""
 
     def __post_init__(self) -> None:
-        if self.margin < 0:
-            raise RequestError("margin must be 0 (lossless) or more")
+        if not 0 <= self.margin <= 1e9:
+            raise RequestError("margin must be between 0 (lossless) and 1e9 nats")
 
 
 class FinishReason(enum.Enum):
@@ -151,7 +167,7 @@ class StepOutput:
 
     `prompt_logprobs`, of the prompt's tokens from the second on, come with the first output where they were asked for.
     `drafted` is how many tokens the step had drafted. `usage` comes with the first output, for what the prompt took, and
-    with the last one, whole; `finish` with the last one. Where it is FAILED, `problem` is a sentence that says why.
+    with the last one, whole; `finish` with the last one. Where it is FAILED, `error` says why.
     """
 
     request_id: str
@@ -162,13 +178,16 @@ class StepOutput:
     finish: FinishReason | None = None
     usage: Usage | None = None
     drafted: int = 0
-    problem: str = ""
+    error: PacelineError | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass
 class Completion:
-    """A finished request. `text` is cut before a stop string; `tokens` are what the model produced."""
+    """A finished request. `text` is cut before a stop string; `tokens` are what the model produced.
+
+    Where `finish` is FAILED, `error` says why, and tokens and text are what came before.
+    """
 
     request_id: str
     tokens: TokenIds
@@ -176,3 +195,5 @@ class Completion:
     finish: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    error: PacelineError | None = None

@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from safetensors.torch import save_file
+from tokenizers import processors
 from typer.testing import CliRunner, Result
 
 from paceline.cli import app
+from paceline.config import EngineConfig
+from paceline.engine.engine import Engine
 from paceline.errors import ConfigError, FlaggedResult, InputError
 from paceline.tasks.apply import Applied
-from paceline.types import Usage
+from paceline.types import Request, Sampling, Usage
+from tests.models.test_config import values as config_values
+from tests.models.test_tokenizer import backend
+from tests.tiny import random_tensors, tiny_config
 
 CODE = "import os\n\n\ndef load(path):\n    return open(path).read()\n\n\ndef remove(path):\n    os.remove(path)\n"
 EDIT = """\
@@ -60,6 +67,11 @@ def test_help_lists_the_commands_and_every_setting() -> None:
     assert all(command in whole for command in ("pull", "generate", "apply", "bench"))
     one = paceline("generate", "--help").stdout
     assert "--max-batch" in one and "--deterministic" in one
+
+
+def test_a_check_of_a_path_says_that_there_is_nothing_to_check_against(tmp_path: Path) -> None:
+    refused(paceline("pull", str(tmp_path), "--check"), "no digest to check it against")
+    assert paceline("pull", str(tmp_path)).stdout == f"{tmp_path}\n"
 
 
 def test_an_unknown_model_is_refused_by_name(files: tuple[Path, Path]) -> None:
@@ -301,6 +313,26 @@ def test_a_flagged_merge_is_not_written_without_force(files: tuple[Path, Path]) 
     shown = paceline("apply", str(files[0]), "--edit", str(files[1]), "--json", "--policy", "plain", *MODEL)
     values = json.loads(shown.stdout)
     assert values["flagged"] and values["reasons"] and values["usage"]["output_tokens"] > 0
+
+
+def test_a_raw_prompt_begins_as_the_tokenizer_begins_it(tmp_path: Path) -> None:
+    made = backend()
+    made.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 460)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    config = tiny_config("llama", vocab_size=480, tie_embeddings=False)
+    shapes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 480}
+    (tmp_path / "config.json").write_text(json.dumps(config_values(**shapes, rms_norm_eps=1e-6)))
+    save_file(dict(random_tensors(config)), tmp_path / "model.safetensors")
+    engine = Engine.load(tmp_path, EngineConfig(device="cpu"))
+    told = [
+        engine.generate([Request(tokens, Sampling(max_tokens=12))])[0].text
+        for tokens in (engine.tokenizer.encode_prompt("def f"), engine.tokenizer.encode("def f"))
+    ]
+    command = ["generate", "def f", "--raw", "--max-tokens", "12", "--model", str(tmp_path), "--device", "cpu"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and done.stdout == f"{told[0]}\n" and told[0] != told[1]
 
 
 @pytest.mark.model

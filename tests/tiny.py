@@ -28,6 +28,8 @@ class ByteTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 
+    text_bytes = token_bytes
+
 
 def tiny_config(family: str = "qwen2", **changes: Any) -> ModelConfig:
     values: dict[str, Any] = {

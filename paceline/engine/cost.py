@@ -1,10 +1,12 @@
-"""What a step costs, by how many queries it has: learned from the steps themselves."""
+"""What a step costs, by how many queries it has, and a prompt's chunk: learned from the steps themselves."""
 
 from __future__ import annotations
 
 import bisect
+import math
 
 _WEIGHT = 0.3  # of a new measurement
+_LEAST_CHUNK = 32  # tokens: fewer take hardly less time
 _MARGINAL = 0.02  # a further query's cost over a single query's, before anything is known
 
 
@@ -35,3 +37,44 @@ class StepCost:
         low, high = index - 1, index
         slope = max(0.0, (seconds[high] - seconds[low]) / (counts[high] - counts[low]))
         return max(seconds[low] + slope * (queries - counts[low]), 0.5 * seconds[0])
+
+
+class ChunkCost:
+    """Seconds of a chunk of prompts, at most. A token at position p counts as 1 + p / `even`, its load.
+
+    `even` is the context at which attention over it takes as many operations as the weights do. So a chunk of more load
+    takes no more than proportionally longer: one measurement says something of all sizes, and one that was slow by chance
+    is outweighed by others.
+    """
+
+    def __init__(self, even: float) -> None:
+        self._even = even
+        self._seen: dict[int, tuple[float, float]] = {}
+
+    def add(self, ranges: list[tuple[int, int]], seconds: float) -> None:
+        """Learns a chunk of the tokens `start:end` of one or several prompts. Loads within an octave share an entry."""
+        load = sum(self.load(*each) for each in ranges)
+        octave = int(math.log2(load))
+        old_load, old_seconds = self._seen.get(octave, (load, seconds))
+        self._seen[octave] = (
+            old_load + _WEIGHT * (load - old_load),
+            old_seconds + _WEIGHT * (seconds - old_seconds),
+        )
+
+    def load(self, start: int, end: int) -> float:
+        """What the tokens `start:end` of a prompt count."""
+        return (end - start) * (1 + (start + end) / 2 / self._even)
+
+    def affordable(self, largest: int, start: int, seconds: float) -> int:
+        """The most tokens from `start` on that take no longer than `seconds`: `largest`, its half, its quarter and so on, or
+        where none does few.
+        """
+        size = largest
+        while size > _LEAST_CHUNK and self._most(self.load(start, start + size)) > seconds:
+            size //= 2
+        return size
+
+    def _most(self, load: float) -> float:
+        """The seconds that a chunk of `load` takes at most; infinite before anything is known."""
+        bounds = (seconds * max(1.0, load / seen) for seen, seconds in self._seen.values())
+        return min(bounds, default=math.inf)

@@ -7,7 +7,6 @@ plain steps would.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.engine.schemas import bounded
+from paceline.engine.schemas import lark
 from paceline.errors import BadGrammar
 from paceline.models.tokenizer import Tokenizer
 
@@ -26,8 +25,11 @@ _LONGEST_ERROR = 500  # characters
 
 
 def json_schema(schema: Mapping[str, Any], lenient: bool = False) -> str:
-    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one. `lenient` is as in `bounded`."""
-    return f"start: %json {json.dumps(bounded(schema, lenient))}\n"
+    """The grammar of JSON texts that a JSON schema allows; `{}` allows every one. `lenient` is as in `bounded`.
+
+    Raises BadGrammar for a schema that is nested too deeply.
+    """
+    return f"start: {lark(schema, lenient)}\n"
 
 
 def regex(pattern: str) -> str:

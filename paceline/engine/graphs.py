@@ -99,10 +99,10 @@ class GraphRunner(Runner):
     """Decode steps as replays. A step of B requests with Q queries each runs in the graph of the next larger B."""
 
     lag = 1
-    uniform = True
 
     def __init__(self, model: Decoder, cache: KVCache, config: EngineConfig) -> None:
         super().__init__(model, cache, config)
+        self.uniform = True
         self.spare = config.max_batch
         self._graphs: dict[tuple[int, int], StepGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -164,12 +164,11 @@ class GraphRunner(Runner):
 
     def decode(self, work: Decode) -> Flight:
         started = time.perf_counter()
-        sequences, length = work.sequences, max(work.lengths)
+        sequences, [length] = work.sequences, set(work.lengths)
         self.update_pages(sequences)
         captured = self._graph(_bucket(len(sequences)), length)
         self._set_slots(captured, sequences)
         captured.graph.replay()
-        lengths = [length] * len(sequences)
         if all(each.request.sampling.plain for each in sequences):
             drawing = any(each.request.sampling.temperature for each in sequences)
             margin = any(each.request.margin for each in sequences)
@@ -182,7 +181,7 @@ class GraphRunner(Runner):
             queries = count * (length + 1)
             flight = self._conclude(
                 sequences,
-                lengths,
+                work.lengths,
                 captured.logits[:queries],
                 captured.slots[:count],
                 captured.starts[: count + 1],
@@ -196,8 +195,9 @@ class GraphRunner(Runner):
         """Starts the copy of a step's results; `land` waits for it."""
         flight.result = _pinned(flight.result)
         if flight.logprobs is not None:
-            values, top, tokens = (_pinned(each) for each in flight.logprobs)
-            flight.logprobs = values, top, tokens
+            flight.logprobs = _all_pinned(flight.logprobs)
+        for each in flight.of_prompts:
+            each.values = _all_pinned(each.values)
         flight.event = torch.cuda.Event()
         flight.event.record()
         return flight
@@ -346,6 +346,11 @@ def _first(step: StepTokens, queries: int, count: int) -> StepTokens:
         step.origins[:queries],
         step.guesses[:count],
     )
+
+
+def _all_pinned(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, third = (_pinned(each) for each in tensors)
+    return first, second, third
 
 
 def _pinned(tensor: Tensor) -> Tensor:

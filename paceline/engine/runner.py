@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from paceline.engine.sampler import Row, adjusted, drawn, first_within_margin, l
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.engine.transfer import to_device, together
+from paceline.errors import EngineFailed, PacelineError
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.accept import HEADER, accept, compact
@@ -27,6 +29,7 @@ from paceline.ops.draw import Draws, signed
 from paceline.ops.layout import decode_layout, owners
 from paceline.types import TokenLogprob
 
+_log = logging.getLogger(__name__)
 _COLDEST = 1e-30  # a temperature that float32 still tells from 0
 
 
@@ -52,8 +55,32 @@ class Landed:
 
 
 @dataclass
+class PromptLogprobs:
+    """Log-probabilities of a prompt's tokens from index `start` + 1 on, as `sampler.logprobs` gives them."""
+
+    sequence: Sequence
+    epoch: int
+    start: int
+    tokens: list[int]
+    values: tuple[Tensor, Tensor, Tensor]
+
+    def land(self) -> None:
+        """Hands them to the sequence, unless it was preempted meanwhile."""
+        if self.sequence.epoch != self.epoch:
+            return
+        del self.sequence.prompt_logprobs[self.start :]
+        own, values, tokens = (each.tolist() for each in self.values)
+        for token, logprob, *top in zip(self.tokens, own, tokens, values, strict=True):
+            alternatives = tuple(zip(*top, strict=True))
+            self.sequence.prompt_logprobs.append(TokenLogprob(token, logprob, alternatives))
+
+
+@dataclass
 class Flight:
-    """A launched step. `entries` are (sequence, its epoch at launch, drafted length); `result` is accept's."""
+    """A launched step. `entries` are (sequence, its epoch at launch, drafted length); `result` is accept's.
+
+    `chunks` are the token ranges of the prompts it computes.
+    """
 
     entries: list[tuple[Sequence, int, int]]
     result: Tensor
@@ -63,11 +90,15 @@ class Flight:
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None
     starts: list[int] | None = None
     event: torch.cuda.Event | None = None
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    of_prompts: list[PromptLogprobs] = field(default_factory=list)
 
     def land(self) -> list[Landed]:
         """Waits for the step, then reads it. Sequences that finished or were preempted meanwhile are left out."""
         if self.event is not None:
             self.event.synchronize()
+        for each in self.of_prompts:
+            each.land()
         landed = []
         rows = self.result.tolist()
         for index, (sequence, epoch, length) in enumerate(self.entries):
@@ -100,16 +131,17 @@ class Flight:
 class Runner:
     """One model, its cache and the state of every slot. Nothing here waits for the device but `Flight.land`.
 
-    `lag` is how many launched steps the host may leave unread; `uniform` whether all requests of a step must draft alike.
+    `lag` is how many launched steps the host may leave unread; `uniform` whether all requests of a step must draft alike,
+    as the CUDA kernels take it.
     """
 
     lag = 0
-    uniform = False
 
     def __init__(self, model: Decoder, cache: KVCache, config: EngineConfig) -> None:
         assert config.max_context is not None and config.max_draft is not None
         self.model, self.cache, self.config = model, cache, config
         self.device = model.device
+        self.uniform = self.device.type == "cuda"
         slack = 2 * (config.max_draft + 1)
         self.max_context = config.max_context
         self.state = CopyState.empty(config.max_batch + 1, 2 * config.max_context + slack + 2, self.device)
@@ -141,19 +173,20 @@ class Runner:
         """Writes a sequence's slot: its sources and tokens, and where to copy from first."""
         parts: list[Any] = []
         room = self.max_context
-        for source in sequence.request.sources if self.config.drafter == "copy" else ():
+        for source in sequence.sources if self.config.drafter == "copy" else ():
             part = source[: max(0, room - sum(map(len, parts)) - 1)]
-            if part:
-                parts.append([*part, -1])
+            if len(part):
+                parts += [part, np.array([-1])]
         history = sum(map(len, parts))
         begins = bool(parts) and sequence.prompt_length == len(sequence.tokens)
         text = np.concatenate([*parts, sequence.array(0, len(sequence.tokens))])
         slot, state = sequence.slot, self.state
         sampling = sequence.request.sampling
         self._written[slot] = 0
+        self.page_table[slot].zero_()  # the last owner's pages are others' by now
         state.text[slot, : len(text)] = to_device(text, torch.int32, self.device)
         sequence.acceptance.stand(32 if begins else 0)
-        for field, value in (
+        for row, value in (
             (state.history_start, history),
             (state.end, len(text)),
             (state.pointer, 0 if begins else -1),
@@ -163,8 +196,8 @@ class Runner:
             (self.draws.seeds, signed(sequence.seed)),
             (self.draws.filters[:, 0], max(sampling.temperature, _COLDEST) if sampling.temperature else 0.0),
         ):
-            # `field[slot] = value` would copy from the host and wait for the device
-            field[slot : slot + 1].fill_(value)
+            # `row[slot] = value` would copy from the host and wait for the device
+            row[slot : slot + 1].fill_(value)
         if sampling.temperature:
             top_k = min(sampling.top_k, self.model.config.vocab_size)
             filters = to_device([top_k, sampling.top_p, sampling.min_p], torch.float32, self.device)
@@ -196,19 +229,50 @@ class Runner:
     def prefill(self, work: Prefill) -> Flight:
         """Computes prompt chunks; sequences whose last chunk this is get their first token."""
         started = time.perf_counter()
-        ready = [chunk.sequence for chunk in work.chunks if chunk.last]
-        logits = self.prompt_logits(work.chunks)
+        plain = [chunk for chunk in work.chunks if not _wants_all(chunk.sequence)]
+        told = [chunk for chunk in work.chunks if _wants_all(chunk.sequence)]
+        parts = [self.prompt_logits(plain)] if plain else []
+        of_prompts = []
+        for chunk in told:
+            logits, found = self._every_logit(chunk)
+            parts.append(logits)
+            of_prompts.append(found)
+        ready = [chunk.sequence for chunk in plain + told if chunk.last]
         for sequence in ready:
-            self.start(sequence)
-        queries = sum(chunk.end - chunk.start for chunk in work.chunks)
-        if not ready:
-            return Flight([], torch.empty(0, HEADER), False, queries, started)
-        slots = to_device([each.slot for each in ready], torch.int64, self.device)
-        starts = torch.arange(len(ready) + 1, dtype=torch.int32, device=self.device)
-        step = copy_draft(self.state, slots, starts, len(ready))
-        flight = self._conclude(ready, [0] * len(ready), logits, slots, starts, step, None)
-        flight.decode, flight.queries, flight.launched = False, queries, started
+            try:
+                self.start(sequence)
+            except Exception as error:  # what is wrong with one request ends that one
+                self._failed(sequence, error)
+        flight = Flight([], torch.empty(0, HEADER), False, 0, started)
+        if ready:
+            logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+            slots = to_device([each.slot for each in ready], torch.int64, self.device)
+            starts = torch.arange(len(ready) + 1, dtype=torch.int32, device=self.device)
+            step = copy_draft(self.state, slots, starts, len(ready))
+            flight = self._conclude(ready, [0] * len(ready), logits, slots, starts, step, None)
+        flight.decode, flight.launched, flight.of_prompts = False, started, of_prompts
+        flight.chunks = [(chunk.start, chunk.end) for chunk in work.chunks]
+        flight.queries = sum(end - start for start, end in flight.chunks)
         return flight
+
+    def _every_logit(self, chunk: Chunk) -> tuple[Tensor, PromptLogprobs]:
+        """Computes one chunk with the logits of all its tokens; those after its last token, [1, V] or, where the prompt goes
+        on, [0, V], and what they say of the tokens after them.
+        """
+        batch, tokens, _ = self._prefill_batch([chunk])
+        logits = self.model.forward(tokens, self.cache, batch)
+        following = chunk.sequence.tokens[chunk.start + 1 : chunk.end + 1]
+        choices = to_device(following, torch.int64, self.device)
+        values = logprobs(logits[: len(following)], choices, chunk.sequence.request.sampling.prompt_logprobs or 0)
+        found = PromptLogprobs(chunk.sequence, chunk.sequence.epoch, chunk.start, following, values)
+        return logits[len(logits) - chunk.last :], found
+
+    @staticmethod
+    def _failed(sequence: Sequence, error: Exception) -> None:
+        _log.exception("request %s failed within a step; the others go on", sequence.name)
+        sequence.failure = (
+            error if isinstance(error, PacelineError) else EngineFailed("the engine failed on this request")
+        )
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
         """Computes the chunks' keys and values; logits [N, V] after the last token of the N chunks that are last."""
@@ -294,7 +358,12 @@ class Runner:
             if sequence.follower is not None:
                 last = first + 1 + int((step.origins[first:last] >= 0).sum())  # padding comes last
                 tokens, starts = (each[first:last].tolist() for each in (step.tokens, step.branch_starts))
-                forbid(logits[first:last], sequence.follower.masks(tokens, starts))
+                try:
+                    masks = sequence.follower.masks(tokens, starts)
+                except Exception as error:  # what is wrong with one request's grammar ends that one
+                    self._failed(sequence, error)
+                else:
+                    forbid(logits[first:last], masks)
 
     def _prefill_batch(self, chunks: list[Chunk]) -> tuple[AttentionBatch, Tensor, Tensor]:
         size = self.cache.page_size
@@ -320,6 +389,11 @@ class Runner:
             host=HostLengths(bounds, starts, [_run(chunk.sequence.pages, -(-chunk.end // size)) for chunk in chunks]),
         )
         return batch, tokens, rows_
+
+
+def _wants_all(sequence: Sequence) -> bool:
+    """Whether the logits after each of the prompt's tokens are wanted; a preempted request has had them."""
+    return sequence.request.sampling.prompt_logprobs is not None and not sequence.first_token
 
 
 def _prompt_data(chunk: Chunk, page_size: int) -> Any:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from paceline.drafters.chooser import LENGTHS
+from paceline.engine.cost import ChunkCost
 from paceline.engine.sequence import Sequence
 from paceline.errors import ContextExceeded
 from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
 from paceline.types import FinishReason
+
+_OLDEST = 4  # the oldest prompt has a chunk's fourth part
+_LOGITS_OF = 512  # tokens of a prompt whose logits are wanted together
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class Chunk:
 @dataclass(frozen=True)
 class Prefill:
     chunks: list[Chunk]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [chunk.sequence for chunk in self.chunks]
 
     @property
     def held(self) -> bool:
@@ -62,12 +72,21 @@ class Scheduler:
         max_batch: int,
         prefill_chunk: int,
         draft_lengths: Callable[[list[Sequence]], list[int]],
+        chunk_cost: ChunkCost,
+        max_stall: float = math.inf,
+        uniform: bool = False,
     ) -> None:
+        """`chunk_cost` and `max_stall` bound a chunk by the seconds that running sequences wait for it. With `uniform` all
+        sequences of a decode step draft alike.
+        """
         self.pool = pool
         self.tree = tree
         self.page_size = page_size
         self.prefill_chunk = prefill_chunk
         self.draft_lengths = draft_lengths
+        self.chunk_cost = chunk_cost
+        self.max_stall = max_stall
+        self.uniform = uniform
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -115,16 +134,21 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Retires a sequence (its `finish` is set): whole computed pages go to the prefix cache, the rest are freed."""
-        self._release(sequence)
-        for group in (self.prefilling, self.running):
-            if sequence in group:
-                group.remove(sequence)
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
+        self._retire(sequence, self._num_computed(sequence))
 
     def cancel(self, sequence: Sequence) -> None:
         sequence.finish = FinishReason.CANCELLED
         self.finish(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Retires a sequence (its `finish` is set) whose last step has failed: what that computed is not shared."""
+        self._retire(sequence, 0)
+
+    def _retire(self, sequence: Sequence, computed: int) -> None:
+        self._release(sequence, computed)
+        for group in (self.prefilling, self.running, self.waiting):
+            if sequence in group:
+                group.remove(sequence)
 
     def _admit(self) -> None:
         while self.waiting and self._free_slots:
@@ -141,8 +165,10 @@ class Scheduler:
         """Locks the cached prefix and allocates the rest of the sequence's pages; False where they are not to be had."""
         pages: list[int] = []
         if self.tree is not None:
-            # at least the last token is computed: its logits are wanted
-            pages, node = self.tree.match(sequence.array(0, len(sequence.tokens) - 1))
+            # at least the last token is computed: its logits are wanted, or those of all tokens
+            wants_all = sequence.request.sampling.prompt_logprobs is not None and not sequence.first_token
+            found = sequence.array(0, 0 if wants_all else len(sequence.tokens) - 1)
+            pages, node = self.tree.match(found, sequence.request.namespace)
             self.tree.lock(node)
             sequence.node = node
         wanted = self._num_pages(len(sequence.tokens) + 1) - len(pages)
@@ -159,15 +185,14 @@ class Scheduler:
         return True
 
     def _prefill(self) -> Prefill:
+        """A chunk of the waiting prompts, in the order in which they were admitted."""
+        shares = self._shares()
         chunks = []
-        budget = self.prefill_chunk
         for sequence in list(self.prefilling):
-            if budget == 0:
-                break
+            if sequence not in shares:
+                continue
             start = sequence.computed
-            end = min(start + budget, len(sequence.tokens))
-            budget -= end - start
-            sequence.computed = end
+            end = sequence.computed = start + shares[sequence]
             last = end == len(sequence.tokens)
             chunks.append(Chunk(sequence, start, end, last))
             if last:
@@ -176,9 +201,41 @@ class Scheduler:
                 sequence.in_flight = 1
         return Prefill(chunks)
 
+    def _shares(self) -> dict[Sequence, int]:
+        """How many tokens of which prompts the next chunk has.
+
+        A chunk is as long as `max_stall` allows where others wait for it. The oldest prompt has a share of
+        it in any case; of the rest the shortest come first. So a short prompt does not wait for a long one, and a long
+        one goes on however many short ones come.
+        """
+        budget = self.prefill_chunk
+        if self.running or len(self.prefilling) > 1:
+            context = max(each.computed for each in self.prefilling)
+            budget = self.chunk_cost.affordable(budget, context, self.max_stall)
+        shares: dict[Sequence, int] = {}
+        if len(self.prefilling) > 1:
+            budget -= self._give(shares, self.prefilling[0], -(-budget // _OLDEST))
+        for sequence in sorted(self.prefilling, key=lambda each: len(each.tokens) - each.computed):
+            if budget == 0:
+                break
+            budget -= self._give(shares, sequence, budget)
+        return shares
+
+    def _give(self, shares: dict[Sequence, int], sequence: Sequence, most: int) -> int:
+        """Adds up to `most` tokens to a sequence's share; returns how many."""
+        share = shares.get(sequence, 0)
+        given = min(most, len(sequence.tokens) - sequence.computed - share)
+        if sequence.request.sampling.prompt_logprobs is not None:
+            given = min(given, _LOGITS_OF - share)
+        if given:
+            shares[sequence] = share + given
+        return given
+
     def _decode(self) -> Decode | None:
         sequences = self.running[:]
         lengths = self.draft_lengths(sequences)
+        if self.uniform:
+            lengths = [self._affordable_draft(sequences, max(lengths))] * len(sequences)
         ready: list[Sequence] = []
         drafts: list[int] = []
         for sequence, length in zip(sequences, lengths, strict=True):
@@ -197,12 +254,23 @@ class Scheduler:
             sequence.decided.append(sequence.acceptance.state)
         return Decode(ready, drafts) if ready else None
 
-    def _grow(self, sequence: Sequence, length: int) -> bool:
-        """Pages for a step that drafts `length` tokens after all that may be in flight."""
+    def _affordable_draft(self, sequences: list[Sequence], wanted: int) -> int:
+        """The longest draft up to `wanted` for which there are pages for all; 0 where there is none."""
+        most = self.pool.num_free + (self.tree.num_evictable if self.tree is not None else 0)
+        lengths = [wanted, *(each for each in reversed(LENGTHS) if 0 < each < wanted), 0]
+        fits = (each for each in lengths if sum(self._lacking(one, each) for one in sequences) <= most)
+        return next(fits, 0)
+
+    def _lacking(self, sequence: Sequence, length: int) -> int:
+        """The pages that it lacks for a step that drafts `length` tokens after all that may be in flight."""
         tokens = len(sequence.tokens) + sequence.in_flight + length + 1
-        if tokens <= len(sequence.pages) * self.page_size:
+        return max(0, self._num_pages(tokens) - len(sequence.pages))
+
+    def _grow(self, sequence: Sequence, length: int) -> bool:
+        """Pages for a step that drafts `length` tokens; False where they are not to be had."""
+        needed = self._lacking(sequence, length)
+        if not needed:
             return True
-        needed = self._num_pages(tokens) - len(sequence.pages)
         if not self._make_room(needed):
             return False
         sequence.pages += self.pool.allocate(needed)
@@ -220,7 +288,7 @@ class Scheduler:
         if not others:
             return False
         victim = others[-1]
-        self._release(victim)
+        self._release(victim, self._num_computed(victim))
         (self.prefilling if victim in self.prefilling else self.running).remove(victim)
         victim.epoch += 1
         victim.in_flight = victim.computed = 0
@@ -229,10 +297,13 @@ class Scheduler:
         self.num_preempted += 1
         return True
 
-    def _release(self, sequence: Sequence) -> None:
+    def _num_computed(self, sequence: Sequence) -> int:
+        """Tokens whose keys and values are computed; the last one's are by the step after it."""
+        return sequence.computed if sequence in self.prefilling else len(sequence.tokens) - 1
+
+    def _release(self, sequence: Sequence, computed: int) -> None:
+        """Takes back pages and slot; whole pages of the first `computed` tokens go to the prefix cache."""
         if sequence.pages:
-            # the last token's keys and values are computed by the step after it
-            computed = sequence.computed if sequence in self.prefilling else len(sequence.tokens) - 1
             self._share(sequence, computed)
             self.pool.free(sequence.pages[sequence.num_shared :])
             if sequence.node is not None and self.tree is not None:
@@ -248,7 +319,7 @@ class Scheduler:
         if self.tree is None or count <= sequence.num_shared:
             return
         tokens = sequence.array(0, count * self.page_size)
-        pages, node = self.tree.insert(tokens, sequence.pages[:count], sequence.num_shared)
+        pages, node = self.tree.insert(tokens, sequence.pages[:count], sequence.num_shared, sequence.request.namespace)
         self.tree.lock(node)
         if sequence.node is not None:
             self.tree.unlock(sequence.node)

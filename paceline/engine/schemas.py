@@ -9,9 +9,12 @@ from typing import Any
 
 import llguidance
 
+from paceline.errors import BadGrammar
+
 LARK = "x-lark"  # in the schema of a string: the grammar it follows, enforced by formats that write strings as they are
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _UNICODE = "json_allow_general_unicode_escapes"
+_TOO_DEEP = "the JSON schema is nested too deeply"
 
 
 def _is_schema(value: Any) -> bool:
@@ -90,6 +93,14 @@ def _inner(word: str, value: Any) -> Iterator[Any]:
         yield from value if isinstance(value, list) else [value]
 
 
+def lark(schema: Mapping[str, Any], lenient: bool = False) -> str:
+    """The schema as an expression in Lark, as `bounded` has it. Raises BadGrammar for one that is nested too deeply."""
+    try:
+        return f"%json {json.dumps(bounded(schema, lenient))}"
+    except RecursionError as error:
+        raise BadGrammar(_TOO_DEEP) from error
+
+
 def bounded(schema: Mapping[str, Any], lenient: bool = False) -> dict[str, Any]:
     r"""The schema as it is put to llguidance.
 
@@ -103,24 +114,31 @@ def bounded(schema: Mapping[str, Any], lenient: bool = False) -> dict[str, Any]:
     return {**_changed(schema, lenient), "x-guidance": guidance}
 
 
-def _changed(schema: Any, lenient: bool) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
+def _within(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The schema with `change` made to those that its keywords hold."""
     changed: dict[str, Any] = {}
     for word, value in schema.items():
         form = _FORMS.get(word)
         if form is _NAMED and isinstance(value, Mapping):
-            value = {name: _changed(each, lenient) for name, each in value.items()}
+            value = {name: change(each) for name, each in value.items()}
         elif isinstance(value, list) and (form is _SCHEMAS or word == "items"):
-            value = [_changed(each, lenient) for each in value]
+            value = [change(each) for each in value]
         elif form is _SCHEMA or word == "items":
-            value = _changed(value, lenient)
+            value = change(value)
         changed[word] = value
+    return changed
+
+
+def _changed(schema: Any, lenient: bool) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = _within(schema, functools.partial(_changed, lenient=lenient))
     if lenient and "pattern" in changed and not _compiles({"pattern": changed["pattern"]}):
         del changed["pattern"]
     if lenient and not _compiles(_names_alone(changed)):
+        if "patternProperties" in changed:  # the names that it allows are not to be refused
+            changed["additionalProperties"] = True
         changed = {word: value for word, value in changed.items() if word not in _NAME_LIMITS}
-        changed["additionalProperties"] = True
     if (
         "properties" in changed
         and "patternProperties" not in changed
@@ -152,3 +170,93 @@ def _compiles(schema: Mapping[str, Any]) -> bool:
 @functools.lru_cache(maxsize=1024)  # agents send the same tools with every turn
 def _is_grammar(text: str) -> bool:
     return not llguidance.LLMatcher.validate_grammar(text)
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with `additionalProperties` false where an object declares properties and says nothing of others.
+
+    Left open is what is one of several schemas of the same object (`allOf`, or `anyOf`, `$ref` and the like beside
+    properties), for each would forbid what the others declare; so is what requires a name that it does not declare.
+    Raises BadGrammar for one that is nested too deeply.
+    """
+    may_close: dict[int, bool] = {}
+    budget = iter(range(_MOST_MEMBERS))
+    seen: set[tuple[int, bool]] = set()
+    left: list[tuple[Any, bool]] = [(schema, False)]  # with true for one of several
+    while left:
+        each, shared = left.pop()
+        if not isinstance(each, Mapping) or (id(each), shared) in seen:
+            continue
+        seen.add((id(each), shared))
+        may_close[id(each)] = may_close.get(id(each), True) and not shared and _is_whole(each, schema, budget)
+        groups = list(_groups(each, schema))
+        shared = shared or len(groups) > 1 or bool(_names(each))
+        left += [(member, shared) for group in groups for member in group]
+        left += [(each[word], True) for word in ("not", "if") if word in each]
+        for word in each:
+            if word in _FORMS and word not in _IN_PLACE:
+                left += [(inner, False) for inner in _inner(word, each[word])]
+    try:
+        changed: dict[str, Any] = _close(schema, may_close)
+    except RecursionError as error:
+        raise BadGrammar(_TOO_DEEP) from error
+    return changed
+
+
+def _close(schema: Any, may_close: Mapping[int, bool]) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = _within(schema, functools.partial(_close, may_close=may_close))
+    return {**changed, "additionalProperties": False} if may_close.get(id(schema)) else changed
+
+
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "then", "else", "dependentSchemas", "not", "if")
+_MOST_MEMBERS = 10_000  # looked at in all; beyond, objects of several schemas stay open: no body makes the search long
+
+
+def _groups(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The other schemas of the same object, those in a group that one of which holds at a time."""
+    yield from ([each] for each in schema.get("allOf", ()))
+    yield from (schema[word] for word in ("anyOf", "oneOf") if word in schema)
+    yield from ([schema[word]] for word in ("then", "else") if word in schema)
+    yield from ([each] for each in schema.get("dependentSchemas", {}).values())
+    if "$ref" in schema:
+        yield [resolve(schema["$ref"], root)]
+
+
+def _names(schema: Mapping[str, Any]) -> set[str | None]:
+    """The names that a schema itself speaks of, None among them where it speaks of any."""
+    names: set[str | None] = {*schema.get("properties", ()), *schema.get("required", ())}
+    if any(word in schema for word in ("patternProperties", "additionalProperties")):
+        names.add(None)
+    return names
+
+
+def _is_whole(schema: Mapping[str, Any], root: Mapping[str, Any], budget: Iterator[int]) -> bool:
+    """Whether an object's schema declares every name that it, or others of the same object, speak of. `budget` is spent on
+    the others.
+    """
+    declared = schema.get("properties", {}).keys()
+    if not declared or schema.get("unevaluatedProperties", False) is not False:
+        return False
+    seen: set[int] = set()
+    left: list[Any] = [schema]
+    while left:
+        each = left.pop()
+        if not isinstance(each, Mapping) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if not _names(each) <= declared or (each is not schema and next(budget, None) is None):
+            return False
+        left += [member for group in _groups(each, root) for member in group]
+    return True
+
+
+def resolve(reference: str, root: Any) -> Any:
+    """What a reference into the schema itself, such as `#/$defs/Edit`, points to; None where it leads nowhere."""
+    head, *names = reference.split("/")
+    if head != "#":
+        return None
+    for name in names:
+        root = root.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(root, dict) else None
+    return root

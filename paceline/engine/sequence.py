@@ -12,6 +12,7 @@ import numpy as np
 from paceline.drafters.chooser import Acceptance
 from paceline.engine.detokenize import Detokenizer
 from paceline.engine.grammar import Follower
+from paceline.errors import BadGrammar, PacelineError
 from paceline.kv.radix import Node
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
 
@@ -21,13 +22,14 @@ class Sequence:
     """Everything the host knows of one request.
 
     tokens      prompt, then the output the host has seen
-    prompt      the prompt's tokens as an array, [T] int64
+    prompt      the prompt's tokens as an array, [T] int64; `sources` those of its sources
     pages       its pages in order, the first `num_shared` of them the radix tree's, locked through `node`
     slot        its row in the device state while it runs, -1 before
     computed    tokens whose keys and values are in the cache, as far as the host knows
     in_flight   the most tokens that launched steps may still add
     epoch       counts preemptions: what was launched in an earlier epoch is dropped when it lands
     follower    where its output stands in its grammar, if it has one
+    failure     what went wrong for it alone within a launched step, if anything: it ends when that lands
     decided     the acceptance states in which the launched steps' drafts were decided, oldest first
     """
 
@@ -40,6 +42,7 @@ class Sequence:
     tokens: list[int]
     prompt: Any
     prompt_length: int
+    sources: list[Any] = field(default_factory=list)
     follower: Follower | None = None
     pages: list[int] = field(default_factory=list)
     num_shared: int = 0
@@ -49,10 +52,12 @@ class Sequence:
     in_flight: int = 0
     epoch: int = 0
     decided: deque[int] = field(default_factory=deque)
+    failure: PacelineError | None = None
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
 
@@ -99,8 +104,9 @@ class Sequence:
             text += self.detokenizer.finish()
             count = len(kept)
         self.tokens += kept
-        problem = self.follower.advance(kept) if self.follower is not None else ""
-        if problem:
+        if self.follower is not None and (problem := self.follower.advance(kept)):
+            self.failure = BadGrammar(problem)
+        if self.failure is not None:
             self.finish = FinishReason.FAILED
         self.text.append(text)
         accepted = min(accepted, count)
@@ -115,4 +121,10 @@ class Sequence:
             usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [True] * accepted + [False] * (count - accepted)
         snapshot = replace(usage) if begins or self.finish else None
-        return StepOutput(self.name, kept, text, flags, told, self.finish, snapshot, drafted, problem)
+        of_prompt = tuple(self.prompt_logprobs) if begins else ()
+        return StepOutput(self.name, kept, text, flags, told, self.finish, snapshot, drafted, self.failure, of_prompt)
+
+    def fail(self, error: PacelineError) -> StepOutput:
+        """Ends it by an error, with what it has."""
+        self.failure, self.finish = error, FinishReason.FAILED
+        return StepOutput(self.name, [], "", [], finish=self.finish, usage=replace(self.usage), error=error)

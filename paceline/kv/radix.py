@@ -51,7 +51,7 @@ class RadixTree:
         evicted at any time until `lock(node)`.
         """
         wanted = np.asarray(tokens, dtype=np.int64)
-        node = self._root(namespace)
+        node = self._roots.get(namespace) or _root()
         pages: list[int] = []
         while child := node.children.get(self._first(wanted, len(pages))):
             rest = wanted[len(pages) * self.page_size :][: len(child.tokens)]
@@ -90,6 +90,7 @@ class RadixTree:
         whole = np.asarray(tokens, dtype=np.int64)
         count = len(whole) // self.page_size
         assert count == len(pages), f"{count} whole pages of tokens came with {len(pages)} pages"
+        self._roots.setdefault(namespace, _root())
         held, node = self.match(whole, namespace)
         matched = len(held)
         assert held[:num_shared] == pages[:num_shared], "the shared pages are not the tree's"
@@ -118,6 +119,7 @@ class RadixTree:
             gone = not leaf.pages and parent is not None and parent.parent is not None
             if gone and parent is not None and not parent.children and parent.locks == 0:
                 heapq.heappush(heap, (parent.last_use, id(parent), parent))
+        self._roots = {name: root for name, root in self._roots.items() if root.children}
         return freed
 
     @property
@@ -144,9 +146,6 @@ class RadixTree:
         upper.children[self._first(node.tokens)] = node
         return upper
 
-    def _root(self, namespace: str) -> Node:
-        return self._roots.setdefault(namespace, Node(np.empty(0, dtype=np.int64), [], None))
-
     def _first(self, tokens: Tokens, page: int = 0) -> bytes:
         """The tokens of one page, as `Node.children` has them; of a page that is not whole, what no child is named."""
         return tokens[page * self.page_size : (page + 1) * self.page_size].tobytes()
@@ -159,6 +158,10 @@ class RadixTree:
                 stack.extend(node.children.values())
             else:
                 yield node
+
+
+def _root() -> Node:
+    return Node(np.empty(0, dtype=np.int64), [], None)
 
 
 def _upwards(node: Node | None) -> Iterator[Node]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +16,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paceline.errors import BadWeights, UnknownModel
+from paceline.models import sampling
 from paceline.models.config import ModelConfig, from_hf
 from paceline.models.gguf import GGUFFile
 from paceline.models.tokenizer import Tokenizer
+from paceline.types import Sampling
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint(ABC):
-    """A model's config, weights and tokenizer.
+    """A model's config, weights and tokenizer, and how its makers want it sampled (`sampling`; greedy where they do not
+    say).
 
     `identity` tells two checkpoints apart by their files' sizes, heads and samples all over them; it is cheap, and no
     proof that every weight is the same.
@@ -28,13 +35,24 @@ class Checkpoint(ABC):
 
     config: ModelConfig
     identity: str
+    sampling: Sampling
 
     @abstractmethod
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, CPU tensor of `dtype`), each once."""
 
+    def tokenizer(self) -> Tokenizer:
+        """Its `eos_tokens` are those that the model can say. Warns where there is none."""
+        tokenizer = self._tokenizer()
+        tokenizer.eos_tokens = tuple(each for each in tokenizer.eos_tokens if 0 <= each < self.config.vocab_size)
+        if not tokenizer.eos_tokens:
+            _log.warning(
+                "this model names no token that ends its output: it goes on to the limit, or to a stop string of the request"
+            )
+        return tokenizer
+
     @abstractmethod
-    def tokenizer(self) -> Tokenizer: ...
+    def _tokenizer(self) -> Tokenizer: ...
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -50,12 +68,13 @@ class _GGUF(Checkpoint):
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
         self.config = self._file.config
-        self.identity = _identity([path])
+        self.identity = _identity(self._file.paths)
+        self.sampling = sampling.from_gguf(self._file.metadata)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         return self._file.tensors(dtype)
 
-    def tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self._file.metadata)
 
 
@@ -64,14 +83,16 @@ class _Directory(Checkpoint):
         self._path = path
         self._files = self._weight_files()
         if not self._files:
-            raise BadWeights(f"{path} holds no safetensors file")
+            others = [each.name for each in sorted(path.glob("*.gguf"))[:1]]
+            hint = f"; for its GGUF file, give the path of that: {path / others[0]}" if others else ""
+            raise BadWeights(f"{path} holds no safetensors file{hint}")
         values = self._json("config.json")
         if values is None:
             raise BadWeights(f"{path} holds no config.json")
         generation = self._json("generation_config.json") or {}
-        if generation.get("eos_token_id") is not None:
-            values["eos_token_id"] = generation["eos_token_id"]
+        values["eos_token_id"] = [*_listed(generation.get("eos_token_id")), *_listed(values.get("eos_token_id"))]
         self.config = from_hf(values)
+        self.sampling = sampling.from_generation_config(generation)
         self._check_files()
         self.identity = _identity([path / "config.json", *self._files])
 
@@ -84,21 +105,26 @@ class _Directory(Checkpoint):
             except SafetensorError as error:
                 raise BadWeights(f"{file} is cut short or damaged: {error}") from error
 
-    def tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_directory(self._path, self.config.eos_tokens)
 
     def _weight_files(self) -> list[Path]:
         """Those that the index lists, where there is one (other files may lie beside them), else all."""
         index = self._json("model.safetensors.index.json")
         if index is None:
-            return sorted(self._path.glob("*.safetensors"))
-        listed = index.get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise BadWeights(f"{self._path / 'model.safetensors.index.json'} lists no weights")
-        files = [self._path / str(name) for name in sorted(set(listed.values()))]
-        for file in files:
-            if not file.is_file():
-                raise BadWeights(f"{self._path} lacks {file.name}, which its index lists")
+            files = sorted(self._path.glob("*.safetensors"))
+            names = {name for file in files for name in _shards(file.name)}
+        else:
+            listed = index.get("weight_map")
+            if not isinstance(listed, dict) or not listed:
+                raise BadWeights(f"{self._path / 'model.safetensors.index.json'} lists no weights")
+            names = {str(each) for each in listed.values()}
+            files = [self._path / name for name in sorted(names)]
+        missing = sorted(name for name in names if not (self._path / name).is_file())
+        if missing:
+            raise BadWeights(
+                f"{self._path} lacks {', '.join(missing)} of the {len(names)} files of the model's weights"
+            )
         return files
 
     def _check_files(self) -> None:
@@ -125,6 +151,18 @@ class _Directory(Checkpoint):
         if not isinstance(values, dict):
             raise BadWeights(f"{file} is no JSON object")
         return values
+
+
+def _shards(name: str) -> list[str]:
+    """The names of all files that belong to a file of weights, as its own name tells."""
+    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", name)
+    if not found:
+        return [name]
+    return [f"{found[1]}-{number:05}-of-{found[2]}.safetensors" for number in range(1, int(found[2]) + 1)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 _HEAD, _SAMPLE, _NUM_SAMPLES = 1 << 20, 4096, 256

@@ -131,7 +131,7 @@ def from_hf(values: Mapping[str, Any]) -> ModelConfig:
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             attention_bias=family.attention_bias,
             qk_norm=family.qk_norm,
-            eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            eos_tokens=tuple(dict.fromkeys(eos)) if isinstance(eos, list) else () if eos is None else (eos,),
             bos_token=values.get("bos_token_id"),
         )
     except KeyError as error:
@@ -166,7 +166,7 @@ def from_gguf(metadata: Mapping[str, Any], has_output: bool, rope_divisors: Sequ
         raise UnknownArchitecture("this GGUF model turns a part of each head only, which is not supported")
     if value("attention.sliding_window", context) not in (0, context):
         raise UnknownArchitecture("this GGUF model uses sliding-window attention, which is not supported")
-    eos = [metadata.get("tokenizer.ggml.eos_token_id"), metadata.get("tokenizer.ggml.eot_token_id")]
+    eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return ModelConfig(
         family=family.name,
         hidden_size=hidden,

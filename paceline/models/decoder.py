@@ -37,7 +37,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
         self.config = config
         self.device = device
-        loader = _Loader(tensors, device)
+        loader = _Loader(tensors, device, _expected(config))
         self.layers = [loader.layer(index, config) for index in range(config.num_layers)]
         self.embedding = loader.take("model.embed_tokens.weight")
         self.norm = loader.take("model.norm.weight")
@@ -81,20 +81,45 @@ class Decoder:
         return norm_linear(hidden, self.norm, eps, self.head, normed)
 
 
+_MOST_NAMED = 20
+
+
+def _expected(config: ModelConfig) -> list[str]:
+    """The names of all tensors of a model, in the order in which they are taken."""
+    parts = ["input_layernorm.weight"]
+    for part in "qkv":
+        parts += [f"self_attn.{part}_proj.{kind}" for kind in ("weight", *(["bias"] if config.attention_bias else []))]
+    if config.qk_norm:
+        parts += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+    parts += ["self_attn.o_proj.weight", "post_attention_layernorm.weight"]
+    parts += [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    names = [f"model.layers.{index}.{part}" for index in range(config.num_layers) for part in parts]
+    return [
+        *names,
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        *([] if config.tie_embeddings else ["lm_head.weight"]),
+    ]
+
+
 class _Loader:
     """Collects a checkpoint's tensors by name and joins those that one operation uses."""
 
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]], device: torch.device, expected: list[str]) -> None:
         self.device = device
         self.waiting: dict[str, Tensor] = {}
         self.stream = iter(tensors)
+        self._missing = dict.fromkeys(expected)
 
     def take(self, name: str) -> Tensor:
         while name not in self.waiting:
             found = next(self.stream, None)
             if found is None:
-                raise BadWeights(f"the checkpoint has no tensor {name!r}")
+                missing = list(self._missing)
+                more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+                raise BadWeights(f"the checkpoint lacks the tensors {', '.join(missing[:_MOST_NAMED])}{more}")
             self.waiting[found[0]] = found[1].to(self.device)
+            self._missing.pop(found[0], None)
         return self.waiting.pop(name)
 
     def joined(self, names: list[str], bias: bool = False, gated: bool = False) -> Weight:

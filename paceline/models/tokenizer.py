@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from paceline.errors import BadWeights, RequestError
 from paceline.models.earlier import Earlier
 from paceline.models.hiding import Hiding, any_of, strings
+from paceline.models.template import Message, left_open, looks_like_control, render, said_last, turn_end
 
 # How GGUF's `pre` names split text before byte-level BPE; the patterns are those of the models' own tokenizer.json.
 _QWEN2_SPLIT = (
@@ -28,16 +25,18 @@ _QWEN2_SPLIT = (
 )
 _LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _CONTROL, _USER_DEFINED = 3, 4
+# Of tokens marked special those that frame tool calls or reasoning, by their text: they are part of what a model says.
+_SPOKEN = re.compile(r"tool|think|DSML|arg_(key|value)|function|invoke|parameter", re.IGNORECASE)
 _TOGETHER = 4096  # texts encoded at once, so that what is kept of them meanwhile stays small
-
-Message = Mapping[str, Any]
 
 
 class Tokenizer:
     """`encode` never makes a special token out of text unless told to; a chat's markup comes from its template alone.
 
-    `special_tokens` are all added tokens by their text. Of them `decode` leaves out only those that are marked special:
-    a model's `<tool_call>`, say, is an added token that is part of what it says.
+    `special_tokens` are all added tokens by their text. Of them `text_bytes` and `decode` leave out control tokens: those
+    that are marked special, but for those that frame tool calls or reasoning, which are part of what a model says however
+    its tokenizer marks them (DeepSeek's `<｜tool▁calls▁begin｜>` is marked, Qwen's `<tool_call>` is not). `eos_tokens` end
+    the output, the chat template's own turn end first. `bos_tokens` come before a prompt that is no chat.
     """
 
     def __init__(
@@ -47,15 +46,18 @@ class Tokenizer:
         eos_tokens: Sequence[int],
         chat_template: str | None,
         markers: Mapping[str, str] | None = None,
+        bos_tokens: Sequence[int] = (),
     ) -> None:
         self._backend = backend
         self.special_tokens = dict(specials)
         self.eos_tokens = tuple(eos_tokens)
+        self.bos_tokens = tuple(bos_tokens)
         self.chat_template = chat_template
         self._markers = dict(markers or {})
         self._special_ids = frozenset(self.special_tokens.values())
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self._unspoken = frozenset(index for index, each in self._added.items() if each.special)
+        self._silent = frozenset(index for index in self._unspoken if not _SPOKEN.search(self._added[index].content))
         self._text_only = _without_added(backend)
         self._bytes: dict[int, bytes] = {}
         self._earlier = Earlier()
@@ -75,6 +77,12 @@ class Tokenizer:
         """
         return list(_encodings(self._backend if allow_special else self._text_only, [text])[0].ids)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """A prompt that is no chat, as tokens: special tokens are made, and `bos_tokens` come first, once."""
+        tokens = self.encode(text, allow_special=True)
+        bos = list(self.bos_tokens)
+        return tokens if tokens[: len(bos)] == bos else bos + tokens
+
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens `encode` makes of each of many texts. Raises what `encode` raises."""
         found: list[int] = []
@@ -83,9 +91,13 @@ class Tokenizer:
         return found
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
-        """Tokens to text; bytes that are no UTF-8 become U+FFFD."""
-        kept = [token for token in tokens if not (skip_special and token in self._unspoken)]
-        return b"".join(self.token_bytes(token) for token in kept).decode("utf-8", "replace")
+        """Tokens to text; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""
+        bytes_of = self.text_bytes if skip_special else self.token_bytes
+        return b"".join(map(bytes_of, tokens)).decode("utf-8", "replace")
+
+    def text_bytes(self, token: int) -> bytes:
+        """The bytes of a token in what a reader sees: as `token_bytes`, but a control token gives nothing."""
+        return b"" if token in self._silent else self.token_bytes(token)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token: half a character, perhaps. A special token gives its text, an unused id nothing."""
@@ -109,18 +121,36 @@ class Tokenizer:
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
     ) -> str:
         """The chat as the model's template writes it, given `variables` besides. Raises RequestError where there is none or
         it refuses.
+
+        With `continue_final` the last message, an assistant's, is left open: the text ends with its content as given, and
+        no turn is opened. Raises RequestError where the template cannot leave it open.
         """
+        return "".join(self._rendered(messages, tools, add_generation_prompt, variables, continue_final))
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+        continue_final: bool,
+    ) -> tuple[str, str]:
+        """What the template writes, and, with `continue_final`, the text that stands open after it."""
         if self.chat_template is None:
             raise RequestError("this model has no chat template")
-        try:
-            own = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-            text: str = _compiled(self.chat_template).render({**(variables or {}), **self._markers, **own})
-        except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
-            raise RequestError(f"the chat template refuses these messages: {error}") from error
-        return text
+        template, more = self.chat_template, {**(variables or {}), **self._markers, "tools": tools}
+
+        def write(messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+            return render(template, {**more, "messages": messages, "add_generation_prompt": add_generation_prompt})
+
+        if not continue_final:
+            return write(messages, add_generation_prompt), ""
+        said = said_last(messages)
+        return left_open(messages, said, write), said
 
     def encode_chat(
         self,
@@ -128,15 +158,17 @@ class Tokenizer:
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
         """The chat as tokens. Markup in what the caller gives stays text: only the template makes special tokens.
 
         Where the template itself looks for markup in the messages (as for an earlier answer's `</think>`), added tokens
-        that are not marked special are made of it too, as transformers does; those marked special never are. Raises
+        that are not marked special are made of it too, as transformers does; those marked special never are. With
+        `continue_final`, which is as in `render`, that holds for all of the text that is to be continued. Raises
         RequestError where a template rewrites text so that the two cannot be told apart, or what is given nests too deep.
         """
         try:
-            return self._encode_chat(messages, tools, add_generation_prompt, variables)
+            return self._encode_chat(messages, tools, add_generation_prompt, variables, continue_final)
         except RecursionError as error:
             raise RequestError("these messages or tools are nested too deep") from error
 
@@ -146,17 +178,27 @@ class Tokenizer:
         tools: Sequence[Any] | None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None,
+        continue_final: bool,
     ) -> list[int]:
-        given = (messages, tools, variables)
-        plain = self.render(messages, tools, add_generation_prompt, variables)
+        given = (list(messages), tools, variables)
+        plain, said = self._rendered(messages, tools, add_generation_prompt, variables, continue_final)
         for tokens, visible in self._hidden:
-            hiding = Hiding.choose(tokens, visible, [plain, self.chat_template or "", *strings(given)])
+            hiding = Hiding.choose(tokens, visible, [plain, said, self.chat_template or "", *strings(given)])
             changed = hiding.hide(given)
-            same = changed == given
-            text = plain if same else self.render(changed[0], changed[1], add_generation_prompt, changed[2])
+            if continue_final:  # what the template writes before it may depend on it, and nothing else does
+                changed[0][-1] = {**changed[0][-1], "role": "assistant", "content": said}
+            text = plain
+            if changed != given:
+                text, _ = self._rendered(changed[0], changed[1], add_generation_prompt, changed[2], continue_final)
             if hiding.reveal(text) == plain:
-                return self._encode_rendered(text, hiding)
+                return self._encode_rendered(text + replace(hiding, visible=self._sayable).hide(said), hiding)
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
+
+    @cached_property
+    def _sayable(self) -> re.Pattern[str]:
+        """Finds the added tokens that are not marked special, which a model's own text may hold."""
+        marked = frozenset(text for text, index in self.special_tokens.items() if index in self._unspoken)
+        return Hiding.choose(marked, frozenset(self.special_tokens) - marked, ()).visible
 
     @cached_property
     def _hidden(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
@@ -197,6 +239,8 @@ class Tokenizer:
             raise BadWeights(f"{file} is damaged: {error}") from error
         if not _is_byte_level(backend):
             raise BadWeights(f"{file} is no byte-level tokenizer; others are not supported")
+        backend.no_truncation()  # what was in force when the file was saved is not part of the tokenizer
+        backend.no_padding()
         settings: dict[str, Any] = {}
         if (path / "tokenizer_config.json").exists():
             try:
@@ -209,11 +253,18 @@ class Tokenizer:
         if isinstance(template, list):
             template = next((each["template"] for each in template if each["name"] == "default"), None)
         specials = {str(each.content): index for index, each in backend.get_added_tokens_decoder().items()}
-        markers = {}
+        markers, ids = {}, {}
         for name in ("bos_token", "eos_token"):
             value = settings.get(name)
-            markers[name] = (value["content"] if isinstance(value, dict) else value) or ""
-        return cls(backend, specials, eos_tokens, template, markers)
+            markers[name] = str((value["content"] if isinstance(value, dict) else value) or "")
+            ids[name] = backend.token_to_id(markers[name])
+        added = backend.encode("a")  # with what its post-processor adds
+        bos = added.ids[: [*added.special_tokens_mask, 0].index(0)]
+        if not bos and settings.get("add_bos_token") is True and ids["bos_token"] is not None:
+            bos = [ids["bos_token"]]
+        tokenizer = cls(backend, specials, (), template, markers, bos)
+        tokenizer._find_ends([*eos_tokens, ids["eos_token"]])
+        return tokenizer
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -234,16 +285,33 @@ class Tokenizer:
         backend.add_tokens(
             [AddedToken(text, normalized=False, special=kind == _CONTROL) for text, kind in added.items()]
         )
-        eos, eot, bos = (_named_token(metadata, name, len(texts)) for name in ("eos", "eot", "bos"))
-        ends = [token for token in (eos, eot) if token is not None]
-        if bos is not None and texts[bos] == "<|endoftext|>":
-            ends.append(bos)
+        eos, eot, eom, bos = (_named_token(metadata, name, len(texts)) for name in ("eos", "eot", "eom", "bos"))
         specials = {text: vocabulary[text] for text in added}
         markers = {
             "bos_token": "" if bos is None else texts[bos],
             "eos_token": "" if eos is None else texts[eos],
         }
-        return cls(backend, specials, tuple(dict.fromkeys(ends)), metadata.get("tokenizer.chat_template"), markers)
+        # Llama 3 begins every prompt with it, whether or not its file says so
+        begins = bos is not None and metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") is True
+        template = metadata.get("tokenizer.chat_template")
+        tokenizer = cls(backend, specials, (), template, markers, [bos] if bos is not None and begins else [])
+        tokenizer._find_ends([eos, eot, eom])
+        return tokenizer
+
+    def _find_ends(self, named: Sequence[int | None]) -> None:
+        """Sets `eos_tokens`: the chat template's turn end, those that the checkpoint names, and `<|endoftext|>`, which ends a
+        text wherever there is one, though a file may call it the beginning or nothing.
+
+        A config may have been copied from a model with another vocabulary, and then name a token of ordinary text: such a
+        one counts only where there is no other.
+        """
+        control = {t: i for t, i in self.special_tokens.items() if i in self._unspoken or looks_like_control(t)}
+        ends = [*named, control.get("<|endoftext|>")]
+        if self.chat_template is not None:
+            end = turn_end(any_of(control), functools.partial(self.render, add_generation_prompt=False))
+            ends.insert(0, None if end is None else control[end])
+        found = dict.fromkeys(token for token in ends if token is not None)
+        self.eos_tokens = tuple(token for token in found if token in self._special_ids) or tuple(found)
 
 
 def _encodings(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:
@@ -318,40 +386,3 @@ def _byte_of_character() -> dict[str, int]:
     rest = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
     return table | {chr(256 + index): byte for index, byte in enumerate(rest)}
-
-
-# What Python raises inside a template that meets messages it was not written for.
-_TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks, for training, what the assistant says; here it is nothing but its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - as the base class declares it
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@cache
-def _compiled(template: str) -> jinja2.Template:
-    """The template in the sandbox, with the filters and functions that templates written for transformers expect."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        text = json.dumps(value, ensure_ascii=False, **options)
-        if not ensure_ascii:
-            return text
-        # all but the private characters, which may be stand-ins that have to be found again
-        return re.sub("[^\0-\x7f\U000f0000-\U000ffffd]", lambda found: json.dumps(found[0])[1:-1], text)
-
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = to_json
-    return environment.from_string(template)

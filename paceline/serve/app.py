@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,19 +16,30 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.errors import BadField, NotFound, PacelineError, SlowBody, Unauthorized
-from paceline.serve.chat import chat, tokenize
+from paceline.serve.chat import chat
 from paceline.serve.compact import compacted
 from paceline.serve.completions import completions
-from paceline.serve.journal import Journal
+from paceline.serve.cors import allow_origins
+from paceline.serve.journal import ROUTE, Journal
 from paceline.serve.messages import count_tokens, messages
+from paceline.serve.models import model, models
 from paceline.serve.openapi import document
 from paceline.serve.page import live, page
-from paceline.serve.responses import responses
+from paceline.serve.responses import (
+    compacted_response,
+    forgotten,
+    input_items,
+    input_tokens,
+    responses,
+    stored,
+)
 from paceline.serve.service import TENANT, Service
+from paceline.serve.tokenize import detokenize, tokenize, tokenizer_info
 from paceline.serve.trace import tracer
-from paceline.serve.wire import form_for, reply
+from paceline.serve.wire import ANTHROPIC, OpenAIForm, form_for, reply
 
 _log = logging.getLogger(__name__)
+_MODELS, _MODEL = "/v1/models", "/v1/models/{model}"
 _OPEN_PATHS = ("/", "/health", "/api/hello")
 Handler = Callable[[Service, Request], Awaitable[Response]]
 
@@ -45,14 +57,40 @@ def make_app(service: Service) -> ASGIApp:
             await service.host.stop()
 
     endpoints = _Endpoints(service)
-    return Journal(_Keys(Router(default=endpoints, lifespan=lifespan), service.keys), tracer(service.names[0]))
+    app = Journal(_Keys(Router(default=endpoints, lifespan=lifespan), service.keys), tracer(service.names[0]))
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            _find_route(scope)
+        await app(scope, receive, send)
+
+    return allow_origins(routed, service.origins)
+
+
+def _find_route(scope: Scope) -> None:
+    """Says in the scope which of ROUTES its path is of, and what stands in the path where the route has a {name}.
+
+    Most paths are fixed, so a dictionary finds them; the library's matching would come before every first text. Paths are
+    found without their /v1 and with it twice, too: clients differ in whether their base URL has it.
+    """
+    path = scope["path"].rstrip("/") or "/"
+    for each in (path, f"/v1{path}", path.removeprefix("/v1")):
+        if each in ROUTES:
+            scope["path"] = scope[ROUTE] = each
+            return
+        for route, pattern in _PATTERNS:
+            if match := pattern.fullmatch(each):
+                scope["path"], scope[ROUTE], scope["path_params"] = each, route, match.groupdict()
+                return
+
+
+def _pattern(route: str) -> re.Pattern[str]:
+    """A {name} is one segment of a path, a {model} any number: names of models have slashes."""
+    return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.replace("{model}", "(?P<model>.+)")))
 
 
 class _Endpoints:
-    """Calls the handler of a request's path and method; errors become replies in the form of its API.
-
-    Paths are fixed, so a dictionary finds them; the library's matching and middleware would come before every first text.
-    """
+    """Calls the handler of a request's route and method; errors become replies in the form of its API."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -64,12 +102,12 @@ class _Endpoints:
 
     async def _response(self, request: Request) -> Response:
         method, path = request.method, request.scope["path"]
-        form = form_for(path)
-        handlers = ROUTES.get(path.rstrip("/") or "/", {})
+        form = _form(request.scope)
+        handlers = ROUTES.get(request.scope.get(ROUTE, ""), {})
         handler = handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             error = NotFound(f"{method} {path} is not served")
-            allow = "GET, HEAD" if "GET" in handlers else "POST"
+            allow = ", ".join(each.replace("GET", "GET, HEAD") for each in handlers)
             return reply(form.body(error), 405, {"allow": allow}) if handlers else form.response(error)
         try:
             return await handler(self._service, request)
@@ -82,6 +120,13 @@ class _Endpoints:
         except Exception:
             _log.exception("a request to %s failed", path)
             return form.response(PacelineError("the server failed; its log says why"))
+
+
+def _form(scope: Scope) -> OpenAIForm:
+    """The form of a request's errors: its path's, or where that may be either API's or no API's, its client's."""
+    either = scope.get(ROUTE, _MODEL).startswith(_MODELS)
+    asks = either and any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return ANTHROPIC if asks else form_for(scope["path"])
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:
@@ -119,7 +164,7 @@ class _Keys:
             await self._app(scope, receive, send)
             return
         error = Unauthorized("no API key, or a wrong one: send it as a bearer token or as x-api-key")
-        await form_for(scope["path"]).response(error)(scope, receive, send)
+        await _form(scope).response(error)(scope, receive, send)
 
     def _known(self, scope: Scope) -> bytes | None:
         """The one of the keys that was sent."""
@@ -137,20 +182,6 @@ def hash_key(key: str) -> bytes:
 
 def _hash(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-async def models(service: Service, request: Request) -> Response:
-    data = [
-        {
-            "id": name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "paceline",
-            "max_model_len": service.host.capacity,
-        }
-        for name in service.names
-    ]
-    return reply({"object": "list", "data": data})
 
 
 async def health(service: Service, request: Request) -> Response:
@@ -183,11 +214,18 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/chat/completions": {"POST": chat},
     "/v1/completions": {"POST": completions},
     "/v1/responses": {"POST": responses},
+    "/v1/responses/input_tokens": {"POST": input_tokens},
+    "/v1/responses/compact": {"POST": compacted_response},
+    "/v1/responses/{response}": {"GET": stored, "DELETE": forgotten},
+    "/v1/responses/{response}/input_items": {"GET": input_items},
     "/v1/messages": {"POST": messages},
     "/v1/messages/count_tokens": {"POST": count_tokens},
     "/v1/compact": {"POST": compacted},
-    "/v1/models": {"GET": models},
+    _MODELS: {"GET": models},
+    _MODEL: {"GET": model},
     "/tokenize": {"POST": tokenize},
+    "/detokenize": {"POST": detokenize},
+    "/tokenizer_info": {"GET": tokenizer_info},
     "/health": {"GET": health},
     "/metrics": {"GET": metrics},
     "/openapi.json": {"GET": openapi},
@@ -195,3 +233,4 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/live": {"GET": live},
     "/api/hello": {"GET": hello},
 }
+_PATTERNS = [(route, _pattern(route)) for route in ROUTES if "{" in route]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.engine.schemas import LARK, bounded
+from paceline.engine.schemas import LARK, closed, lark
 from paceline.serve.tools import (
     CallParser,
     DeepSeekParser,
@@ -24,6 +24,7 @@ from paceline.serve.tools import (
 from paceline.serve.tools.values import kinds_of
 
 TEXT = r"/(.|\n)*/"
+SPACE = r"/[ \n]{0,8}/"  # bounded: a model held where it does not want to be would write it for ever
 
 
 class Rules:
@@ -53,14 +54,14 @@ class Rules:
         self.rules.append(f"{name}{attribute}: {body}")
         return name
 
-    def grammar(self, lark: str) -> str:
+    def grammar(self, text: str) -> str:
         """A grammar of its own, whose names are its own too."""
-        return self.rule("%lark {\n" + lark + "\n}")
+        return self.rule("%lark {\n" + text + "\n}")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         kept = {name: _without_lark(each) for name, each in (schema.get("properties") or {}).items()}
         whole = {**schema, "properties": kept} if kept else schema
-        return self.rule(f"%json {json.dumps(bounded(_without_lark(whole), self.lenient))}")
+        return self.rule(lark(_without_lark(whole), self.lenient))
 
     def value(self, schema: Any, root: Any, end: str) -> str:
         """A parameter where strings stand as they are and all else as JSON; then `end`. As `tools.values` reads it."""
@@ -77,8 +78,10 @@ class Rules:
 
     def until(self, end: str) -> str:
         """Any text up to `end`, and that."""
-        if "<[" in self.text(end):  # a token: no text holds it
-            return f"{self.rule(TEXT)} {self.text(end)}"
+        head = self._split.split(end)[0]
+        if head != end:  # what follows the head is a token, which no text holds
+            last = re.escape(head).replace("/", "\\/").replace("\\\n", "\\n")
+            return f"{self.rule(f'{TEXT[:-1]}{last}/')} {self.text(end.removeprefix(head))}"
         return self.rule(f"{TEXT} {self.text(end)}", "[lazy]")
 
     def parameters(self, schema: Mapping[str, Any], before: Callable[[str], str], after: str) -> str:
@@ -99,10 +102,9 @@ def _without_lark(schema: Any) -> Any:
 
 @dataclass(frozen=True)
 class Form:
-    """How a format writes calls: `call` gives one; around all of them stand `before` and `after`, `between` two of them."""
+    """How a format writes calls: `call` gives one; around all of them stand `before` and `after`."""
 
     call: Callable[[Rules, str, Mapping[str, Any]], list[str]]
-    between: str = "\n"
     before: str = ""
     after: str = ""
 
@@ -150,13 +152,13 @@ def _minimax(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
 
 FORMS: dict[type[CallParser], Form] = {
     HermesParser: Form(_hermes),
-    DeepSeekParser: Form(_deepseek, "", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-    DsmlParser: Form(_dsml, "", "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
-    Dsml4Parser: Form(_dsml, "", "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"),
-    KimiParser: Form(_kimi, "", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    DeepSeekParser: Form(_deepseek, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    DsmlParser: Form(_dsml, "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
+    Dsml4Parser: Form(_dsml, "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"),
+    KimiParser: Form(_kimi, "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     QwenCoderParser: Form(_qwen_coder),
     GlmParser: Form(_glm),
-    MiniMaxParser: Form(_minimax, "", "<minimax:tool_call>\n", "</minimax:tool_call>"),
+    MiniMaxParser: Form(_minimax, "<minimax:tool_call>\n", "</minimax:tool_call>"),
 }
 
 
@@ -170,16 +172,20 @@ def calls_grammar(
 ) -> str:
     """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it.
 
-    Schemas but those of the tools named in `strict` are lenient.
+    White space may stand between calls and after the last: Qwen2.5-Coder writes a line's end before it ends its turn, and
+    where only another call may follow that it calls for ever. Schemas but those of the tools named in `strict` are
+    lenient. Arguments have no keys but those declared, where the schema does not say otherwise (`schemas.closed`).
     """
     how, rules = FORMS[kind], Rules(special)
     calls = []
     for name, schema in tools.items():
         rules.lenient = name not in strict
-        calls.append(rules.rule(" ".join(how.call(rules, name, {**(schema or {}), "type": "object"}))))
+        calls.append(rules.rule(" ".join(how.call(rules, name, closed({**(schema or {}), "type": "object"})))))
     call = rules.rule(" | ".join(calls))
     parts = [rules.text(how.before), call]
     if several:
-        parts.append(f"({rules.text(how.between)} {call})*")
-    parts.append(rules.text(how.after))
+        parts.append(f"({SPACE} {call})*")
+    if how.after:
+        parts += [SPACE, rules.text(how.after)]
+    parts.append(SPACE)
     return "\n".join([f"start: {' '.join(part for part in parts if part)}", *rules.rules, ""])

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from paceline.errors import BadField
-from paceline.serve.chat import Part, text_of
+from paceline.serve.chat_input import Part, text_of
 from paceline.serve.service import Service, aside
 from paceline.serve.wire import read_body, reply
 from paceline.tasks.compact import LEAST_RATIO, Compacted, Range, compact

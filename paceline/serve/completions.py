@@ -1,20 +1,24 @@
-"""POST /v1/completions, in OpenAI's form: text to continue, or a gap to fill."""
+"""POST /v1/completions, in OpenAI's form: texts to continue, or a gap to fill."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
+import functools
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from paceline.errors import BadField
+from paceline.errors import BadField, EmptyPrompt
 from paceline.models.tokenizer import Tokenizer
-from paceline.serve.sampling import SamplingBody, checked_limit
-from paceline.serve.service import Answer, Service, aside_if_long, usage_of
+from paceline.serve.choices import Choices
+from paceline.serve.sampling import SamplingBody, checked_limit, numbered_choices
+from paceline.serve.service import LEAST_LOGPROB, Service, aside_if_long, usage_of
 from paceline.serve.tools import PlainParser, Text
 from paceline.serve.wire import OPENAI, event, read_body, written
 from paceline.types import FinishReason, Request, Sampling, TokenLogprob
@@ -22,65 +26,122 @@ from paceline.types import FinishReason, Request, Sampling, TokenLogprob
 _FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 _FILL_ENDS = (*_FILL, "<|fim_pad|>", "<|endoftext|>", "<|repo_name|>", "<|file_sep|>")
 _DEFAULT_LIMIT = 16  # OpenAI's
+_MOST_PROMPTS = 128
+_Row = tuple[str, float | None, dict[str, float] | None, int]  # token, its log-probability, the best ones, its place
 
 
 class CompletionBody(SamplingBody, kw_only=True):
+    most_choices: ClassVar[int] = 8
+
     prompt: str | list[int | str | list[int]] = ""
     suffix: str | None = None
     max_tokens: int | None = None
     logprobs: int | None = None
     echo: bool | None = None
-    best_of: int | None = None
+    add_special_tokens: bool | None = None
+
+    @property
+    def writes(self) -> bool:
+        """False where the prompt alone is wanted back, with its log-probabilities perhaps."""
+        return not (self.echo and self.max_tokens == 0)
+
+    @property
+    def limit(self) -> int:
+        limit = checked_limit(self.max_tokens, "max_tokens") if self.writes else 1  # a step there must be
+        return _DEFAULT_LIMIT if limit is None else limit
 
 
 async def completions(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CompletionBody, service.body_limit)
-    service.check_model(body.model)
-    if body.echo or (body.best_of or 1) != 1:
-        raise BadField("echo and best_of are not supported", "echo" if body.echo else "best_of")
+    body.model = service.check_model(body.model)
     tokenizer = service.host.tokenizer
     specials = tokenizer.special_tokens
     ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
-    sampling = body.sampling(body.logprobs, tokenizer.vocab_size, ends)
-    request = await aside_if_long(http, _request, service, body, sampling)
-    request = dataclasses.replace(request, namespace=service.namespace(http, body.cache_salt))
-    answer = await service.start(request, PlainParser())
-    return await written(http, _Writer(body, answer, tokenizer), bool(body.stream), OPENAI, answer.close)
+    sampling = body.sampling(service, body.logprobs, ends)
+    if body.echo:
+        sampling = dataclasses.replace(sampling, prompt_logprobs=body.logprobs)
+    each = numbered_choices(sampling, body.num_choices)
+    prompts = await aside_if_long(http, _prompts, service, body)
+    namespace = service.namespace(http, body.cache_salt)
+    starts = [
+        functools.partial(service.start, request, PlainParser(), tells_end=True)
+        for prompt in prompts
+        for request in _requests(service, prompt.tokens, each, body.limit, namespace)
+    ]
+    choices = await Choices.begin(starts, len(each), service.host.engine.config.max_batch)
+    writer = _Writer(body, prompts, choices, tokenizer)
+    return await written(http, writer, bool(body.stream), OPENAI, choices.close)
 
 
-def _request(service: Service, body: CompletionBody, sampling: Sampling) -> Request:
-    prompt = _prompt(service.host.tokenizer, body)
-    limit = checked_limit(body.max_tokens, "max_tokens")
-    return Request(prompt, service.fit(prompt, sampling, _DEFAULT_LIMIT if limit is None else limit))
+class _Prompt(NamedTuple):
+    """A prompt's tokens and its text, to which the first `num_added` of them do not belong."""
+
+    tokens: list[int]
+    text: str
+    num_added: int = 0
 
 
-def _prompt(tokenizer: Tokenizer, body: CompletionBody) -> list[int]:
-    """The prompt's tokens; with a suffix, prefix and suffix between the model's fill-in-the-middle tokens."""
-    prompt: Any = body.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) != 1:
-            raise BadField("one prompt a request", "prompt")
-        prompt = prompt[0]
-    if isinstance(prompt, list):
-        if not all(isinstance(each, int) for each in prompt):
-            raise BadField("a prompt is one text or one list of tokens", "prompt")
-        if body.suffix is not None:
-            raise BadField("a suffix needs a prompt that is text", "suffix")
-        return prompt
+def _requests(
+    service: Service, prompt: list[int], each: Sequence[Sampling], limit: int, namespace: str
+) -> list[Request]:
+    """What is asked of the engine for one prompt; of its log-probabilities once."""
+    first = Request(prompt, service.fit(prompt, each[0], limit), namespace=namespace)
+    others = [dataclasses.replace(one, prompt_logprobs=None, max_tokens=first.sampling.max_tokens) for one in each[1:]]
+    return [first, *(dataclasses.replace(first, sampling=one) for one in others)]
+
+
+def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
+    """Raises BadField for what is no prompt, EmptyPrompt for one without tokens."""
+    given: Any = body.prompt
+    one = isinstance(given, str) or not given or all(isinstance(each, int) for each in given)
+    prompts = [given] if one else given
+    if len(prompts) > _MOST_PROMPTS:
+        raise BadField(f"a request can have at most {_MOST_PROMPTS} prompts", "prompt")
+    vocab_size = service.host.vocab_size
+    found = []
+    for index, prompt in enumerate(prompts):
+        field = "prompt" if one else f"prompt[{index}]"
+        if isinstance(prompt, int):
+            raise BadField("a prompt is a text or a list of tokens; several are a list of these", field)
+        read = _prompt(service.host.tokenizer, prompt, body)
+        if not read.tokens:
+            raise EmptyPrompt(f"{field} has no tokens")
+        if not 0 <= min(read.tokens) <= max(read.tokens) < vocab_size:
+            raise BadField(f"{field} holds a token outside the vocabulary of {vocab_size}", field)
+        found.append(read)
+    return found
+
+
+def _prompt(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionBody) -> _Prompt:
+    """A prompt as it is asked for; with a suffix, prefix and suffix between the model's fill-in-the-middle tokens."""
+    if body.suffix is not None and (body.echo or not isinstance(prompt, str)):
+        raise BadField("a suffix needs a prompt that is text, and cannot be had with echo", "suffix")
+    if not isinstance(prompt, str):
+        return _Prompt(prompt, tokenizer.decode(prompt, skip_special=False) if body.echo else "")
     if body.suffix is None:
-        return tokenizer.encode(prompt, allow_special=True)
+        plain = functools.partial(tokenizer.encode, prompt, allow_special=True)
+        if body.add_special_tokens is False or not tokenizer.bos_tokens:
+            return _Prompt(plain(), prompt)
+        tokens = tokenizer.encode_prompt(prompt)
+        return _Prompt(tokens, prompt, len(tokens) - len(plain()))
     if any(each not in tokenizer.special_tokens for each in _FILL):
         raise BadField("this model has no fill-in-the-middle tokens, so suffix is not supported", "suffix")
     before, between, after = (tokenizer.special_tokens[each] for each in _FILL)
-    return [before, *tokenizer.encode(prompt), between, *tokenizer.encode(body.suffix), after]
+    return _Prompt([before, *tokenizer.encode(prompt), between, *tokenizer.encode(body.suffix), after], "")
 
 
 class _Writer:
-    def __init__(self, body: CompletionBody, answer: Answer, tokenizer: Tokenizer) -> None:
+    """Writes answers as a completion or as its chunks; with echo each begins with its prompt."""
+
+    def __init__(
+        self, body: CompletionBody, prompts: Sequence[_Prompt], choices: Choices, tokenizer: Tokenizer
+    ) -> None:
         self._body = body
-        self._answer = answer
-        self._tokenizer = tokenizer
-        self._offset = 0
+        self._prompts = prompts
+        self._choices = choices
+        self._size = body.num_choices
+        self._tables = [_Table(tokenizer) for _ in range(len(choices))]
+        self._begun = [not body.echo] * len(choices)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -89,43 +150,94 @@ class _Writer:
         }
 
     async def whole(self) -> dict[str, Any]:
-        texts: list[str] = []
-        logprobs: list[TokenLogprob] = []
-        async for events, values in self._answer.pieces():
-            texts += [each.text for each in events if isinstance(each, Text)]
-            logprobs += values
-        choice = self._choice("".join(texts), logprobs, self._reason())
-        return {**self._head, "choices": [choice], "usage": usage_of(self._answer.usage)}
+        texts: list[list[str]] = [[] for _ in range(len(self._choices))]
+        rows: list[list[_Row]] = [[] for _ in texts]
+        async with contextlib.aclosing(self._written()) as pieces:
+            async for index, text, more in pieces:
+                texts[index].append(text)
+                rows[index] += more
+        choices = [
+            self._choice(index, "".join(each), rows[index], self._reason(index)) for index, each in enumerate(texts)
+        ]
+        return {**self._head, "choices": choices, "usage": self._usage()}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        async for events, values in self._answer.pieces():
-            text = "".join(each.text for each in events if isinstance(each, Text))
-            yield event({**self._head, "choices": [self._choice(text, values, None)]})
-        yield event({**self._head, "choices": [self._choice("", (), self._reason())]})
+        async with contextlib.aclosing(self._written()) as pieces:
+            async for index, text, rows in pieces:
+                yield event({**self._head, "choices": [self._choice(index, text, rows, None)]})
+        for index in range(len(self._choices)):
+            yield event({**self._head, "choices": [self._choice(index, "", [], self._reason(index))]})
         if self._body.wants_usage:
-            yield event({**self._head, "choices": [], "usage": usage_of(self._answer.usage)})
+            yield event({**self._head, "choices": [], "usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
-    def _reason(self) -> str:
-        return "length" if self._answer.finish is FinishReason.LENGTH else "stop"
+    async def _written(self) -> AsyncGenerator[tuple[int, str, list[_Row]], None]:
+        """(choice, text, its tokens), what is echoed before what is new."""
+        async with contextlib.aclosing(self._choices.pieces()) as pieces:
+            async for index, events, values in pieces:
+                if not self._begun[index]:
+                    yield self._echo(index)
+                if self._body.writes:
+                    text = "".join(each.text for each in events if isinstance(each, Text))
+                    yield index, text, [self._tables[index].row(each) for each in values]
+        for index, begun in enumerate(self._begun):
+            if not begun:  # its output had no text
+                yield self._echo(index)
 
-    def _choice(
-        self, text: str, logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...], reason: str | None
-    ) -> dict[str, Any]:
-        shown = self._logprobs(logprobs) if self._body.logprobs is not None else None
-        return {"index": 0, "text": text, "logprobs": shown, "finish_reason": reason}
+    def _echo(self, index: int) -> tuple[int, str, list[_Row]]:
+        self._begun[index] = True
+        prompt, table = self._prompts[index // self._size], self._tables[index]
+        if self._body.logprobs is None:
+            return index, prompt.text, []
+        values = self._choices[index - index % self._size].prompt_logprobs
+        rows = [table.prompt_row(prompt.tokens[0], None, not prompt.num_added)]
+        rows += [table.prompt_row(each.token, each, place >= prompt.num_added) for place, each in enumerate(values, 1)]
+        return index, prompt.text, rows
 
-    def _logprobs(self, values: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> dict[str, Any]:
-        offsets = []
-        for each in values:
-            offsets.append(self._offset)
-            self._offset += len(self._text(each.token))
-        return {
-            "tokens": [self._text(each.token) for each in values],
-            "token_logprobs": [each.logprob for each in values],
-            "top_logprobs": [{self._text(token): value for token, value in each.top} for each in values],
-            "text_offset": offsets,
-        }
+    def _reason(self, index: int) -> str:
+        ended = self._body.writes and self._choices[index].finish is not FinishReason.LENGTH
+        return "stop" if ended else "length"
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self._choices.usage
+        return usage_of(usage if self._body.writes else dataclasses.replace(usage, output_tokens=0))
+
+    def _choice(self, index: int, text: str, rows: list[_Row], reason: str | None) -> dict[str, Any]:
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        shown = {name: [row[column] for row in rows] for column, name in enumerate(names)}
+        logprobs = None if self._body.logprobs is None else shown
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+class _Table:
+    """Writes log-probabilities of a text's tokens in OpenAI's form.
+
+    A token's alternatives have itself among them, as OpenAI's have: one more than asked for, where it is none of the best.
+    Offsets are in characters; a token that begins within one is at the next.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def row(self, value: TokenLogprob) -> _Row:
+        """Of a token of the output, whose text has no control tokens."""
+        return self._row(value.token, value, self._tokenizer.text_bytes(value.token))
+
+    def prompt_row(self, token: int, value: TokenLogprob | None, in_text: bool) -> _Row:
+        """Of a token of the prompt. The first has no probability, and those that were added are not in its text."""
+        return self._row(token, value, self._tokenizer.token_bytes(token) if in_text else b"")
+
+    def _row(self, token: int, value: TokenLogprob | None, data: bytes) -> _Row:
+        offset = self._offset
+        self._offset += len(self._decoder.decode(data))
+        if value is None:
+            return self._text(token), None, None, offset
+        top: dict[str, float] = {}
+        for each, logprob in (*value.top, (token, value.logprob)):  # the better one of two with the same text
+            top.setdefault(self._text(each), max(logprob, LEAST_LOGPROB))
+        return self._text(token), max(value.logprob, LEAST_LOGPROB), top, offset
 
     def _text(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode("utf-8", "replace")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from msgspec import Struct, field
 
 from paceline.engine.grammar import json_schema, regex
 from paceline.engine.schemas import problem
 from paceline.errors import BadField
-from paceline.serve.call_grammars import TEXT, Rules, calls_grammar
+from paceline.serve.call_grammars import SPACE, TEXT, Rules, calls_grammar
 from paceline.serve.tools import CallParser, Schemas
 from paceline.serve.tools.thoughts import BEGIN, END
 
 _LONGEST = 1 << 15  # characters of a client's own grammar
-_SPACE = r"/[ \n]{0,8}/"
+_GBNF_RULE = re.compile(r"^\s*[A-Za-z][\w-]*\s*::=", re.MULTILINE)
+_CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))")
 
 
 class Schema(Struct):
@@ -27,19 +30,88 @@ class Schema(Struct):
 
 
 class ResponseFormat(Struct):
-    """OpenAI's response_format: `text`, `json_object`, or `json_schema` with its schema."""
+    """OpenAI's response_format: `text`, `json_object`, or `json_schema` with its schema.
+
+    `schema` beside `json_object` is llama.cpp's and Together's.
+    """
 
     type: str
     json_schema: Schema | None = None
+    schema: dict[str, Any] | None = None
 
 
 class StructuredOutputs(Struct):
-    """vLLM's structured_outputs: one of a JSON schema, a regular expression, texts to choose from, a Lark grammar."""
+    """vLLM's structured_outputs: one of a JSON schema, any JSON object, a regular expression, texts to choose from, a grammar.
+
+    The rest is refused.
+    """
 
     json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structural_tag: Any = None
+    whitespace_pattern: Any = None
+    disable_any_whitespace: Any = None
+    disable_additional_properties: Any = None
+
+
+class Constraints(Struct, kw_only=True):
+    """All that a body can say of the output's form: OpenAI's, vLLM's of today and of before, llama.cpp's, SGLang's.
+
+    One is enforced, more are refused. So are the fields that constrain an output and cannot be enforced: nothing of the
+    kind is left unread.
+    """
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    guided_whitespace_pattern: Any = None
+    structural_tag: Any = None
+    grammar_lazy: Any = None
+    grammar_triggers: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    logits_processors: Any = None
+    custom_logit_processor: Any = None
+
+    @property
+    def formats(self) -> dict[str, ResponseFormat | None]:
+        """The response format by the field's name. A body that has it in another place overrides this."""
+        return {"response_format": self.response_format}
+
+    @property
+    def constraint(self) -> str | None:
+        """The grammar that the output's text is held to, None for free text.
+
+        Raises BadField for two wishes, for one that cannot be enforced, or is malformed.
+        """
+        _refuse(self, _REFUSED)
+        found = {name: of_format(form, name) for name, form in self.formats.items()}
+        found["structured_outputs"] = of_structure(self.structured_outputs)
+        for name, make in _MAKERS.items():
+            value = getattr(self, name)
+            found[name] = make(value, name) if value not in (None, "") else None
+        given = {name: grammar for name, grammar in found.items() if grammar is not None}
+        if len(given) > 1:
+            raise BadField(f"{' and '.join(given)} cannot be had together: one constraint a request", list(given)[1])
+        return next(iter(given.values()), None)
+
+
+def _refuse(holder: Struct, names: Iterable[str], inside: str = "") -> None:
+    for name in names:
+        if getattr(holder, name) not in (None, False, "", [], {}):
+            field = f"{inside}{name}"
+            raise BadField(f"{field} is not supported: it constrains the output and is not enforced", field)
 
 
 def of_format(form: ResponseFormat | None, field: str = "response_format") -> str | None:
@@ -47,7 +119,7 @@ def of_format(form: ResponseFormat | None, field: str = "response_format") -> st
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return json_schema({"type": "object"})
+        return json_schema(_checked(form.schema, field) if form.schema else {"type": "object"}, lenient=True)
     if form.type != "json_schema":
         raise BadField(f"{field} can be text, json_object or json_schema", f"{field}.type")
     if form.json_schema is None:
@@ -63,35 +135,112 @@ def _checked(schema: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def of_structure(asked: StructuredOutputs | None) -> str | None:
-    """The grammar of vLLM's structured_outputs. Raises BadField unless it holds exactly one wish."""
+    """The grammar of vLLM's structured_outputs. Raises BadField unless it holds exactly one wish, which can be enforced."""
     if asked is None:
         return None
-    wishes = [each for each in (asked.json, asked.regex, asked.choice, asked.grammar) if each is not None]
-    if len(wishes) != 1:
+    _refuse(asked, _STRUCTURE_REFUSED, "structured_outputs.")
+    wishes: dict[str, Any] = {name: getattr(asked, name) for name in _STRUCTURES}
+    given = [name for name, wish in wishes.items() if wish is not None and wish is not False]
+    if len(given) != 1:
         raise BadField("structured_outputs needs exactly one of json, regex, choice, grammar", "structured_outputs")
-    if asked.json is not None:
-        return json_schema(_checked(_schema(asked.json), "structured_outputs.json"))
-    if asked.regex is not None:
-        return regex(asked.regex)
-    if asked.choice is not None:
-        if not asked.choice or not all(asked.choice):
-            raise BadField("structured_outputs.choice needs texts to choose from", "structured_outputs.choice")
-        return "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in asked.choice)
-    if asked.grammar is not None and len(asked.grammar) > _LONGEST:
-        raise BadField(f"structured_outputs.grammar is longer than {_LONGEST} characters", "structured_outputs.grammar")
-    return asked.grammar
+    return _STRUCTURES[given[0]](wishes[given[0]], f"structured_outputs.{given[0]}")
 
 
-def _schema(given: dict[str, Any] | str) -> dict[str, Any]:
+def _of_schema(given: dict[str, Any] | str, field: str) -> str:
+    return json_schema(_checked(_read_schema(given, field), field))
+
+
+def _of_lenient_schema(given: dict[str, Any] | str, field: str) -> str:
+    return json_schema(_checked(_read_schema(given, field), field), lenient=True)
+
+
+def _read_schema(given: dict[str, Any] | str, field: str) -> dict[str, Any]:
     if isinstance(given, dict):
         return given
     try:
         value = json.loads(given)
     except (ValueError, RecursionError) as error:
-        raise BadField(f"structured_outputs.json is no JSON: {error}", "structured_outputs.json") from error
+        raise BadField(f"{field} is no JSON: {error}", field) from error
     if not isinstance(value, dict):
-        raise BadField("structured_outputs.json must be a schema object", "structured_outputs.json")
+        raise BadField(f"{field} must be a schema object", field)
     return value
+
+
+def of_regex(pattern: str, field: str) -> str:
+    return regex(_short(pattern, field))
+
+
+def _of_choice(choice: list[str], field: str) -> str:
+    if not choice or not all(choice):
+        raise BadField(f"{field} needs texts to choose from", field)
+    return "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in choice)
+
+
+def of_grammar(text: str, field: str) -> str:
+    """The Lark of a client's grammar: of Lark itself, or of GBNF (`root ::= …`). Raises BadField for GBNF that is none."""
+    if not _GBNF_RULE.search(_short(text, field)):
+        return text
+    try:
+        return gbnf_to_lark(_CODE_POINT.sub(_character, text)).removeprefix(
+            "%llguidance {}"
+        )  # not allowed inside another
+    except Exception as error:  # it raises no class of its own for what does not resolve
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BadField(f"{field} is no GBNF grammar: {reason[:500]}", field) from error
+
+
+def _character(found: re.Match[str]) -> str:
+    """An escape by code point as the translator can take it over."""
+    code = int(found[2] or found[3], 16)
+    if code < 0x80:
+        return f"{found[1]}\\x{code:02x}"
+    return found[1] + (chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else found[0])
+
+
+def _of_any_object(given: bool, field: str) -> str | None:
+    return json_schema({"type": "object"}) if given else None
+
+
+def _short(text: str, field: str) -> str:
+    if len(text) > _LONGEST:
+        raise BadField(f"{field} is longer than {_LONGEST} characters", field)
+    return text
+
+
+_STRUCTURES: dict[str, Callable[[Any, str], str | None]] = {
+    "json": _of_schema,
+    "json_object": _of_any_object,
+    "regex": of_regex,
+    "choice": _of_choice,
+    "grammar": of_grammar,
+}
+_STRUCTURE_REFUSED = (
+    "structural_tag",
+    "whitespace_pattern",
+    "disable_any_whitespace",
+    "disable_additional_properties",
+)
+_MAKERS: dict[str, Callable[[Any, str], str | None]] = {
+    "guided_json": _of_schema,
+    "guided_regex": of_regex,
+    "guided_choice": _of_choice,
+    "guided_grammar": of_grammar,
+    "guided_json_object": _of_any_object,
+    "grammar": of_grammar,
+    "json_schema": _of_lenient_schema,
+    "regex": of_regex,
+    "ebnf": of_grammar,
+}
+_REFUSED = (
+    "guided_whitespace_pattern",
+    "structural_tag",
+    "grammar_lazy",
+    "grammar_triggers",
+    "allowed_token_ids",
+    "bad_words",
+    "logits_processors",
+    "custom_logit_processor",
+)
 
 
 @dataclass(frozen=True)
@@ -178,6 +327,6 @@ def held(
     if grammar is None or thinking is None:
         return grammar
     rules = Rules(special)
-    rest = f"{rules.until(END)} {_SPACE}"
-    thought = rest if thinking else f"({rules.text(BEGIN)} {rest})?"
+    rest = f"{rules.until(END)} {SPACE}"
+    thought = rest if thinking else f"({rules.text(BEGIN)} {rest})? {SPACE if calls.forced else ''}"
     return "\n".join([f"start: {thought} {rules.grammar(grammar)}", *rules.rules])

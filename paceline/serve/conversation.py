@@ -87,3 +87,21 @@ def checked_variables(given: dict[str, Any] | None) -> dict[str, Any]:
         if name in _SWITCHES and not isinstance(value, bool):  # a template would take "false" for true
             raise BadField(f"chat_template_kwargs.{name} must be true or false", "chat_template_kwargs")
     return given or {}
+
+
+_UNSEEN = {
+    "image": "an image, which this model cannot see",
+    "audio": "audio, which this model cannot hear",
+    "video": "a video, which this model cannot see",
+    "file": "a file, which this model cannot read",
+    "document": "a document, which this model cannot read",
+}
+
+
+def unseen(kind: str) -> str:
+    """What stands in a conversation for content of a type that the model cannot take, such as `image_url`.
+
+    Refusing it where it comes again with every later turn would end the conversation for good.
+    """
+    words = next((words for name, words in _UNSEEN.items() if name in kind), None)
+    return f"({words or f'content of type {kind}, which this model cannot read'})"

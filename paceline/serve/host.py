@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paceline.config import EngineConfig
-from paceline.errors import BadGrammar, EngineStopped, Overloaded, PacelineError, TimedOut
+from paceline.errors import EngineFailed, EngineStopped, Overloaded, PacelineError, TimedOut
 from paceline.models.tokenizer import Tokenizer
 from paceline.types import FinishReason, Request, StepOutput, Usage
 
@@ -36,6 +36,9 @@ class Steps(Protocol):
 
     @property
     def busy(self) -> bool: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def submit(self, request: Request) -> str: ...
 
@@ -130,6 +133,11 @@ class Stream(AsyncIterator[StepOutput]):
         self._ended = True
         self._host.forget(self)
 
+    def end(self, usage: Usage) -> None:
+        """Ends a request whose output is whole as far as it is wanted, and has used that much."""
+        self._ended = True
+        self._host.finish(self, usage)
+
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
@@ -149,6 +157,7 @@ def _joined(outputs: list[StepOutput]) -> StepOutput:
         last.finish,
         last.usage or outputs[0].usage,
         sum(each.drafted for each in outputs),
+        prompt_logprobs=outputs[0].prompt_logprobs,
     )
 
 
@@ -202,6 +211,11 @@ class Host:
         self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that a request may name: the model's, or the tokenizer's where that has fewer."""
+        return min(self.engine.vocab_size, self.tokenizer.vocab_size)
+
+    @property
     def num_open(self) -> int:
         return len(self._open)
 
@@ -250,6 +264,12 @@ class Host:
         if stream.name in self._open:
             self._inbox.put(_Cancel(stream.name))
             self._close(stream, False)
+
+    def finish(self, stream: Stream, usage: Usage) -> None:
+        """Ends a stream as if its output had ended. Called by `Stream.end`."""
+        if stream.name in self._open:
+            self._inbox.put(_Cancel(stream.name))
+            self._deliver([StepOutput(stream.name, [], "", [], finish=FinishReason.STOP, usage=usage)])
 
     def drain(self) -> None:
         """Takes no more requests; those under way go on."""
@@ -310,7 +330,7 @@ class Host:
             self._call(self._accept, order.name, error)
         except Exception:  # a bug that one request met; the engine has not taken it, the others go on
             _log.exception("request %s could not be submitted", order.name)
-            self._call(self._accept, order.name, EngineStopped("the engine failed on this request"))
+            self._call(self._accept, order.name, EngineFailed("the engine failed on this request"))
         else:
             self._call(self._accept, order.name, None)
 
@@ -338,8 +358,8 @@ class Host:
             stream = self._open.get(output.request_id)
             if stream is None:
                 continue
-            if output.finish is FinishReason.FAILED:
-                stream.fail(BadGrammar(output.problem))
+            if output.error is not None:
+                stream.fail(output.error)
                 self._close(stream, False)
                 continue
             if self._observer is not None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paceline.serve.host import Stream
 
 _log = logging.getLogger("paceline.requests")
+ROUTE = "paceline.route"  # in an ASGI scope: the route of its path, which has {names} where paths differ
 _QUIET = ("/", "/health", "/metrics", "/api/hello")  # what watches a server asks for
 _current: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("exchange", default=None)
 
@@ -78,7 +79,8 @@ class Journal:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(f"req_{secrets.token_hex(12)}", scope["method"], scope["path"][:100], scope["headers"])
+        path = scope.get(ROUTE, scope["path"][:100])  # an id in a path would make an endpoint of every request
+        exchange = Exchange(f"req_{secrets.token_hex(12)}", scope["method"], path, scope["headers"])
         _current.set(exchange)  # the request's task has a context of its own
         name = exchange.id.encode()
 

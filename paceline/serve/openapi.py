@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import msgspec
 from msgspec import Struct
 
 import paceline
-from paceline.serve.chat import ChatBody, TokenizeBody
+from paceline.serve.chat_input import ChatBody
 from paceline.serve.compact import CompactBody
 from paceline.serve.completions import CompletionBody
-from paceline.serve.messages import CountBody, MessagesBody
+from paceline.serve.messages_input import CountBody, MessagesBody
 from paceline.serve.responses_input import ResponsesBody
+from paceline.serve.tokenize import DetokenizeBody, TokenizeBody
 from paceline.serve.wire import ANTHROPIC, form_for
 
 _ERRORS = {
@@ -69,11 +71,19 @@ OPERATIONS = (
     Operation("POST", "/v1/chat/completions", "OpenAI's chat, and Morph's apply", ChatBody, _CHOICES, True),
     Operation("POST", "/v1/completions", "text to continue, or a gap to fill", CompletionBody, _CHOICES, True),
     Operation("POST", "/v1/responses", "OpenAI's responses", ResponsesBody, _RESPONSE, True),
+    Operation("POST", "/v1/responses/input_tokens", "tokens of a prompt", ResponsesBody, ("object", "input_tokens")),
+    Operation("POST", "/v1/responses/compact", "a conversation shortened", ResponsesBody, ("id", "object", "output")),
+    Operation("GET", "/v1/responses/{response}", "a stored response", None, _RESPONSE),
+    Operation("DELETE", "/v1/responses/{response}", "forgets a response", None, ("id", "object", "deleted")),
+    Operation("GET", "/v1/responses/{response}/input_items", "what it was written from", None, ("object", "data")),
     Operation("POST", "/v1/messages", "Anthropic's messages", MessagesBody, _MESSAGE, True),
     Operation("POST", "/v1/messages/count_tokens", "tokens a message would have", CountBody, ("input_tokens",)),
     Operation("POST", "/v1/compact", "Morph's compact", CompactBody, ("id", "output", "messages", "usage", "model")),
-    Operation("GET", "/v1/models", "the names served", None, ("object", "data")),
+    Operation("GET", "/v1/models", "the names served", None, ("object", "data", "has_more", "first_id", "last_id")),
+    Operation("GET", "/v1/models/{model}", "one of the names served", None, ("id", "object", "type", "created_at")),
     Operation("POST", "/tokenize", "a text's tokens, or a conversation's", TokenizeBody, ("count", "tokens")),
+    Operation("POST", "/detokenize", "the text of tokens", DetokenizeBody, ("prompt", "content")),
+    Operation("GET", "/tokenizer_info", "the tokenizer's markers and template", None, ("eos_token", "chat_template")),
     Operation("GET", "/health", "200 while requests are taken", None, ("status",)),
     Operation("GET", "/metrics", "counters in Prometheus' form", None, ()),
     Operation("GET", "/openapi.json", "this document", None, ("openapi", "paths")),
@@ -106,6 +116,9 @@ def document() -> dict[str, Any]:
 
 def _described(operation: Operation, known: dict[type[Struct], dict[str, Any]]) -> dict[str, Any]:
     described: dict[str, Any] = {"summary": operation.summary, "responses": _responses(operation, known)}
+    if names := re.findall(r"{(\w+)}", operation.path):
+        given = {"in": "path", "required": True, "schema": {"type": "string"}}
+        described["parameters"] = [{"name": each, **given} for each in names]
     if operation.body is not None:
         content = {"application/json": {"schema": known[operation.body]}}
         described["requestBody"] = {"required": True, "content": content}
@@ -122,7 +135,7 @@ def _responses(operation: Operation, known: dict[type[Struct], dict[str, Any]]) 
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
     if operation.path == "/health":
         responses["503"] = {"description": "starting, draining, stopped or crashed", "content": content}
-    if operation.body is not None:
+    if operation.body is not None or "{" in operation.path:
         anthropic = form_for(operation.path) is ANTHROPIC
         error = {"application/json": {"schema": known[AnthropicError if anthropic else OpenAIError]}}
         for status, words in {**_ERRORS, (529 if anthropic else 429): _FULL}.items():

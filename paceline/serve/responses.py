@@ -1,41 +1,165 @@
-"""POST /v1/responses, in OpenAI's form: items in, items out, and nothing kept in between."""
+"""POST /v1/responses, in OpenAI's form: items in, items out; and what is kept of them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-import json
-import secrets
-import time
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from paceline.errors import PacelineError, RequestError
-from paceline.serve.responses_input import Reasoning, ResponsesBody, Toolbox, encode, toolbox
-from paceline.serve.service import Answer, Service, aside_if_long, joined
-from paceline.serve.tools import Call, Event, Text, Thought
-from paceline.serve.wire import OPENAI, event, read_body, written
-from paceline.types import FinishReason
+from paceline.errors import BadField, RequestError
+from paceline.serve.responses_compact import Compaction, check_compactable
+from paceline.serve.responses_input import ResponsesBody, encode, toolbox
+from paceline.serve.responses_items import converted, kind_of
+from paceline.serve.responses_writer import Keep, Ready, Writer, new_id
+from paceline.serve.sampling import numbered_choices
+from paceline.serve.service import TENANT, Service, aside, aside_if_long
+from paceline.serve.store import Item, Turn, history, read
+from paceline.serve.wire import OPENAI, read_body, reply, written
+
+_MOST_LISTED = 100
 
 
 async def responses(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ResponsesBody, service.body_limit)
+    model = service.check_model(body.model)
+    body.check()
+    asked = _Context(service, http, body)
+    [sampling] = numbered_choices(body.sampling(service, body.num_logprobs), body.num_choices)
+    tokenizer, capacity = service.host.tokenizer, service.host.capacity
+    if body.items[-1].get("type") == "compaction_trigger":  # how Codex asks for a compaction in a turn of its own
+        toolbox(body)  # checks and completes them, for the reply repeats them
+        done = await aside(Compaction, tokenizer, asked.items, len(asked.earlier), capacity)
+        ready = Ready(body, sampling, model, asked.keep, [done.item], done.usage)
+        return await written(http, ready, bool(body.stream), OPENAI, lambda: None)
+    box = toolbox(body, asked.earlier)
+    run = aside if asked.earlier else functools.partial(aside_if_long, http)  # a body does not tell how long those are
+    prompt = await run(encode, tokenizer, body, box, asked.earlier, capacity)
+    keep, namespace = asked.keep, service.namespace(http, body.cache_salt)
+    answer = await service.ask(prompt, sampling, box.calls(body), body.limit, namespace=namespace)
+    writer = Writer(body, box, answer, tokenizer, model, keep)
+    return await written(http, writer, bool(body.stream), OPENAI, answer.close)
+
+
+async def input_tokens(service: Service, http: HttpRequest) -> Response:
+    """POST /v1/responses/input_tokens: how many tokens a response's prompt would have."""
+    body = await read_body(http, ResponsesBody, service.body_limit)
     service.check_model(body.model)
     body.check()
-    box = toolbox(body)
-    sampling = body.sampling(None, service.host.tokenizer.vocab_size)
-    if grammar := body.text_grammar:
-        sampling = dataclasses.replace(sampling, grammar=grammar)
-    prompt = await aside_if_long(http, encode, service.host.tokenizer, body, box)
-    namespace = service.namespace(http, body.cache_salt)
-    answer = await service.ask(prompt, sampling, box.calls(body), body.limit, namespace=namespace)
-    return await written(http, _Writer(body, box, answer), bool(body.stream), OPENAI, answer.close)
+    asked = _Context(service, http, body)
+    prompt = await aside(encode, service.host.tokenizer, body, toolbox(body, asked.earlier), asked.earlier)
+    return reply({"object": "response.input_tokens", "input_tokens": len(prompt)})
+
+
+async def compacted_response(service: Service, http: HttpRequest) -> Response:
+    """POST /v1/responses/compact: the items to go on with, of which the last is a compaction. No model runs."""
+    body = await read_body(http, ResponsesBody, service.body_limit)
+    service.check_model(body.model)
+    asked = _Context(service, http, body)
+    check_compactable(asked.items)
+    capacity = service.host.capacity
+    done = await aside(Compaction, service.host.tokenizer, asked.items, len(asked.earlier), capacity)
+    return reply(done.reply([resource(each) for each in done.kept]))
+
+
+async def stored(service: Service, http: HttpRequest) -> Response:
+    """GET /v1/responses/{response}"""
+    if http.query_params.get("stream", "false").lower() == "true":
+        raise BadField("a response that is stored is not streamed again", "stream")
+    entry = service.store.get(tenant_of(http), http.path_params["response"])
+    return Response(entry.response, media_type="application/json")
+
+
+async def forgotten(service: Service, http: HttpRequest) -> Response:
+    """DELETE /v1/responses/{response}"""
+    name = http.path_params["response"]
+    service.store.delete(tenant_of(http), name)
+    return reply({"id": name, "object": "response", "deleted": True})
+
+
+async def input_items(service: Service, http: HttpRequest) -> Response:
+    """GET /v1/responses/{response}/input_items: all that the response was written from, the newest first."""
+    query = http.query_params
+    limit, order, after = query.get("limit", "20"), query.get("order", "desc"), query.get("after")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= _MOST_LISTED):
+        raise BadField(f"limit must be between 1 and {_MOST_LISTED}", "limit")
+    if order not in ("asc", "desc"):
+        raise BadField("order can be asc or desc", "order")
+    turn = service.store.get(tenant_of(http), http.path_params["response"]).turn
+    items = [*history(turn.before), *read(turn.given)]
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        places = [index for index, each in enumerate(items) if each.get("id") == after]
+        if not places:
+            raise BadField("after is none of the items' ids", "after")
+        items = items[places[0] + 1 :]
+    shown = items[: int(limit)]
+    names = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
+    return reply({"object": "list", "data": shown, "has_more": len(items) > len(shown), **names})
+
+
+def tenant_of(http: HttpRequest) -> str:
+    """Whose responses a request may see: its key's, as a digest; without keys there is one client."""
+    return str(http.scope.get(TENANT, ""))
+
+
+class _Context:
+    """What a request's items go on from: the items of the response before, and how the new one is kept after them."""
+
+    def __init__(self, service: Service, http: HttpRequest, body: ResponsesBody) -> None:
+        """References in the body become the items that they name. Raises NotFound for what is not kept (any more)."""
+        self._store, self._tenant, self._body = service.store, tenant_of(http), body
+        self._before: Turn | None = None
+        if body.previous_response_id is not None:
+            self._before = self._store.get(self._tenant, body.previous_response_id).turn
+        if any(kind_of(each) == "item_reference" for each in body.items):
+            body.input = [self._referenced(index, each) for index, each in enumerate(body.items)]
+        self.earlier: Sequence[Item] = history(self._before)
+
+    @property
+    def items(self) -> list[Item]:
+        return [*self.earlier, *self._body.items]
+
+    @property
+    def keep(self) -> Keep | None:
+        if self._body.store is False or not self._store.enabled:
+            return None
+
+        given = [resource(each) for each in self._body.items]
+        written = msgspec.json.encode(given)  # before there is an answer: what cannot be written is not asked
+
+        def kept(response: dict[str, Any]) -> None:
+            names = tuple(str(each["id"]) for each in (*given, *response["output"]))
+            output = msgspec.json.encode(response["output"])
+            self._store.keep(response, Turn(self._tenant, self._before, written, output, names))
+
+        return kept
+
+    def _referenced(self, index: int, item: Item) -> Item:
+        if kind_of(item) != "item_reference":
+            return item
+        return self._store.item(self._tenant, converted(item.get("id"), str, f"input[{index}].id"))
+
+
+def resource(item: Item) -> Item:
+    """An item of a request as it is listed: with an id, and a message's content as parts."""
+    kind = kind_of(item)
+    prefix = {"message": "msg", "function_call": "fc", "reasoning": "rs", "custom_tool_call": "ctc"}.get(kind, "item")
+    shown = {**item, "type": kind, "id": item.get("id") or new_id(prefix)}
+    if kind == "message":
+        text = shown.get("content")
+        if text is None or isinstance(text, str):
+            said = shown["role"] == "assistant"
+            more: dict[str, Any] = {"annotations": [], "logprobs": []} if said else {}
+            shown["content"] = [{"type": "output_text" if said else "input_text", "text": text or "", **more}]
+    if kind == "message" or kind.endswith(("_call", "_output")):
+        shown["status"] = shown.get("status") or "completed"
+    return shown
 
 
 class RefusedUpgrade(asyncio.Protocol):
@@ -59,202 +183,3 @@ class RefusedUpgrade(asyncio.Protocol):
         )
         transport.write(head.encode() + body)
         transport.close()
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How text of one kind is an item: the types of item and part, the stem of its events, and its id's beginning."""
-
-    item: str
-    part: str
-    stem: str
-    identity: str
-    extras: dict[str, list[Any]]
-
-    def content(self, text: str) -> dict[str, Any]:
-        return {"type": self.part, "text": text, **self.extras}
-
-
-_MESSAGE = _Form("message", "output_text", "response.output_text", "msg", {"annotations": [], "logprobs": []})
-_REASONING = _Form("reasoning", "reasoning_text", "response.reasoning_text", "rs", {})
-_FORMS: dict[type, _Form] = {Text: _MESSAGE, Thought: _REASONING}
-
-
-@dataclass
-class _Open:
-    """An item that text is added to."""
-
-    form: _Form
-    identity: str
-    texts: list[str]
-
-    def item(self, status: str, *texts: str) -> dict[str, Any]:
-        own: dict[str, Any] = {"role": "assistant"} if self.form is _MESSAGE else {"summary": []}
-        content = [self.form.content(each) for each in texts]
-        return {"id": self.identity, "type": self.form.item, "status": status, **own, "content": content}
-
-
-class _Writer:
-    """Writes an answer as a response or as its events. The whole response is the one that the last event holds."""
-
-    def __init__(self, body: ResponsesBody, box: Toolbox, answer: Answer) -> None:
-        self._body = body
-        self._box = box
-        self._answer = answer
-        self._identity = f"resp_{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._output: list[dict[str, Any]] = []
-        self._open: _Open | None = None
-        self._number = 0
-
-    async def whole(self) -> dict[str, Any]:
-        last: dict[str, Any] = {}
-        async with contextlib.aclosing(self._events()) as events:
-            async for each in events:
-                last = each
-        return last["response"]
-
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        try:
-            async with contextlib.aclosing(self._events()) as events:
-                async for each in events:
-                    yield event(each, each["type"])
-        except PacelineError as error:
-            code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"  # clients retry the latter
-            failed = self._response("failed", error={"code": code, "message": str(error)})
-            yield event(self._event("response.failed", response=failed), "response.failed")
-
-    async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
-        yield self._event("response.created", response=self._response("in_progress"))
-        yield self._event("response.in_progress", response=self._response("in_progress"))
-        async for events, _ in self._answer.pieces():
-            for each in joined(events):
-                for one in self._call(each) if isinstance(each, Call) else self._add(each):
-                    yield one
-        status = "incomplete" if self._answer.finish is FinishReason.LENGTH else "completed"
-        if not self._output and self._open is None:
-            for one in self._begin(_MESSAGE):  # an empty reply is a message too: the next turn's prompt has its place
-                yield one
-        for one in self._end(status):
-            yield one
-        yield self._event(f"response.{status}", response=self._response(status))
-
-    def _add(self, each: Event) -> Iterator[dict[str, Any]]:
-        """Adds text to the open item, or to a new one where that is of another kind."""
-        form = _FORMS[type(each)]
-        if self._open is None or self._open.form is not form:
-            yield from self._end()
-            yield from self._begin(form)
-        assert self._open is not None and not isinstance(each, Call)
-        self._open.texts.append(each.text)
-        yield self._text_event("delta", delta=each.text)
-
-    def _begin(self, form: _Form) -> Iterator[dict[str, Any]]:
-        self._open = _Open(form, f"{form.identity}_{secrets.token_hex(12)}", [])
-        yield self._event(
-            "response.output_item.added", output_index=len(self._output), item=self._open.item("in_progress")
-        )
-        yield self._part_event("added", "")
-
-    def _end(self, status: str = "completed") -> Iterator[dict[str, Any]]:
-        """Closes the open item, where there is one."""
-        if self._open is None:
-            return
-        text = "".join(self._open.texts)
-        yield self._text_event("done", text=text)
-        yield self._part_event("done", text)
-        item, self._open = self._open.item(status, text), None
-        yield self._done(item)
-
-    def _call(self, each: Call) -> Iterator[dict[str, Any]]:
-        """A call's item, begun and ended at once: calls come whole."""
-        yield from self._end()
-        called = self._box.called(each.name)
-        kind, prefix, field, stem = (
-            ("custom_tool_call", "ctc", "input", "response.custom_tool_call_input")
-            if called.custom
-            else ("function_call", "fc", "arguments", "response.function_call_arguments")
-        )
-        value = _input(each.arguments) if called.custom else each.arguments
-        identity = f"{prefix}_{secrets.token_hex(12)}"
-        head = {"id": identity, "type": kind, "call_id": f"call_{secrets.token_hex(12)}", "name": called.name}
-        if called.namespace:
-            head["namespace"] = called.namespace
-        place: dict[str, Any] = {"item_id": identity, "output_index": len(self._output)}
-        begun = {**head, field: "", "status": "in_progress"}
-        yield self._event("response.output_item.added", output_index=len(self._output), item=begun)
-        yield self._event(f"{stem}.delta", **place, delta=value)
-        yield self._event(f"{stem}.done", **place, **{field: value})
-        yield self._done({**head, field: value, "status": "completed"})
-
-    def _done(self, item: dict[str, Any]) -> dict[str, Any]:
-        self._output.append(item)
-        return self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
-
-    def _part_event(self, name: str, text: str) -> dict[str, Any]:
-        assert self._open is not None
-        return self._event(
-            f"response.content_part.{name}", **self._place(self._open), part=self._open.form.content(text)
-        )
-
-    def _text_event(self, name: str, **fields: str) -> dict[str, Any]:
-        assert self._open is not None
-        logprobs: dict[str, Any] = {"logprobs": []} if self._open.form is _MESSAGE else {}
-        return self._event(f"{self._open.form.stem}.{name}", **self._place(self._open), **fields, **logprobs)
-
-    def _place(self, item: _Open) -> dict[str, Any]:
-        return {"item_id": item.identity, "output_index": len(self._output), "content_index": 0}
-
-    def _event(self, name: str, **fields: Any) -> dict[str, Any]:
-        number, self._number = self._number, self._number + 1
-        return {"type": name, "sequence_number": number, **fields}
-
-    def _response(self, status: str, error: dict[str, str] | None = None) -> dict[str, Any]:
-        """The response as it stands; its usage is known at the end."""
-        body, sampling = self._body, self._answer.stream.request.sampling
-        ended = status in ("completed", "incomplete")
-        text = {"format": {"type": "text"}}
-        verbosity = body.text.verbosity if body.text is not None else None
-        return {
-            "id": self._identity,
-            "object": "response",
-            "created_at": self._created,
-            "completed_at": int(time.time()) if status == "completed" else None,
-            "status": status,
-            "background": False,
-            "error": error,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "metadata": body.metadata or {},
-            "model": body.model,
-            "output": list(self._output),
-            "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
-            "reasoning": body.reasoning or Reasoning(),
-            "service_tier": "default",
-            "store": False,
-            "temperature": sampling.temperature,
-            "text": {**text, "verbosity": verbosity} if verbosity else text,
-            "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools,
-            "top_p": sampling.top_p,
-            "truncation": "disabled",
-            "usage": self._usage() if ended else None,
-        }
-
-    def _usage(self) -> dict[str, Any]:
-        usage = self._answer.usage
-        return {
-            "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": self._answer.reasoning_tokens},
-            "total_tokens": usage.prompt_tokens + usage.output_tokens,
-        }
-
-
-def _input(arguments: str) -> str:
-    """A custom tool's input from a call's arguments; where they are others than asked for, the client sees them all."""
-    value = json.loads(arguments).get("input")
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else arguments

@@ -1,54 +1,45 @@
-"""What a body of the Responses API asks for: its items as messages, its tools as functions the model can call."""
+"""What a body of the Responses API asks for: its items as a prompt, its tools as functions the model can call."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from paceline.engine.grammar import regex
-from paceline.engine.schemas import LARK
-from paceline.errors import BadField
+from paceline.errors import BadField, ContextExceeded
 from paceline.models.tokenizer import Tokenizer
-from paceline.serve.constrain import Calls, ResponseFormat, Schema, of_format, openai_calls
-from paceline.serve.conversation import Message, call, fold_systems, numbered, thinking, tool
+from paceline.serve import custom_tools
+from paceline.serve.constrain import Calls, ResponseFormat, Schema, openai_calls
+from paceline.serve.conversation import Message, thinking, tool
+from paceline.serve.responses_items import converted, template_messages
 from paceline.serve.sampling import SamplingBody, checked_limit
 
-_TEXTS = ("input_text", "output_text", "text")
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# what other servers' tools looked up: nothing that this one can take up
-_PASSED_OVER = (
-    "web_search_call",
-    "file_search_call",
-    "image_generation_call",
-    "tool_search_call",
-    "tool_search_output",
-)
-# what the model is told that a custom tool takes
-_INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-_THOUGHT = {"role", "reasoning_content"}  # of a message of which only its reasoning is known yet
-_STATELESS = "nothing is stored here (store is always false), so send the whole conversation as input"
-
-
-class Part(Struct):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    encrypted_content: str | None = None
+LOGPROBS = "message.output_text.logprobs"
+_MOST_LOGPROBS = 20
+_NO_CONVERSATIONS = "send the conversation as input, or previous_response_id"
+_ELSEWHERE = {"functions": "tools", "function_call": "tool_choice"}  # chats' older fields, by what responses have
 
 
 class Format(Struct):
-    """The form of a custom tool's input, or of the output's text."""
+    """The form of the output's text."""
 
     type: str
-    syntax: str = ""
-    definition: str = ""
+    name: str | None = None
+    description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As a response repeats it."""
+        if self.type == "json_schema":
+            more = {"description": self.description, "schema": self.schema, "strict": bool(self.strict)}
+            return {"type": self.type, "name": self.name or "response", **more}
+        return {"type": self.type, "schema": self.schema} if self.schema else {"type": self.type}
 
 
 class Tool(Struct):
@@ -59,22 +50,7 @@ class Tool(Struct):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    format: Format | None = None
-    tools: list[Tool] | None = None
-
-
-class Item(Struct):
-    """An item of any type: the fields of all those that are read. Ids and `status` are not: they change nothing."""
-
-    type: str = "message"
-    role: str = ""
-    content: str | list[Part] | None = None
-    name: str = ""
-    namespace: str | None = None
-    arguments: str | dict[str, Any] = ""
-    input: str = ""
-    call_id: str = ""
-    output: str | list[Part] | None = None
+    format: custom_tools.InputFormat | None = None
     tools: list[Tool] | None = None
 
 
@@ -88,23 +64,37 @@ class Reasoning(Struct):
     summary: str | None = None
 
 
-class ResponsesBody(SamplingBody, kw_only=True):
-    """`tools` are kept as they were written, for the reply repeats them."""
+Items = Annotated[list[dict[str, Any]], Meta(description="items of the Responses API, of any type")]
 
-    input: str | list[Item]
+
+class ResponsesBody(SamplingBody, kw_only=True):
+    """`input` and `tools` are kept as they were written, for the store and the reply repeat them."""
+
+    input: str | Items | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
     tools: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"[]"))
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    metadata: dict[str, Any] | None = None
+    include: list[str] | None = None
     top_logprobs: int | None = None
+    truncation: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
     background: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    functions: Any = None
+    function_call: Any = None
 
     def __post_init__(self) -> None:
         if bytes(self.tools) == b"null":
@@ -112,7 +102,12 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
     @property
     def limit(self) -> int | None:
-        return checked_limit(self.max_output_tokens, "max_output_tokens")
+        """The most tokens to write, also by chats' names for that."""
+        limits = [
+            checked_limit(getattr(self, name), name)
+            for name in ("max_output_tokens", "max_completion_tokens", "max_tokens")
+        ]
+        return next((each for each in limits if each is not None), None)
 
     @property
     def may_call(self) -> bool:
@@ -120,32 +115,50 @@ class ResponsesBody(SamplingBody, kw_only=True):
         return self.tool_choice != "none"
 
     @property
-    def text_grammar(self) -> str | None:
-        """What text.format holds the answer to. Raises BadField for a format there is not."""
-        form = self.text.format if self.text is not None else None
-        if form is None:
-            return None
-        return of_format(
-            ResponseFormat(form.type, None if form.schema is None else Schema("", form.schema, form.strict)),
-            "text.format",
-        )
+    def most_calls(self) -> int | None:
+        """How many calls an output may have; None for any number."""
+        most = checked_limit(self.max_tool_calls, "max_tool_calls")
+        return 1 if self.parallel_tool_calls is False else most
 
     @property
-    def items(self) -> list[Item]:
-        return [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+    def num_logprobs(self) -> int | None:
+        """How many alternatives each token of the text is told with; None where log-probabilities are not asked for."""
+        if not 0 <= (self.top_logprobs or 0) <= _MOST_LOGPROBS:
+            raise BadField(f"top_logprobs must be between 0 and {_MOST_LOGPROBS}", "top_logprobs")
+        if self.top_logprobs or self.logprobs or LOGPROBS in (self.include or ()):
+            return self.top_logprobs or 0
+        return None
+
+    @property
+    def formats(self) -> dict[str, ResponseFormat | None]:
+        """What holds the text, by its field."""
+        form, asked = self.text.format if self.text is not None else None, None
+        if form is not None and form.type == "json_schema":
+            schema = None if form.schema is None else Schema("", form.schema, form.strict)
+            asked = ResponseFormat(form.type, schema)
+        elif form is not None:
+            asked = ResponseFormat(form.type, schema=form.schema)
+        return {"response_format": self.response_format, "text.format": asked}
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}] if self.input else []
+        return self.input or []
 
     def check(self) -> None:
-        """Raises BadField for what is asked of a server that keeps conversations, or cannot be done."""
-        if self.previous_response_id is not None:
-            raise BadField(f"previous_response_id is not supported: {_STATELESS}", "previous_response_id")
+        """Raises BadField for what cannot be done."""
         if self.conversation is not None:
-            raise BadField(f"conversation is not supported: {_STATELESS}", "conversation")
+            raise BadField(f"conversation is not supported: {_NO_CONVERSATIONS}", "conversation")
         if self.prompt is not None:
             raise BadField("stored prompts are not supported: send instructions and input", "prompt")
         if self.background:
-            raise BadField(f"background is not supported: {_STATELESS}", "background")
-        if self.top_logprobs:
-            raise BadField("top_logprobs is not supported here; chat completions have them", "top_logprobs")
+            raise BadField("background is not supported: a response is written while its request waits", "background")
+        if self.truncation not in (None, "auto", "disabled"):
+            raise BadField("truncation can be auto or disabled", "truncation")
+        for name, place in _ELSEWHERE.items():
+            if getattr(self, name):
+                raise BadField(f"{name} is a field of chats; responses have {place}", name)
         if not self.input:
             raise BadField("input must not be empty", "input")
 
@@ -170,17 +183,20 @@ class Toolbox:
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.functions: list[Message] = []
         self.strict: set[str] = set()
-        self._grammars: dict[str, str] = {}
+        self._held: dict[str, dict[str, Any]] = {}
         self._called: dict[str, Called] = {}
         self._names: dict[Called, str] = {}
         for called, each in {called: each for called, each in _flat(tools)}.items():
             name = _unused(_joined_name(called), self._called)
             self._called[name] = called
             self._names[called] = name
-            self.functions.append(tool(name, _description(each), _INPUT if called.custom else each.parameters or {}))
-            if called.custom and (grammar := _grammar(each.format)) is not None:
-                self._grammars[name] = grammar
-            if each.strict or name in self._grammars:
+            if called.custom:
+                told = tool(name, custom_tools.description(each.description, each.format), custom_tools.PARAMETERS)
+                self._held[name] = custom_tools.parameters(each.format)
+            else:
+                told = tool(name, each.description or "", each.parameters or {})
+            self.functions.append(told)
+            if each.strict or (called.custom and custom_tools.is_held(each.format)):
                 self.strict.add(name)
 
     def called(self, name: str) -> Called:
@@ -189,15 +205,13 @@ class Toolbox:
 
     def calls(self, body: ResponsesBody) -> Calls:
         """What the model may call, by the model's names."""
-        schemas = {each["function"]["name"]: each["function"]["parameters"] for each in self.functions}
-        for name, grammar in self._grammars.items():
-            schemas[name] = {**_INPUT, "properties": {"input": {"type": "string", LARK: grammar}}}
+        schemas = {each["function"]["name"]: each["function"]["parameters"] for each in self.functions} | self._held
         choice = body.tool_choice
         if isinstance(choice, dict) and "name" in choice:
             custom = choice.get("type") == "custom"
             named = Called(str(choice["name"]), str(choice.get("namespace") or ""), custom)
             choice = {**choice, "name": self.name(named)}
-        return openai_calls(choice, body.parallel_tool_calls, schemas, self.strict)
+        return openai_calls(choice, body.most_calls != 1, schemas, self.strict)
 
     def name(self, called: Called) -> str:
         """How the model calls a tool, also one that is not there any more."""
@@ -227,102 +241,67 @@ def _unused(name: str, used: Iterable[str]) -> str:
     return unused
 
 
-def _description(each: Tool) -> str:
-    text = each.description or ""
-    if each.format is None or not each.format.definition:
-        return text
-    return f"{text}\n\n`input` follows this {each.format.syntax} grammar:\n{each.format.definition}".strip()
-
-
-def _grammar(form: Format | None) -> str | None:
-    """What a custom tool's input follows, as Lark; None where it is free."""
-    if form is None or not form.definition:
-        return None
-    return regex(form.definition) if form.syntax == "regex" else form.definition
-
-
-def toolbox(body: ResponsesBody) -> Toolbox:
-    """The tools of the body and of its `additional_tools` items. Raises BadField for what is no list of tools."""
+def toolbox(body: ResponsesBody, earlier: Sequence[dict[str, Any]] = ()) -> Toolbox:
+    """The tools of the body and of the `additional_tools` items. Raises BadField for what is no list of tools."""
     try:
         tools = msgspec.json.decode(body.tools, type=list[Tool])
-        body.tools = msgspec.Raw(msgspec.json.format(bytes(body.tools), indent=-1))  # an event has no line feeds
+        shown = [_shown(each) for each in msgspec.json.decode(body.tools)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         found = re.search(r" - at `\$(.*)`$", str(error))
         raise BadField(f"tools: {error}", f"tools{found[1] if found else ''}") from error
-    for item in body.items:
-        if item.type == "additional_tools":
-            tools += item.tools or []
+    body.tools = msgspec.Raw(msgspec.json.encode(shown))
+    for index, item in enumerate([*earlier, *body.items], -len(earlier)):
+        if item.get("type") == "additional_tools":
+            tools += converted(item.get("tools") or [], list[Tool], f"input[{index}].tools")
     return Toolbox(tools)
 
 
-def encode(tokenizer: Tokenizer, body: ResponsesBody, box: Toolbox) -> list[int]:
-    """The prompt's tokens. Those of a conversation's next turn begin with them, where it has the same tools."""
+def _shown(given: dict[str, Any]) -> dict[str, Any]:
+    """A tool as a response repeats it: a function has all its fields."""
+    if given["type"] != "function":
+        return given
+    return {"description": None, "parameters": None, "strict": None, **given}
+
+
+def encode(
+    tokenizer: Tokenizer,
+    body: ResponsesBody,
+    box: Toolbox,
+    earlier: Sequence[dict[str, Any]] = (),
+    capacity: int | None = None,
+) -> list[int]:
+    """The prompt's tokens. Those of a conversation's next turn begin with them, where it has the same tools.
+
+    `earlier` are the items before the body's own. Where truncation is `auto` and the prompt exceeds `capacity`, the oldest
+    turns are left out until the rest fits with room for an output; raises ContextExceeded where the last does not.
+    """
     effort = body.reasoning.effort if body.reasoning is not None else None
     asked = {} if effort is None else {**thinking(effort != "none"), "reasoning_effort": effort}
-    messages = template_messages(body, box)
-    return tokenizer.encode_chat(messages, (body.may_call and box.functions) or None, variables=asked)
+    items = [*earlier, *body.items]
+    messages = template_messages(
+        items,
+        lambda name, namespace, custom: box.name(Called(name, namespace, custom)),
+        body.instructions or "",
+        len(earlier),
+    )
+    tools = (body.may_call and box.functions) or None
 
+    def written(messages: Sequence[Message]) -> list[int]:
+        return tokenizer.encode_chat(messages, tools, variables=asked)
 
-def template_messages(body: ResponsesBody, box: Toolbox) -> list[Message]:
-    """As chat templates take them: calls are part of the assistant's message before them, reasoning of the one after it.
-
-    Raises BadField for an item, a role or a content that cannot be taken.
-    """
-    plain: list[Message] = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    for index, item in enumerate(body.items):
-        field = f"input[{index}]"
-        if item.type == "message":
-            if item.role not in _ROLES:
-                raise BadField(f"there is no role {item.role!r}", f"{field}.role")
-            one = {"role": _ROLES[item.role], "content": _text(item.content, f"{field}.content")}
-            if one["role"] == "assistant" and plain and plain[-1].keys() == _THOUGHT:
-                one = {**plain.pop(), **one}
-            plain.append(one)
-        elif item.type == "reasoning":  # this server's; what others send is encrypted, or a summary
-            parts = item.content if isinstance(item.content, list) else []
-            thought = "".join(part.text or "" for part in parts if part.type == "reasoning_text")
-            if thought:
-                plain.append({"role": "assistant", "reasoning_content": thought})
-        elif item.type == "agent_message":  # what one of Codex's agents tells another, names and all
-            plain.append({"role": "user", "content": _text(item.content, f"{field}.content")})
-        elif item.type in ("function_call", "custom_tool_call"):
-            _add_call(plain, item, box)
-        elif item.type in ("function_call_output", "custom_tool_call_output"):
-            text = _text(item.output, f"{field}.output", shown=True)
-            plain.append({"role": "tool", "content": text, "tool_call_id": item.call_id})
-        elif item.type == "item_reference":
-            raise BadField(f"item_reference is not supported: {_STATELESS}", f"{field}.type")
-        elif item.type not in _PASSED_OVER and item.type != "additional_tools":
-            raise BadField(f"an item of type {item.type!r} is not supported", f"{field}.type")
-    return numbered(fold_systems([{"content": "", **each} for each in plain]))
-
-
-def _add_call(plain: list[Message], item: Item, box: Toolbox) -> None:
-    custom = item.type == "custom_tool_call"
-    name = box.name(Called(item.name, item.namespace or "", custom))
-    if not plain or plain[-1]["role"] != "assistant":
-        plain.append({"role": "assistant", "content": ""})
-    made = call(name, {"input": item.input} if custom else item.arguments, item.call_id)
-    plain[-1].setdefault("tool_calls", []).append(made)
-
-
-def _text(content: str | list[Part] | None, field: str, shown: bool = False) -> str:
-    """Content as one text. An image raises BadField, but where a tool has shown it, its place is told.
-
-    A tool's output comes again with every later turn, so that refusing it would end the conversation for good.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for index, part in enumerate(content):
-        if part.type in _TEXTS and part.text is not None:
-            texts.append(part.text)
-        elif part.type == "refusal" and part.refusal is not None:
-            texts.append(part.refusal)
-        elif part.type == "encrypted_content" and part.encrypted_content is not None:
-            texts.append(part.encrypted_content)  # a call's argument come back: what this model wrote is not encrypted
-        elif shown and part.type == "input_image":
-            texts.append("(an image, which this model cannot see)")
-        else:
-            raise BadField(f"content of type {part.type!r} is not supported: text only", f"{field}[{index}]")
-    return "\n".join(texts)
+    prompt = written(messages)
+    if body.truncation != "auto" or capacity is None:
+        return prompt
+    if len(prompt) < capacity:
+        return prompt
+    room = min(body.limit or capacity // 8, capacity // 2)
+    head = 1 if messages[0]["role"] == "system" else 0
+    starts = [index for index, each in enumerate(messages) if index > head and each["role"] == "user"]
+    low, high = 0, len(starts)  # the first start of which the rest fits
+    while low < high:
+        middle = (low + high) // 2
+        prompt = written([*messages[:head], *messages[starts[middle] :]])
+        low, high = (low, middle) if len(prompt) + room <= capacity else (middle + 1, high)
+    if low == len(starts):
+        raise ContextExceeded(f"prompt is too long: its last turn and {room} tokens of output exceed {capacity} tokens")
+    return written([*messages[:head], *messages[starts[low] :]])

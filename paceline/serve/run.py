@@ -24,11 +24,13 @@ from paceline.env import api_key
 from paceline.errors import ConfigError, RequestError
 from paceline.serve.app import hash_key, make_app
 from paceline.serve.connection import Connection
+from paceline.serve.cors import check_origin
 from paceline.serve.host import Host
 from paceline.serve.journal import JsonFormatter, TextFormatter
 from paceline.serve.metrics import Metrics
 from paceline.serve.responses import RefusedUpgrade
 from paceline.serve.service import MORPH_MODELS, Service
+from paceline.serve.store import Store
 from paceline.serve.wire import is_loopback
 from paceline.types import Request, Sampling
 
@@ -40,19 +42,27 @@ _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 class Limits:
     """What a server takes on: requests waiting besides those decoded together, seconds a request, bytes a body.
 
-    With `share_cache` clients with different keys find each other's cached prefixes.
+    With `share_cache` clients with different keys find each other's cached prefixes. Web pages of `origins` may use it.
+    Responses are stored in `store_bytes` of memory (0 for none), for `store_seconds` after their last use.
     """
 
     queue: int | None = None
     request_seconds: float | None = None
     body_bytes: int = 32 << 20
     share_cache: bool = False
+    origins: tuple[str, ...] = ()
+    store_bytes: int = 256 << 20
+    store_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.queue is not None and self.queue < 0:
             raise ConfigError(f"the queue must have room for 0 requests or more, not {self.queue}")
         if self.request_seconds is not None and not self.request_seconds > 0:
             raise ConfigError(f"a request's time must be above 0 seconds, not {self.request_seconds:g}")
+        for origin in self.origins:
+            check_origin(origin)
+        if self.store_bytes < 0 or not 0 <= self.store_seconds < math.inf:
+            raise ConfigError("the megabytes and minutes of the store must be 0 (no store) or more")
         if self.body_bytes < 1:
             raise ConfigError(f"a body's limit must be 1 byte or more, not {self.body_bytes}")
 
@@ -64,10 +74,12 @@ def make_service(
     limits: Limits | None = None,
     warm_up: bool | None = None,
     apply_names: Sequence[str] = (),
+    greedy: bool = False,
 ) -> Service:
     """A service over a loaded engine, not started yet. It warms up on CUDA, or as `warm_up` says.
 
-    `apply_names` are names for Morph's apply besides Morph's own.
+    `apply_names` are names for Morph's apply besides Morph's own. With `greedy` requests that do not say are not sampled
+    as the model's makers do, but greedy.
     """
     limits = limits or Limits()
     metrics = Metrics(names[0])
@@ -96,6 +108,9 @@ def make_service(
         limits.body_bytes,
         created=int(time.time()),
         share_cache=limits.share_cache,
+        defaults=Sampling() if greedy else engine.defaults,
+        origins=limits.origins,
+        store=Store(limits.store_bytes, limits.store_seconds),
     )
 
 

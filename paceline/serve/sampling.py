@@ -1,25 +1,36 @@
-"""The sampling fields that OpenAI's endpoints share, with vLLM's additions."""
+"""The sampling fields that OpenAI's endpoints share, with those of other servers."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, ClassVar
+
 from msgspec import Struct
 
-from paceline.errors import BadField
-from paceline.serve.constrain import StructuredOutputs, of_structure
+from paceline.errors import BadField, RequestError
+from paceline.serve.service import Service
+from paceline.serve.unserved import Unserved
 from paceline.types import Sampling
+
+_DEFAULTED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_FIELDS = {each.name: each.name for each in dataclasses.fields(Sampling)} | {"stop_tokens": "stop_token_ids"}
+_SEEDS = 1 << 63
 
 
 class StreamOptions(Struct):
     include_usage: bool = False
 
 
-class SamplingBody(Struct, kw_only=True):
-    """Fields that are not sent, or null, are the engine's own: greedy, every filter off."""
+class SamplingBody(Unserved, kw_only=True):
+    """Fields that are not sent, or null, are the service's defaults: how the model's makers sample from it, or greedy."""
 
-    model: str
+    most_choices: ClassVar[int] = 1
+
+    model: str = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
+    best_of: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -30,39 +41,77 @@ class SamplingBody(Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     cache_salt: str | None = None
-    structured_outputs: StructuredOutputs | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, logprobs: int | None, vocab_size: int, stop_tokens: tuple[int, ...] = ()) -> Sampling:
-        """Raises RequestError for a value out of range; `max_tokens` is still to be set."""
-        if self.n is not None and self.n != 1:
-            raise BadField("n must be 1: one choice a request", "n")
-        return Sampling(
-            temperature=self.temperature or 0.0,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else self.top_p,
-            min_p=self.min_p or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+    @property
+    def num_choices(self) -> int:
+        """Raises BadField for more than there can be, and for more that are looked at than are given."""
+        count = 1 if self.n is None else self.n
+        if not 1 <= count <= self.most_choices:
+            most = "1 here" if self.most_choices == 1 else f"between 1 and {self.most_choices}"
+            raise BadField(f"n must be {most}", "n")
+        if self.best_of not in (None, count):
+            raise BadField("best_of must be n: all choices are given", "best_of")
+        return count
+
+    def sampling(self, service: Service, logprobs: int | None = None, stop_tokens: tuple[int, ...] = ()) -> Sampling:
+        """Raises RequestError for a value out of range or not supported; `max_tokens` is still to be set."""
+        self.refuse_unserved()
+        _ = self.num_choices  # which may be too many
+        if self.stream_options is not None and not self.stream:
+            raise BadField("stream_options needs stream to be true", "stream_options")
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        vocab_size = service.host.vocab_size
+        return defaulted(
+            service,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             logit_bias=_bias(self.logit_bias or {}, vocab_size),
-            seed=None if self.seed is None else self.seed & (1 << 63) - 1,
-            stop=self.stops,
-            stop_tokens=(*stop_tokens, *(self.stop_token_ids or ())),
-            ignore_eos=bool(self.ignore_eos),
+            seed=self.seed,
+            max_tokens=max(self.min_tokens or 0, 1),
+            min_tokens=self.min_tokens,
+            stop=tuple(stops),
+            stop_tokens=(*stop_tokens, *_stop_tokens(self.stop_token_ids or (), vocab_size)),
+            ignore_eos=self.ignore_eos,
             logprobs=logprobs,
-            grammar=of_structure(self.structured_outputs),
+            grammar=self.constraint,
         )
+
+
+def defaulted(service: Service, **given: Any) -> Sampling:
+    """Sampling as a request gives it, null being what it does not say; what it leaves to the model is `service.defaults`.
+
+    Temperature 0 is greedy: no default changes it. Raises BadField for a value out of range.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    if said.get("temperature") != 0:
+        said = {name: getattr(service.defaults, name) for name in _DEFAULTED} | said
+    # vLLM and llama.cpp have -1 for off
+    said["top_k"] = min(max(said.get("top_k", 0), 0), service.host.vocab_size)
+    try:
+        return Sampling(**said)
+    except RequestError as error:
+        raise BadField(str(error), _FIELDS.get(str(error).partition(" ")[0], "")) from error
+
+
+def numbered_choices(sampling: Sampling, count: int) -> list[Sampling]:
+    """That of each of several choices. With a seed each has its own, so that they differ and can be had again."""
+    if sampling.seed is None:
+        return [sampling] * count
+    seeds = [(sampling.seed + _SEEDS + index) % (2 * _SEEDS) - _SEEDS for index in range(count)]
+    return [dataclasses.replace(sampling, seed=seed) for seed in seeds]
 
 
 def checked_limit(value: int | None, field: str) -> int | None:
@@ -78,3 +127,13 @@ def _bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
             raise BadField(f"logit_bias: {key[:20]!r} is no token of the vocabulary of {vocab_size}", "logit_bias")
         tokens[int(key)] = value
     return tokens
+
+
+def _stop_tokens(tokens: list[int] | tuple[int, ...], vocab_size: int) -> list[int]:
+    for index, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise BadField(
+                f"stop_token_ids: {str(token)[:20]} is no token of the vocabulary of {vocab_size}",
+                f"stop_token_ids[{index}]",
+            )
+    return list(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from paceline.serve.host import Host, Stream
 from paceline.serve.journal import note
 from paceline.serve.live import Live
 from paceline.serve.metrics import Metrics
+from paceline.serve.store import Store
 from paceline.serve.tools import (
     Call,
     Event,
@@ -36,6 +38,7 @@ from paceline.types import FinishReason, Request, Sampling, TokenLogprob, Usage
 Result = TypeVar("Result")
 _aside = ThreadPoolExecutor(2, "aside")
 MORPH_MODELS = ("morph-v3-fast", "morph-v3-large", "auto")
+LEAST_LOGPROB = -9999.0  # JSON has no minus infinity; vLLM's clients know this one
 TENANT = "paceline.tenant"  # in an ASGI scope: the key that the client sent, as a digest
 _SHORT = 2048  # bytes of a body
 _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens reasoning
@@ -46,7 +49,8 @@ class Service:
     """`names` are what the model is called, its own name first, `apply_names` what merges are asked of in Morph's form.
 
     With `share_cache` clients with different keys find each other's cached prefixes. `defaults` is how the model's makers
-    sample from it, for requests that do not say. `created` is in seconds since 1970. A request's body has at most `body_limit` bytes and comes within `body_seconds`.
+    sample from it, for requests that do not say. `created` is in seconds since 1970. A request's body has at most
+    `body_limit` bytes and comes within `body_seconds`. Web pages of `origins` may use the server.
     """
 
     host: Host
@@ -58,13 +62,19 @@ class Service:
     body_seconds: float = 60.0
     created: int = 0
     share_cache: bool = False
-    defaults: Sampling = Sampling()
+    defaults: Sampling = field(default_factory=Sampling)
+    origins: tuple[str, ...] = ()
     live: Live = field(default_factory=Live)
+    store: Store = field(default_factory=Store)
 
-    def check_model(self, name: str, *prefixes: str) -> None:
-        """Raises UnknownModel for a name that is neither the model's, nor begins with one of `prefixes`."""
-        if name not in self.names and not name.startswith(prefixes):
+    def check_model(self, name: str, *prefixes: str) -> str:
+        """The name that a reply has: the one asked for, or the model's own where none is.
+
+        Raises UnknownModel for a name that is neither the model's, nor begins with one of `prefixes`.
+        """
+        if name and name not in self.names and not name.startswith(prefixes):
             raise UnknownModel(f"the model {name!r} is not served here; served: {', '.join(self.names)} (see --alias)")
+        return name or self.names[0]
 
     def namespace(self, http: HttpRequest, cache_salt: str | None = None) -> str:
         """Whose cached prefixes a request may use: those of its key, where keys are not shared, and of its salt."""
@@ -86,35 +96,40 @@ class Service:
         max_tokens: int | None,
         sources: tuple[list[int], ...] = (),
         namespace: str = "",
+        continued: str = "",
     ) -> Answer:
-        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text, `namespace` the
-        client's. The caller closes the answer. Raises BadField for tools in a model whose template teaches no form of call that is known.
+        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text, `namespace` the client's,
+        `continued` the message that the output goes on with. The caller closes the answer. Raises BadField for tools in a
+        model whose template teaches no form of call that is known.
         """
         check_schemas(calls.schemas)
         tokenizer = self.host.tokenizer
         kind = parser_for(tokenizer.chat_template) if calls.schemas else None
         if calls.schemas and kind is None:
             raise BadField("this model's chat template teaches no form of tool call that Paceline knows", "tools")
-        parser = kind(calls.schemas, only_taught=sampling.grammar is not None) if kind else PlainParser()
-        thinking = self._thinking(prompt)
+        parser: Parser = kind(calls.schemas, only_taught=sampling.grammar is not None) if kind else PlainParser()
+        thinking = self._thinking(prompt, continued)
         grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
         if grammar != sampling.grammar:
             sampling = dataclasses.replace(sampling, grammar=grammar)
         request = Request(prompt, self.fit(prompt, sampling, max_tokens), sources, namespace=namespace)
-        return await self.start(request, parser if thinking is None else ThoughtParser(parser, thinking))
+        parser = parser if thinking is None else ThoughtParser(parser, thinking)
+        return await self.start(request, parser, once=calls.forced)
 
-    def _thinking(self, prompt: Sequence[int]) -> bool | None:
-        """Whether the prompt's end opens reasoning; None for a model that knows none."""
+    def _thinking(self, prompt: Sequence[int], continued: str) -> bool | None:
+        """Whether the prompt's end opens reasoning, or is within it; None for a model that knows none."""
         tokenizer = self.host.tokenizer
         if not thinks(tokenizer.chat_template):
             return None
+        if BEGIN in continued or END in continued:
+            return continued.rfind(BEGIN) > continued.rfind(END)
         return tokenizer.decode(prompt[-_LOOK_BACK:], skip_special=False).rstrip().endswith(BEGIN)
 
-    async def start(self, request: Request, parser: Parser) -> Answer:
-        """Submits; returns once the engine has accepted. The caller closes the answer."""
+    async def start(self, request: Request, parser: Parser, once: bool = False, tells_end: bool = False) -> Answer:
+        """Submits; returns once the engine has accepted. The caller closes the answer. The options are Answer's."""
         stream = await self.host.submit(request)
         note(stream)
-        return Answer(stream, parser, self.host.tokenizer)
+        return Answer(stream, parser, self.host.tokenizer, once, tells_end)
 
 
 async def aside_if_long(http: HttpRequest, function: Callable[..., Result], *arguments: object) -> Result:
@@ -138,40 +153,71 @@ async def aside(function: Callable[..., Result], *arguments: object) -> Result:
 class Answer:
     """One request's output.
 
-    After the first piece `usage` tells what the prompt took; after the last one it is whole, and `finish` and
-    `ended_by_token` are known.
+    After the first piece `usage` tells what the prompt took and `prompt_logprobs` are there, where they were asked for;
+    after the last one `usage` is whole, and `finish` and `ended_by_token` are known.
+
+    The logprob of a token that ended the output is left out, as its text is, but with `tells_end`.
+    With `once` a call made already ends the output and is not told: a model that must call, and has nothing more to
+    call, repeats itself up to the limit.
     """
 
-    def __init__(self, stream: Stream, parser: Parser, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, stream: Stream, parser: Parser, tokenizer: Tokenizer, once: bool = False, tells_end: bool = False
+    ) -> None:
         self.stream = stream
         self.tokens: list[int] = []
         self.finish = FinishReason.STOP
         self.usage = Usage()
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self._parser = parser
+        self._tells_end = tells_end
         self._tokenizer = tokenizer
         self._thought = False
+        self._made: set[tuple[str, str]] | None = set() if once else None
+        self._repeats = False
+        self._num_drafted = self._num_accepted = 0
         self._eos_tokens = frozenset(tokenizer.eos_tokens) | frozenset(stream.request.sampling.stop_tokens)
 
     async def pieces(self) -> AsyncGenerator[tuple[list[Event], tuple[TokenLogprob, ...]], None]:
-        """What each step brought. The logprob of a token that ended the output is left out, as its text is."""
+        """What each step brought."""
         async for output in self.stream:
             self.tokens += output.tokens
             self.usage = output.usage or self.usage
+            self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
+            self._num_drafted += output.drafted
+            self._num_accepted += sum(output.accepted)
             events = self._parser.feed(output.text)
             logprobs = output.logprobs
             if output.finish is not None:
                 events += self._parser.finish()
                 self.finish = output.finish
-                if self.ended_by_token:
+                if self.ended_by_token and not self._tells_end:
                     logprobs = logprobs[: len(output.tokens) - 1]
+            if self._made is not None and len(new := _unmade(events, self._made)) < len(events):
+                events = new
+                self._end(output.finish is not None)
             self._thought |= any(isinstance(each, Thought) for each in events)
             if events or logprobs:
                 yield events, logprobs
 
+    def _end(self, whole: bool) -> None:
+        """Stops here; `whole` tells that the engine has stopped already, and what was used."""
+        self.finish = FinishReason.STOP
+        self._repeats = True
+        if not whole:
+            self.usage = dataclasses.replace(
+                self.usage,
+                output_tokens=len(self.tokens),
+                drafted_tokens=self._num_drafted,
+                accepted_tokens=self._num_accepted,
+            )
+            self.stream.end(self.usage)
+
     @property
     def ended_by_token(self) -> bool:
-        """True where the model ended the output itself, False where a stop string or the limit did."""
-        return self.finish is FinishReason.STOP and bool(self.tokens) and self.tokens[-1] in self._eos_tokens
+        """True where the model ended the output itself, or repeated itself, False where a stop string or the limit did."""
+        ends = self._repeats or (bool(self.tokens) and self.tokens[-1] in self._eos_tokens)
+        return self.finish is FinishReason.STOP and ends
 
     @property
     def reasoning_tokens(self) -> int:
@@ -187,6 +233,17 @@ class Answer:
 
     def close(self) -> None:
         self.stream.close()
+
+
+def _unmade(events: list[Event], made: set[tuple[str, str]]) -> list[Event]:
+    """The events before a call that is among those `made`, to which the others are added."""
+    for place, each in enumerate(events):
+        if isinstance(each, Call):
+            key = (each.name, json.dumps(json.loads(each.arguments), sort_keys=True))
+            if key in made:
+                return events[:place]
+            made.add(key)
+    return events
 
 
 def joined(events: list[Event]) -> list[Event]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from paceline.errors import EngineFailed
 from paceline.types import Request, Sampling
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
 from tests.tiny import tiny_engine
@@ -31,7 +32,17 @@ def test_the_tokens_are_the_cpu_s(family: str, temperature: float) -> None:
         replace(each, sources=(mutated(draw, tokens),)) if index % 2 else each
         for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
     ]
-    for settings in ({}, {"fixed_draft": 64}, {"drafter": "none"}, {"cuda_graphs": False, "fixed_draft": 16}):
+    eager = {"cuda_graphs": False}
+    short = {"cache_tokens": 320, "fixed_draft": 64}
+    for settings in (
+        {},
+        {"fixed_draft": 64},
+        {"drafter": "none"},
+        eager,
+        eager | {"fixed_draft": 16},
+        short,
+        eager | short,
+    ):
         served = engine(family, device="cuda", max_batch=6, **settings)
         for _ in range(2):
             completions = served.generate(requests)
@@ -60,6 +71,33 @@ def test_penalties_and_logprobs() -> None:
     left, right = one.generate([request])[0], other.generate([request])[0]
     assert left.tokens == right.tokens
     assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(left.logprobs, right.logprobs, strict=True))
+
+
+def test_prompt_logprobs() -> None:
+    sampling = Sampling(max_tokens=3, ignore_eos=True, prompt_logprobs=2)
+    prompt = [1, 2, 7, 200, 5] * 30
+    one, other = engine("qwen2"), engine("qwen2", device="cuda", prefill_chunk=64)
+    left, right = (each.generate([Request(prompt, sampling), Request([9], Sampling())])[0] for each in (one, other))
+    assert left.tokens == right.tokens and len(right.prompt_logprobs) == len(prompt) - 1
+    for a, b in zip(left.prompt_logprobs, right.prompt_logprobs, strict=True):
+        assert a.token == b.token and abs(a.logprob - b.logprob) < 1e-2
+
+
+def test_a_full_memory_ends_its_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request([1, 2, 3], Sampling(max_tokens=30, ignore_eos=True))
+    served = engine("qwen2", device="cuda", max_batch=4)
+    expected = served.generate([request])[0].tokens
+    launch = served.runner.launch
+    times = iter([1, 1, 1 << 50])
+
+    def launched(work: Any) -> Any:
+        torch.empty(next(times, 1), dtype=torch.uint8, device="cuda")
+        return launch(work)
+
+    monkeypatch.setattr(served.runner, "launch", launched)
+    assert isinstance(served.generate([request])[0].error, EngineFailed)
+    everything_is_back(served)
+    assert served.generate([request])[0].tokens == expected
 
 
 def test_prompts_in_graphs() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from paceline.engine.grammar import Grammars, json_schema
-from paceline.engine.schemas import problem
+from paceline.engine.schemas import closed, problem
 from paceline.errors import BadGrammar
 from tests.serve.service import byte_tokenizer
 
@@ -146,3 +147,104 @@ def test_what_is_no_keyword_is_not_looked_at() -> None:
         deep = {"items": deep}
     assert problem(deep) == ""
     assert json.loads(json_schema({"title": "x"}).partition("%json ")[2])["title"] == "x"
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_white_space_is_bounded(lenient: bool) -> None:
+    """Between all parts, at any depth; around the whole there is none."""
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}}
+    for form in ({}, {"type": "object"}, schema):
+        text = '{@"a"@:@[@1@,@2@]@}'
+        assert holds(form, text.replace("@", ""), lenient) and holds(form, text.replace("@", "\n\t  "), lenient)
+        for place in range(text.count("@")):
+            before, after = (each.replace("@", "") for each in _split(text, place))
+            assert holds(form, f"{before}{' ' * 64}{after}", lenient), place
+            assert not holds(form, f"{before}{' ' * 65}{after}", lenient), place
+            assert not holds(form, f"{before}{chr(10) * 65}{after}", lenient), place
+        assert not holds(form, '{"a": [1]} ', lenient) and not holds(form, ' {"a": [1]}', lenient)
+
+
+def _split(text: str, place: int) -> tuple[str, str]:
+    parts = text.split("@")
+    return "@".join(parts[: place + 1]), "@".join(parts[place + 1 :])
+
+
+NAMED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+OTHER: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "invented"),
+    [
+        (NAMED, '{"a": 1}', '{"a": 1, "c": 2}'),
+        ({**NAMED, "unevaluatedProperties": False}, '{"a": 1}', '{"c": 2}'),
+        ({"properties": {"in": NAMED}}, '{"in": {"a": 1}}', '{"in": {"a": 1, "c": 2}}'),
+        ({"properties": {"in": {"type": "array", "items": NAMED}}}, '{"in": [{}]}', '{"in": [{"c": 2}]}'),
+        (
+            {"properties": {"in": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}}, "$defs": {"N": NAMED}},
+            '{"in": {"a": 1}}',
+            '{"in": {"c": 2}}',
+        ),
+        ({"properties": {"in": {"allOf": [NAMED], "title": "In"}}}, '{"in": {"a": 1}}', '{"in": {"c": 2}}'),
+        ({"properties": {"in": {"additionalProperties": NAMED}}}, '{"in": {"x": {"a": 1}}}', '{"in": {"x": {"c": 2}}}'),
+        ({"anyOf": [NAMED, OTHER]}, '{"b": 1}', '{"a": 1, "b": 1}'),
+        ({**NAMED, "anyOf": [{"required": ["a"]}, {"minProperties": 1}]}, '{"a": 1}', '{"a": 1, "c": 2}'),
+        ({**NAMED, "minProperties": 5}, '{"a": 1}', '{"c": 2}'),
+    ],
+)
+def test_where_a_tool_says_nothing_of_other_keys_there_are_none(
+    schema: dict[str, Any], good: str, invented: str
+) -> None:
+    given = json.dumps(schema)
+    assert holds(closed(schema), good, lenient=True)
+    assert not holds(closed(schema), invented, lenient=True)
+    assert holds(schema, good, lenient=True) and holds(schema, invented, lenient=True)
+    assert json.dumps(schema) == given
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({}, '{"c": 2}'),
+        ({"type": "object"}, '{"c": 2}'),
+        ({"type": "object", "properties": {}}, '{"c": 2}'),
+        ({"properties": {"in": {"type": "object"}}}, '{"in": {"c": 2}}'),
+        ({**NAMED, "additionalProperties": True}, '{"a": 1, "c": "x"}'),
+        ({**NAMED, "additionalProperties": {}}, '{"a": 1, "c": "x"}'),
+        ({**NAMED, "additionalProperties": {"type": "string"}}, '{"a": 1, "c": "x"}'),
+        ({**NAMED, "patternProperties": {"^c": {"type": "string"}}}, '{"a": 1, "c": "x"}'),
+        ({**NAMED, "unevaluatedProperties": True}, '{"a": 1, "c": "x"}'),
+        ({**NAMED, "required": ["c"]}, '{"a": 1, "c": "x"}'),
+        ({"allOf": [NAMED, OTHER]}, '{"a": 1, "b": 2}'),
+        ({**NAMED, "allOf": [OTHER]}, '{"a": 1, "b": 2}'),
+        ({**NAMED, "anyOf": [OTHER, {"required": ["a"]}]}, '{"a": 1, "b": 2}'),
+        ({**NAMED, "$ref": "#/$defs/O", "$defs": {"O": OTHER}}, '{"a": 1, "b": 2}'),
+        (
+            {"properties": {"x": {"$ref": "#/$defs/O"}, "y": {**NAMED, "$ref": "#/$defs/O"}}, "$defs": {"O": OTHER}},
+            '{"y": {"a": 1, "b": 2}}',
+        ),
+        ({**NAMED, "if": {"required": ["a"]}, "then": OTHER}, '{"a": 1, "b": 2}'),
+        ({**NAMED, "dependentSchemas": {"a": OTHER}}, '{"a": 1, "b": 2}'),
+    ],
+)
+def test_an_object_stays_open_where_its_schema_says_or_needs_it(schema: dict[str, Any], text: str) -> None:
+    assert holds(closed(schema), text, lenient=True)
+
+
+def test_closing_takes_time_in_proportion_and_ends_on_cycles() -> None:
+    cycle = {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"properties": {"a": {}}}]}}}
+    assert closed(cycle)["$ref"] == "#/$defs/A"
+    count = 20_000
+    links = {str(index): {**NAMED, "anyOf": [{"$ref": f"#/$defs/{index + 1}"}]} for index in range(count)}
+    begin = time.process_time()
+    closed({"$ref": "#/$defs/0", "$defs": links})
+    assert time.process_time() - begin < 5  # minutes were each followed to its end
+
+
+def test_a_schema_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(2000):
+        schema = {"properties": {"a": schema}}
+    for make in (closed, json_schema):
+        with pytest.raises(BadGrammar, match="nested too deeply"):
+            make(schema)

@@ -118,6 +118,16 @@ def test_the_tokens_are_those_of_plain_steps(on_graphs: Callable[..., Engine], t
         everything_is_back(served)
 
 
+def test_the_tokens_are_those_of_plain_steps_also_when_pages_run_short(on_graphs: Callable[..., Engine]) -> None:
+    draw = random.Random(4)
+    requests = [copying_request(draw) for _ in range(48)]
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
+    for settings in ({}, {"fixed_draft": 64}):
+        served = on_graphs(max_batch=8, cache_tokens=320, **settings)
+        assert [each.tokens for each in served.generate(requests)] == expected, settings
+        everything_is_back(served)
+
+
 def test_margins_are_those_of_plain_steps(on_graphs: Callable[..., Engine]) -> None:
     draw = random.Random(3)
     requests = [copying_request(draw) for _ in range(8)]

@@ -21,6 +21,7 @@ from paceline.models.checkpoint import open_checkpoint
 from paceline.models.config import from_hf
 from paceline.models.gguf import GGUFFile, dequantize
 from paceline.models.tokenizer import Tokenizer
+from paceline.types import Sampling
 from tests.models.test_config import directory, gguf_metadata, values
 from tests.models.test_gguf import floats, stored, whole_model, write
 from tests.models.test_logits import assert_near, decoder, prompt, run, wanted
@@ -118,11 +119,120 @@ def test_the_index_says_which_files_count(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     assert dict(open_checkpoint(tmp_path).tensors(torch.float32))["a"].tolist() == [1.0, 1.0]
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
-    with pytest.raises(BadWeights, match=r"lacks model-2\.safetensors"):
+    with pytest.raises(BadWeights, match=r"lacks model-2\.safetensors of the 2 files"):
+        open_checkpoint(tmp_path)
+    many = {str(number): f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)}
+    save_file({"2": torch.zeros(2)}, tmp_path / many["2"])
+    index.write_text(json.dumps({"weight_map": many}))
+    with pytest.raises(BadWeights, match=f"lacks {many['1']}, {many['3']} of the 3 files"):
         open_checkpoint(tmp_path)
     index.write_text(json.dumps({}))
     with pytest.raises(BadWeights, match="lists no weights"):
         open_checkpoint(tmp_path)
+
+
+def test_a_shard_without_an_index_names_the_others(tmp_path: Path) -> None:
+    file = directory(tmp_path, values(), {"a": torch.ones(2)}) / "model.safetensors"
+    file.rename(tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(BadWeights, match=r"lacks model-00001-of-00003\.safetensors, model-00003-of-00003\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_of_gguf_files_says_how_they_are_opened(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {})
+    with pytest.raises(BadWeights, match=r"give the path of that: .*m\.gguf"):
+        open_checkpoint(tmp_path)
+
+
+def test_ends_are_those_that_the_model_can_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The tokenizer has 464 tokens here and the model fewer, or more."""
+    backend().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": CHATML}))
+    directory(tmp_path, values(vocab_size=600, eos_token_id=[460, 700]))
+    assert open_checkpoint(tmp_path).tokenizer().eos_tokens == (462, 460) and not caplog.records
+    directory(tmp_path, values(vocab_size=462, eos_token_id=700))
+    assert open_checkpoint(tmp_path).tokenizer().eos_tokens == (460,) and not caplog.records
+    directory(tmp_path, values(vocab_size=400, eos_token_id=None))
+    assert open_checkpoint(tmp_path).tokenizer().eos_tokens == ()
+    assert [each.getMessage() for each in caplog.records] == [
+        "this model names no token that ends its output: it goes on to the limit, or to a stop string of the request"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"eos_token_id": 7, "max_new_tokens": 20}, {}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"top_p": 0.8}, {"temperature": 1.0, "top_p": 0.8}),
+        (
+            {
+                "do_sample": True,
+                "temperature": 0.7,
+                "top_p": 0.8,
+                "top_k": 20,
+                "repetition_penalty": 1.05,
+                "min_p": 0.1,
+            },
+            {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "min_p": 0.1},
+        ),
+        (
+            {"do_sample": False, "temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.1},
+            {"repetition_penalty": 1.1},
+        ),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"temperature": None, "top_k": None, "do_sample": None}, {}),
+        ({"temperature": 0.6, "top_k": -1}, {"temperature": 0.6}),
+        ({"top_k": 20.0}, {"temperature": 1.0, "top_k": 20}),
+    ],
+)
+def test_the_sampling_that_a_models_makers_want(
+    given: dict[str, Any], expected: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory(tmp_path, values())
+    assert open_checkpoint(tmp_path).sampling == Sampling()
+    (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    assert open_checkpoint(tmp_path).sampling == Sampling(**expected)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("temperature", float("nan")),
+        ("temperature", 1e39),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_p", True),
+        ("top_k", 2.5),
+        ("top_k", -2),
+        ("top_k", float("inf")),
+        ("top_k", float("nan")),
+        ("min_p", [0.1]),
+        ("repetition_penalty", 0),
+    ],
+)
+def test_a_value_of_sampling_that_cannot_be_used_is_left_out(
+    name: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory(tmp_path, values())
+    good = {"temperature": 0.7} if name != "temperature" else {"min_p": 0.5}
+    (tmp_path / "generation_config.json").write_text(json.dumps({**good, name: value}))
+    assert open_checkpoint(tmp_path).sampling == Sampling(**{"temperature": 1.0, **good})
+    assert [name in each.getMessage() and "is ignored" in each.getMessage() for each in caplog.records] == [True]
+
+
+def test_the_sampling_of_a_gguf_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", {})
+    assert open_checkpoint(path).sampling == Sampling()
+    values = {"temp": 0.7, "top_p": 0.8, "min_p": 0.05, "penalty_repeat": 1.1}
+    path = write(tmp_path / "m.gguf", {}, sampling={**values, "top_k": 20})
+    expected = Sampling(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.1)
+    assert open_checkpoint(path).sampling == expected
 
 
 def test_damage_is_seen_when_a_directory_is_opened(tmp_path: Path) -> None:

@@ -228,11 +228,13 @@ def directory(path: Path, config: object, tensors: dict[str, torch.Tensor] | Non
     return path
 
 
-def test_a_directory_is_opened_and_generation_config_decides_the_ends(tmp_path: Path) -> None:
+def test_a_directory_is_opened_and_its_ends_are_those_of_both_files(tmp_path: Path) -> None:
     directory(tmp_path, values())
     assert open_checkpoint(tmp_path).config.eos_tokens == (7,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
-    assert open_checkpoint(tmp_path).config.eos_tokens == (8, 9)
+    assert open_checkpoint(tmp_path).config.eos_tokens == (8, 9, 7)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert open_checkpoint(tmp_path).config.eos_tokens == (7,)
 
 
 def test_tensors_come_from_every_file_in_the_wanted_type(tmp_path: Path) -> None:

@@ -44,7 +44,12 @@ WHOLE = {
 
 
 def write(
-    path: Path, tensors: dict[str, tuple[Array, Kind]], architecture: str = "llama", pre: str = "smollm", vocab: int = 4
+    path: Path,
+    tensors: dict[str, tuple[Array, Kind]],
+    architecture: str = "llama",
+    pre: str = "smollm",
+    vocab: int = 4,
+    sampling: dict[str, int | float] | None = None,
 ) -> Path:
     """A small GGUF file: raw bytes or float values under GGUF's names, and a tokenizer of a few words."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -63,6 +68,9 @@ def write(
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
+    for name, value in (sampling or {}).items():
+        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+        add(f"general.sampling.{name}", value)
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -283,11 +291,93 @@ def test_a_quantisation_that_is_not_known_names_the_tensor_and_what_is(tmp_path:
 
 @pytest.mark.parametrize("name", ["blk.1.attn_k.weight", "output_norm.weight", "token_embd.weight"])
 def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
-    _, theirs = whole_model("llama")
+    ours, theirs = whole_model("llama")
+    index = list(theirs).index(name)
     del theirs[name]
     checkpoint = open_checkpoint(write(tmp_path / "m.gguf", theirs, vocab=16))
-    with pytest.raises(BadWeights, match="has no tensor 'model"):
+    with pytest.raises(BadWeights, match=f"lacks the tensors {list(ours)[index]}$"):
         Decoder(checkpoint.config, checkpoint.tensors(torch.float32), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_all_missing_tensors_are_named(family: str, tmp_path: Path) -> None:
+    ours, theirs = whole_model(family, tied=False)
+    some = {name: theirs[name] for name in list(theirs)[:-12]}
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", {**some, "output.weight": theirs["output.weight"]}, family))
+    with pytest.raises(BadWeights) as caught:
+        Decoder(checkpoint.config, checkpoint.tensors(torch.float32), torch.device("cpu"))
+    missing = set(ours) - {name for name, _ in checkpoint.tensors(torch.float32)}
+    assert set(str(caught.value).removeprefix("the checkpoint lacks the tensors ").split(", ")) == missing
+    nothing = iter(())
+    with pytest.raises(BadWeights, match=rf"and {len(ours) - 20} more$"):
+        Decoder(tiny_config(family, tie_embeddings=False), nothing, torch.device("cpu"))
+
+
+def split(folder: Path, num_parts: int = 3, architecture: str = "qwen2") -> list[Path]:
+    """A tiny model in parts, as llama.cpp's own tool writes them: the model's metadata in the first one alone."""
+    names = list(whole_model(architecture)[1])
+    tensors = whole_model(architecture)[1]
+    path = write(folder / "whole.gguf", {}, architecture, vocab=16)
+    fields = gguf.GGUFReader(path).fields
+    size = -(-len(names) // num_parts)
+    parts = []
+    for index in range(num_parts):
+        parts.append(folder / f"tiny-{index + 1:05}-of-{num_parts:05}.gguf")
+        writer = gguf.GGUFWriter(parts[-1], architecture if index == 0 else "")
+        for name, field in fields.items() if index == 0 else ():
+            if not name.startswith("GGUF.") and name != "general.architecture":
+                kinds = field.types
+                writer.add_key_value(name, field.contents(), kinds[0], kinds[1] if len(kinds) > 1 else None)
+        writer.add_uint16("split.no", index)
+        writer.add_uint16("split.count", num_parts)
+        writer.add_int32("split.tensors.count", len(names))
+        for name in names[index * size : (index + 1) * size]:
+            data, kind = tensors[name]
+            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    path.unlink()
+    return parts
+
+
+@pytest.mark.parametrize("opened", [0, 1, 2])
+def test_a_split_file_is_opened_by_any_of_its_parts(opened: int, tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    checkpoint = open_checkpoint(parts[opened])
+    found = dict(checkpoint.tensors(torch.float32))
+    ours, _ = whole_model("qwen2")
+    assert found.keys() == ours.keys() and all(torch.equal(found[name], ours[name]) for name in ours)
+    assert checkpoint.tokenizer().encode("abba") == [3, 2, 1]
+    Decoder(checkpoint.config, iter(found.items()), torch.device("cpu"))
+    identity = checkpoint.identity
+    data = bytearray(parts[2].read_bytes())
+    data[-1] ^= 1
+    parts[2].write_bytes(data)
+    assert open_checkpoint(parts[opened]).identity != identity
+
+
+def test_a_split_file_names_the_parts_that_are_missing(tmp_path: Path) -> None:
+    parts = split(tmp_path, 4)
+    parts[0].unlink()
+    parts[2].unlink()
+    with pytest.raises(BadWeights, match=r"part 2 of 4 .*lacks tiny-00001-of-00004\.gguf, tiny-00003-of-00004\.gguf$"):
+        open_checkpoint(parts[1])
+
+
+def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    alone = tmp_path / "renamed.gguf"
+    parts[1].rename(alone)
+    with pytest.raises(BadWeights, match=r"part 2 of 3 .*-00002-of-00003\.gguf"):
+        open_checkpoint(alone)
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(BadWeights, match="is not part 2 of 3, as its name says"):
+        open_checkpoint(parts[0])
+    write(parts[1], {"output_norm.weight": (floats(32), Kind.F32)})
+    with pytest.raises(BadWeights, match="is not part 2 of 3"):
+        open_checkpoint(parts[0])
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_gate_exps.weight", "rope_freqs.weight", "blk.0.attn_q.scale.weight"])

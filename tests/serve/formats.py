@@ -144,7 +144,8 @@ def minimax(calls: list[tuple[str, Arguments]]) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none.
+    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none. `turn` is what the
+    model's own template puts before a turn's calls, and the token that ends the turn.
 
     Those of an `untaught` format are calls only where no text follows.
     """
@@ -154,6 +155,7 @@ class Format:
     markers: tuple[str, ...]
     garbage: tuple[str, ...]
     untaught: bool = False
+    turn: tuple[str, str] = ("", "<|im_end|>")
 
 
 _HERMES = ("<tool_call>", "</tool_call>", '{"name": "x", "arguments": {')
@@ -263,6 +265,7 @@ FORMATS: dict[str, Format] = {
         glm,
         _GLM,
         ('<tool_call>{"name": "x"}</tool_call>', "<tool_call>read a.py</tool_call>", "<tool_call></tool_call>"),
+        turn=("\n", "<|observation|>"),
     ),
     "glm_in_one_line": Format(GlmParser, glm_in_one_line, _GLM, ("<tool_call>x<arg_key>a</arg_key>b</tool_call>",)),
     "deepseek": Format(
@@ -275,6 +278,7 @@ FORMATS: dict[str, Format] = {
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁sep｜>[1]<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁sep｜>{x}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         ),
+        turn=("", "<｜end▁of▁sentence｜>"),
     ),
     "deepseek_r1": Format(DeepSeekParser, deepseek_r1, _DEEPSEEK, ()),
     "kimi": Format(
@@ -298,8 +302,15 @@ FORMATS: dict[str, Format] = {
             '<｜DSML｜function_calls>\n<｜DSML｜invoke name="x">\n<｜DSML｜parameter name="a" string="maybe">b',
             "<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>",
         ),
+        turn=("\n\n", "<｜end▁of▁sentence｜>"),
     ),
-    "dsml4": Format(Dsml4Parser, dsml4, tuple(each.replace("function_calls", "tool_calls") for each in _DSML), ()),
+    "dsml4": Format(
+        Dsml4Parser,
+        dsml4,
+        tuple(each.replace("function_calls", "tool_calls") for each in _DSML),
+        (),
+        turn=("\n\n", "<｜end▁of▁sentence｜>"),
+    ),
     "minimax": Format(
         MiniMaxParser,
         minimax,
@@ -308,6 +319,7 @@ FORMATS: dict[str, Format] = {
             "<minimax:tool_call>\n</minimax:tool_call>",
             '<minimax:tool_call>\n<invoke name="x">how</invoke>\n</minimax:tool_call>',
         ),
+        turn=("\n", "[e~["),
     ),
 }
 

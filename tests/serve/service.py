@@ -99,6 +99,10 @@ class Script:
     def busy(self) -> bool:
         return bool(self._left)
 
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
     def submit(self, request: Request) -> str:
         if request.prompt[-4:] == list(b"BUG!"):
             raise ZeroDivisionError("a bug in submit")

@@ -1,4 +1,4 @@
-"""Chat completions and completions, asked for by OpenAI's own client."""
+"""Chat completions, asked for by OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -89,34 +89,6 @@ def test_a_biased_token_is_the_only_one_written(client: openai.OpenAI) -> None:
     assert reply.choices[0].message.content == "AAAAA"
 
 
-def test_completions_continue_text_and_tokens(client: openai.OpenAI) -> None:
-    words = expected("def add(", max_tokens=30)
-    for prompt in ("def add(", list(b"def add(")):
-        reply = client.completions.create(model="tiny", prompt=prompt, max_tokens=30)
-        assert reply.choices[0].text == words
-    chunks = list(client.completions.create(model="tiny", prompt="def add(", max_tokens=30, stream=True))
-    assert "".join(each.choices[0].text for each in chunks) == words
-    assert chunks[-1].choices[0].finish_reason == "length"
-
-
-def test_a_suffix_is_put_behind_the_models_own_tokens(client: openai.OpenAI) -> None:
-    engine = tiny()
-    before, between, after = (
-        engine.tokenizer.special_tokens[f"<|fim_{each}|>"] for each in ("prefix", "suffix", "middle")
-    )
-    prompt = [before, *b"def f(", between, *b"return x", after]
-    reply = client.completions.create(model="tiny", prompt="def f(", suffix="return x", max_tokens=20)
-    ends = tuple(engine.tokenizer.special_tokens[f"<|fim_{each}|>"] for each in ("prefix", "suffix", "middle"))
-    same = engine.generate([Request(prompt, Sampling(max_tokens=20, stop_tokens=ends))])[0]
-    assert reply.choices[0].text == same.text
-    with (
-        running(tiny_service(tiny(byte_tokenizer(("<|im_start|>", "<|im_end|>"))))) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as other,
-        pytest.raises(openai.BadRequestError, match="suffix"),
-    ):
-        other.completions.create(model="tiny", prompt="a", suffix="b")
-
-
 def test_tool_calls_come_whole_and_in_order() -> None:
     script = Script(f"{CALLS}\n{CALLS.removeprefix('Reading.')}")
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
@@ -160,7 +132,7 @@ def test_tool_calls_come_whole_and_in_order() -> None:
             b'{"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
             "messages[0].content[0]",
         ),
-        (b'{"model": "tiny", "n": 2, "messages": [{"role": "user", "content": "x"}]}', "n"),
+        (b'{"model": "tiny", "n": 9, "messages": [{"role": "user", "content": "x"}]}', "n"),
         (b'{"model": "tiny", "max_tokens": 0, "messages": [{"role": "user", "content": "x"}]}', "max_tokens"),
         (b'{"model": "tiny", "temperature": "hot", "messages": [{"role": "user", "content": "x"}]}', "temperature"),
         (b'{"model": "tiny", "temperature": -1, "messages": [{"role": "user", "content": "x"}]}', None),

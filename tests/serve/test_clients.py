@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from paceline.serve.messages import MessagesBody, encode
+from paceline.serve.messages_input import MessagesBody, encode
 from tests.clients.fixtures import read_fixture
 from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny, tiny_service
 

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import anthropic
+import httpx
 import msgspec
 import openai
 import pytest
@@ -27,7 +28,8 @@ from paceline.serve.tools import (
     MiniMaxParser,
     QwenCoderParser,
 )
-from tests.serve.service import byte_tokenizer
+from tests.serve.formats import FORMATS, SCHEMAS
+from tests.serve.service import Script, byte_tokenizer, running, scripted, until
 
 ASK: list[Any] = [{"role": "user", "content": "Say it."}]
 SCHEMA = {
@@ -160,6 +162,80 @@ def _allowed(grammars: Grammars, grammar: str, tokens: list[int]) -> int:
     bits = grammars.follow(grammar).masks([0, *tokens], [0, *[1] * len(tokens)])
     passes = [bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens)]
     return passes.index(0) if 0 in passes else len(tokens)
+
+
+# the parser of each name's format holds a model to writing as it does
+TAUGHT = ("hermes", "deepseek", "dsml", "dsml4", "kimi", "qwen_coder", "glm", "minimax")
+
+
+@pytest.mark.parametrize("spoken", [True, False])  # whether the format's markers are tokens
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_forced_turn_may_end_as_the_model_s_template_ends_it(name: str, spoken: bool) -> None:
+    """Directly, or after white space, which models write too: but never so much that it goes on for ever."""
+    form = FORMATS[name]
+    before, end = form.turn
+    markers = [each for each in form.markers if re.fullmatch(r"<[^ ]*>", each)] if spoken else []
+    markers = ["｜DSML｜"] if spoken and name.startswith("dsml") else markers
+    tokenizer = byte_tokenizer(markers=tuple(dict.fromkeys((*markers, "<|im_end|>", end))))
+    tokenizer.eos_tokens = (tokenizer.special_tokens[end],)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    calls = [("write", {"path": "a.py", "limit": 3}), ("Read.file-2", {"path": "b"})]
+    for several in (True, False):
+        kind: Any = form.parser
+        thinking = False if before else None  # after the prompt's own end of reasoning
+        wanted = Calls(SCHEMAS, forced=True, several=several)
+        grammar = held(None, wanted, kind, tokenizer.special_tokens, thinking)
+        assert grammar is not None
+        for count in (1, 2):
+            for after in ("", "\n", "\n\n", " \n", " " * 9, "\nDone."):
+                written = f"{before}{form.write(calls[:count])}{after}"
+                tokens = tokenizer.encode(f"{written}{end}", allow_special=True)
+                assert tokens[-1] in tokenizer.eos_tokens
+                holds = (several or count == 1) and len(after) < 4
+                assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, (several, count, written)
+
+
+def test_every_form_is_tried_with_its_end_of_turn() -> None:
+    assert {FORMATS[name].parser for name in TAUGHT} == set(FORMS)
+
+
+def _called(*arguments: dict[str, Any]) -> str:
+    return FORMATS["hermes"].write([("read", each) for each in arguments])
+
+
+@pytest.mark.parametrize("size", [1, 7, 4000])
+def test_a_forced_call_made_again_ends_the_turn(size: int) -> None:
+    """It is not told again; the engine's request ends, and what was computed is counted. Other calls are all told."""
+    once = {"mode": "all", "n": True}
+    again = [once, {"mode": "head"}, {"n": True, "mode": "all"}, *[once] * 60]
+    text = _called(*again)
+    script = Script(text, size=size)
+    service = scripted(script)
+    tools = [{"type": "function", "function": READ}]
+    body = {"model": "tiny", "messages": ASK, "tools": tools, "tool_choice": "required", "max_tokens": 4000}
+    with running(service) as url:
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+        choice = reply["choices"][0]
+        made = [json.loads(each["function"]["arguments"]) for each in choice["message"]["tool_calls"]]
+        assert made == again[:2] and choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+        assert reply["usage"]["completion_tokens"] >= len(_called(*again[:3]))
+        assert size > 7 or reply["usage"]["completion_tokens"] < len(text) - 1000
+        until(lambda: not script.busy and service.host.num_open == 0)
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        lines = httpx.post(f"{url}/v1/chat/completions", json=streamed).text.split("\n\n")
+        chunks = [json.loads(each[6:]) for each in lines if each.startswith("data: {")]
+        deltas = [each["choices"][0] for each in chunks if each["choices"]]
+        assert [each["delta"]["tool_calls"][0]["index"] for each in deltas if "tool_calls" in each["delta"]] == [0, 1]
+        assert deltas[-1]["finish_reason"] == "tool_calls" and chunks[-1]["usage"]["completion_tokens"] > 0
+        inputs = [{"name": "read", "input_schema": READ["parameters"]}]
+        asked = {"model": "tiny", "messages": ASK, "tools": inputs, "max_tokens": 4000, "tool_choice": {"type": "any"}}
+        message = httpx.post(f"{url}/v1/messages", json=asked).json()
+        assert [each["input"] for each in message["content"]] == again[:2] and message["stop_reason"] == "tool_use"
+        free = httpx.post(f"{url}/v1/chat/completions", json={**body, "tool_choice": "auto"}).json()
+        assert len(free["choices"][0]["message"]["tool_calls"]) == len(again)
+        told = httpx.get(f"{url}/metrics").text
+        assert 'request_success_total{model_name="tiny"} 4.0' in told
+        assert 'request_cancelled_total{model_name="tiny"} 0.0' in told
 
 
 READ: Any = {

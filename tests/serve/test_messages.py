@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from paceline.serve.messages import MessagesBody, encode
+from paceline.serve.messages_input import MessagesBody, encode
 from tests.serve.service import Script, byte_tokenizer, running, scripted
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]

@@ -153,7 +153,7 @@ def test_calls_of_every_kind_are_the_same_streamed_and_whole() -> None:
         assert (
             whole.usage is not None and whole.usage.total_tokens == whole.usage.input_tokens + len(CALLS.encode()) + 1
         )
-        assert whole.tools[0].to_dict() == TOOLS[0] and whole.store is False  # type: ignore[attr-defined]
+        assert whole.tools[0].to_dict() == TOOLS[0] and whole.store is True  # type: ignore[attr-defined]
         events = events_of(url, options)
         function, custom = called("function_call_arguments"), called("custom_tool_call_input")
         expected = ["created", "in_progress", *MESSAGE, *function, *custom, *function, *custom, *function, "completed"]
@@ -367,18 +367,33 @@ def test_an_upgrade_is_refused_at_once_with_426(address: str) -> None:
         ({"input": []}, "input"),
         ({"input": 3}, "input"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
-        ({"input": [{"type": "computer_call", "id": "c"}]}, "input[0].type"),
+        ({"input": [{}]}, "input[0].role"),
+        ({"input": [{"type": 3}]}, "input[0].type"),
+        ({"input": ["x"]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"text": "x"}]}]}, "input[0].content[0]"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": 3}]}, "input[0].output"),
+        ({"input": [{"type": "custom_tool_call", "call_id": "c", "name": "a", "input": 3}]}, "input[0].input"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "a", "arguments": [1]}]}, "input[0].arguments"),
+        ({"input": [{"type": "web_search_call", "id": "ws"}]}, "input"),
+        ({"input": [{"type": "additional_tools", "tools": [{"name": "x"}]}]}, "input[0].tools[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0]"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"background": True}, "background"),
-        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": -1}, "top_logprobs"),
+        ({"truncation": "middle"}, "truncation"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"n": 2}, "n"),
+        ({"prompt_cache_key": 3}, "prompt_cache_key"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": "hot"}, "temperature"),
-        ({"temperature": -1.0}, None),
+        ({"temperature": -1.0}, "temperature"),
         ({"tools": 3}, "tools"),
         ({"tools": [{"type": "function", "name": 3}]}, "tools[0].name"),
         ({"tools": [{"type": "function", "parameters": {}}]}, "tools"),
@@ -401,7 +416,7 @@ def test_a_body_that_cannot_be_served_is_a_400_that_names_the_field(
 def test_errors_have_openais_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-4o"):
         client.responses.create(model="gpt-4o", input="x")
-    with pytest.raises(openai.BadRequestError, match="whole conversation"):
+    with pytest.raises(openai.NotFoundError, match="unknown here, or has expired"):
         client.responses.create(model="tiny", input="x", previous_response_id="resp_1")
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="tiny", input="x" * 3000, stream=True)

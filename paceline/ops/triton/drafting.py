@@ -139,8 +139,10 @@ def _copy_draft_kernel(
 def copy_draft(
     state: CopyState, slots: Tensor, query_starts: Tensor, num_queries: int, most: int = MAX_BRANCHES
 ) -> StepTokens:
-    """See paceline.ops.copy_draft. All requests have the same number of queries."""
+    """See paceline.ops.copy_draft. All requests must have the same number of queries; ValueError where they cannot."""
     device, count = slots.device, len(slots)
+    if num_queries % count:
+        raise ValueError(f"{num_queries} queries of {count} requests: on CUDA all of them draft alike")
     room = num_queries // count - 1
     branches = num_branches(room, most)
     width = state.text.shape[1]

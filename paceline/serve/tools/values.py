@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from paceline.engine.schemas import resolve
+
 _WORDS = {"True": True, "False": False, "None": None}  # as templates write them into earlier calls
 _KINDS: dict[type, str] = {
     str: "string",
@@ -71,7 +73,7 @@ def kinds_of(schema: Any, root: Any) -> set[str]:
         for word in ("anyOf", "oneOf", "allOf"):
             left += _list(each.get(word))
         if isinstance(each.get("$ref"), str):
-            left.append(_resolve(each["$ref"], root))
+            left.append(resolve(each["$ref"], root))
     return kinds
 
 
@@ -86,16 +88,6 @@ def _named(schema: dict[str, Any]) -> set[str]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _resolve(reference: str, root: Any) -> Any:
-    """What a reference into the schema itself, such as `#/$defs/Edit`, points to; None where it leads nowhere."""
-    head, *names = reference.split("/")
-    if head != "#":
-        return None
-    for name in names:
-        root = root.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(root, dict) else None
-    return root
 
 
 def _refuse(word: str) -> Any:

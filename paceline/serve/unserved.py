@@ -1,0 +1,73 @@
+"""Fields that change an output and cannot be had: read to be refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paceline.errors import BadField
+from paceline.serve.constrain import Constraints
+
+# what changes nothing, of fields of which that is not false or what is empty
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (True,),
+    "truncate_prompt_tokens": (-1,),
+    "thinking_token_budget": (-1,),
+    "typical_p": (1,),
+    "top_n_sigma": (-1,),
+    "dynatemp_range": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "repeat_penalty": (1,),
+    "n_probs": (0,),
+    "n_predict": (-1,),
+    "n_indent": (0,),
+    "t_max_predict_ms": (0, -1),
+    "modalities": (["text"],),
+}
+
+
+class Unserved(Constraints, kw_only=True):
+    """vLLM's, SGLang's, llama.cpp's and OpenAI's: an output other than the one asked for is worse than none."""
+
+    use_beam_search: Any = None
+    include_stop_str_in_output: Any = None
+    no_stop_trim: Any = None
+    stop_regex: Any = None
+    skip_special_tokens: Any = None
+    truncate_prompt_tokens: Any = None
+    prompt_logprobs: Any = None
+    logprob_token_ids: Any = None
+    thinking_token_budget: Any = None
+    repetition_detection: Any = None
+    watermarking: Any = None
+    prompt_embeds: Any = None
+    chat_template: Any = None
+    lora_path: Any = None
+    lora: Any = None
+    typical_p: Any = None
+    top_n_sigma: Any = None
+    dynatemp_range: Any = None
+    mirostat: Any = None
+    dry_multiplier: Any = None
+    xtc_probability: Any = None
+    repeat_penalty: Any = None
+    samplers: Any = None
+    n_probs: Any = None
+    n_predict: Any = None
+    n_indent: Any = None
+    t_max_predict_ms: Any = None
+    modalities: Any = None
+    web_search_options: Any = None
+
+    def refuse_unserved(self) -> None:
+        """Raises BadField for a field with a value that would change something."""
+        for name in Unserved.__annotations__:
+            if _changes(getattr(self, name), _NEUTRAL.get(name)):
+                raise BadField(f"{name} is not supported", name)
+
+
+def _changes(value: Any, neutral: tuple[Any, ...] | None) -> bool:
+    if value is None:
+        return False
+    return value not in neutral if neutral else value is not False and value not in ("", [], {})
