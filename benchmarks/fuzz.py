@@ -38,7 +38,6 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
 )
 WHOLE_CHECKS = f"{CHECKS},negative_data_rejection"  # what the narrowed document forbids is not all refused
-NUM_OPERATIONS = 10
 GROWTH = 64 << 20  # bytes that memory may grow by after the first tenth: caches that fill, arenas
 
 
@@ -74,6 +73,7 @@ def schemathesis(server: Served, arguments: argparse.Namespace, bad: list[str]) 
         sys.exit("schemathesis is not there: pip install it in an environment of its own and give --schemathesis")
     counts: collections.Counter[str] = collections.Counter()
     document = httpx.get(f"{server.url}/openapi.json").json()
+    num_operations = sum(map(len, document["paths"].values()))
     runs = chain([(document, WHOLE_CHECKS)], repeat((narrowed(document), CHECKS)))
     while counts["generated"] < arguments.cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def schemathesis(server: Served, arguments: argparse.Namespace, bad: list[str]) 
             path.write_text(json.dumps(described))
             seed = arguments.seed + counts["runs"]
             command = [arguments.schemathesis, "run", path, "--url", server.url, "--checks", checks, "--seed", seed]
-            command += ["-n", arguments.cases // (2 * NUM_OPERATIONS) + 1, "--continue-on-failure", "--report", "json"]
+            command += ["-n", arguments.cases // (2 * num_operations) + 1, "--continue-on-failure", "--report", "json"]
             command += ["--phases", "coverage,fuzzing", "--suppress-health-check", "all", "--warnings", "off"]
             command += ["--report-json-path", path.with_name("report.json"), "--request-timeout", 30]
             plain = [str(each) for each in command]

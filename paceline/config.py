@@ -29,9 +29,9 @@ class EngineConfig:
     max_batch: int = _setting(64, "requests decoded together")
     page_size: int = _setting(16, "tokens a KV page holds")
     cache_tokens: int | None = _setting(None, "tokens the KV cache holds (default: by free memory)")
-    prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 256 on CPU)")
+    prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 512 on CPU)")
     max_stall_ms: int | None = _setting(
-        None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 1000 on CPU)"
+        None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 2000 on CPU)"
     )
     prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
     drafter: str = _setting("copy", "copy, or none: decode token by token")
@@ -135,7 +135,7 @@ def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> Eng
         dtype=("bfloat16" if on_gpu or hardware.bfloat16 else "float32") if config.dtype == "auto" else config.dtype,
         threads=config.threads or hardware.cores,
         max_context=context,
-        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 256),
-        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 1000),
+        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),
+        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 2000),
         max_draft=256 if config.max_draft is None else config.max_draft,
     )

@@ -70,8 +70,8 @@ class Sampling:
             ),
             (len(self.stop) <= MOST_STOPS, f"stop must have at most {MOST_STOPS} strings"),
             (sum(map(len, self.stop)) <= LONGEST_STOPS, f"stop must have at most {LONGEST_STOPS} characters in all"),
-            (all(self.stop), "a stop string must not be empty"),
-            (len(self.stop_tokens) <= MOST_BIASES, f"there can be at most {MOST_BIASES} stop tokens"),
+            (all(self.stop), "stop must not have an empty string"),
+            (len(self.stop_tokens) <= MOST_BIASES, f"stop_tokens must be at most {MOST_BIASES}"),
             (not (self.grammar and self.min_tokens), "min_tokens is not to be had together with a grammar"),
         )
         for holds, message in checks:

@@ -34,17 +34,20 @@ class Detokenizer:
             return self._decoder.decode(b"".join(map(self._token_bytes, tokens))), len(tokens)
         if self.stopped:
             return "", 0
-        for count, token in enumerate(tokens, 1):
-            self._early -= 1
-            piece = self._decoder.decode(self._token_bytes(token))
-            ended = self._read(piece)
-            if ended is not None:
+        early, self._early = self._early, max(0, self._early - len(tokens))
+        taken = 0
+        for part, ends in ((tokens[:early], False), (tokens[early:], True)):
+            before, held = self._decoder.getstate(), len(self._held)
+            found = self._read(self._decoder.decode(b"".join(map(self._token_bytes, part))), ends)
+            if found is not None:
                 self.stopped = True
-                text, self._held = self._held[:ended], ""
-                return text, count
+                self._decoder.setstate(before)
+                text, self._held = self._held[: found[0]], ""
+                return text, taken + self._up_to(found[1] - held, part)
+            taken += len(part)
         keep = len(self._held) - self._stop.depth[self._state]
         text, self._held = self._held[:keep], self._held[keep:]
-        return text, len(tokens)
+        return text, taken
 
     def finish(self) -> str:
         """The rest at the end of the output; a character cut in half becomes U+FFFD."""
@@ -54,14 +57,28 @@ class Detokenizer:
         text, self._held = self._held, ""
         return text
 
-    def _read(self, piece: str) -> int | None:
-        """Adds text to what is held; where a stop string ends in it, the place in what is held where that begins."""
+    def _read(self, text: str, ends: bool) -> tuple[int, int] | None:
+        """Adds text to what is held; where a stop string ends in it, and `ends` lets it, its start and end in what is held."""
         assert self._stop is not None
-        base = len(self._held)
-        self._held += piece
-        for place, character in enumerate(piece, base + 1):
-            self._state = self._stop.step(self._state, character)
+        base, place = len(self._held), 0
+        self._held += text
+        while place < len(text):
+            if not self._state:  # most of a text begins no stop string
+                opening = self._stop.first.search(text, place)
+                if opening is None:
+                    break
+                place = opening.start()
+            self._state = self._stop.step(self._state, text[place])
+            place += 1
             longest = self._stop.longest[self._state]
-            if longest and self._early < 0:
-                return place - longest
+            if longest and ends:
+                return base + place - longest, base + place
         return None
+
+    def _up_to(self, end: int, tokens: list[int]) -> int:
+        """How many of `tokens` give the text's first `end` characters."""
+        for count, token in enumerate(tokens, 1):
+            end -= len(self._decoder.decode(self._token_bytes(token)))
+            if end <= 0:
+                return count
+        return len(tokens)

@@ -19,8 +19,9 @@ from paceline.config import EngineConfig, Hardware, resolve
 from paceline.drafters.chooser import Habits, choose_each, choose_uniform
 from paceline.engine.cost import ChunkCost
 from paceline.engine.detokenize import Detokenizer
+from paceline.engine.flight import Flight, Landed
 from paceline.engine.grammar import Grammars
-from paceline.engine.runner import Flight, Landed, Runner
+from paceline.engine.runner import Runner
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
 from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, EngineFailed, PacelineError, RequestError
@@ -36,6 +37,11 @@ from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, Sampling, StepOutput, TokenIds
 
 _log = logging.getLogger(__name__)
+_INTERRUPTS = (
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+)  # a panic of a library in Rust is a BaseException, and a bug
 _MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
 _MOST_CACHED_ON_CPU = 4 << 30  # bytes of it on a CPU
 
@@ -80,7 +86,6 @@ class Engine:
             self.runner.uniform,
         )
         self._flights: deque[Flight] = deque()
-        self._landed = 0.0
         self._sequences: dict[str, Sequence] = {}
         self._unread: dict[str | None, deque[StepOutput]] = {None: deque()}
         self._numbers = itertools.count(1)
@@ -132,7 +137,7 @@ class Engine:
             raise RequestError("logprobs are not to be had together with a margin")
         numbered = (f"request-{number}" for number in self._numbers)
         name = request.id or next(each for each in numbered if each not in self._sequences)
-        if name in self._sequences:
+        if name in self._sequences or name in self._unread:
             raise RequestError(f"a request {name!r} is running already")
         sequence = self._sequence(request, name, prompt, sources)
         self.scheduler.add(sequence)
@@ -243,12 +248,14 @@ class Engine:
         """Tokens as an array, [T] int64. Raises RequestError for what is no token of the model."""
         vocabulary = self.vocab_size
         try:
-            array = np.array(tokens, dtype=np.int64)  # its bounds are found ten times as fast as a list's
+            array = np.asarray(tokens)  # its bounds are found ten times as fast as a list's
         except (OverflowError, TypeError, ValueError) as error:
             raise RequestError(f"{what} must be a list of tokens of the vocabulary of {vocabulary}") from error
-        if array.ndim != 1 or (len(array) and not 0 <= array.min() <= array.max() < vocabulary):
+        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+            raise RequestError(f"{what} must be a list of tokens of the vocabulary of {vocabulary}")
+        if len(array) and not 0 <= array.min() <= array.max() < vocabulary:
             raise RequestError(f"{what} holds a token outside the vocabulary of {vocabulary}")
-        return array
+        return array.astype(np.int64, copy=False)
 
     def _sequence(self, request: Request, name: str, prompt: Any, sources: list[Any]) -> Sequence:
         sampling = request.sampling
@@ -297,19 +304,18 @@ class Engine:
         """A launched step's outputs. Where it cannot be read, its requests fail; where one cannot be gone on with, that one."""
         try:
             landed = flight.land()
+            now = time.perf_counter()
+            self.runner.learn(flight, now)
+            if flight.chunks:
+                self.scheduler.chunk_cost.add(flight.chunks, flight.seconds(now))
         except BaseException as error:
             return self._fail([sequence for sequence, epoch, _ in flight.entries if sequence.epoch == epoch], error)
-        now = time.perf_counter()
-        self.runner.learn(flight, now)
-        if flight.chunks:
-            self.scheduler.chunk_cost.add(flight.chunks, now - max(flight.launched, self._landed))
-        self._landed = now
         outputs = []
         for each in landed:
             try:
                 outputs.append(self._take(each))
             except BaseException as error:
-                lost = [each] if isinstance(error, Exception) else landed
+                lost = landed if isinstance(error, _INTERRUPTS) else [each]
                 outputs += self._fail([one.sequence for one in lost], error)
         return outputs
 
@@ -322,19 +328,25 @@ class Engine:
             else EngineFailed("the engine failed on this request; see its log")
         )
         for sequence in sequences:
-            if sequence.finish is None:
-                outputs.append(sequence.fail(told))
-                self.scheduler.drop(sequence)
-                self._sequences.pop(sequence.name, None)
-        if not isinstance(error, Exception):
+            if self._sequences.get(sequence.name) is sequence:  # its `finish` may be set where its end has failed
+                outputs.append(self._lose(sequence, told))
+        if isinstance(error, _INTERRUPTS):
             raise error
         _log.error("a step failed; %d requests end by it", len(outputs), exc_info=error)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # raises where the device has failed
         return outputs
 
+    def _lose(self, sequence: Sequence, error: PacelineError) -> StepOutput:
+        output = sequence.fail(error)
+        self.scheduler.drop(sequence)
+        del self._sequences[sequence.name]
+        return output
+
     def _take(self, landed: Landed) -> StepOutput:
         sequence = landed.sequence
+        if sequence.failure is not None:  # within the step: its tokens mean nothing
+            return self._lose(sequence, sequence.failure)
         sequence.in_flight = max(0, sequence.in_flight - landed.length - 1)
         usage = sequence.usage
         if landed.decode:

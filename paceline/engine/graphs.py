@@ -12,7 +12,8 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.drafters.chooser import LENGTHS
-from paceline.engine.runner import Flight, Runner, _entries
+from paceline.engine.flight import Flight
+from paceline.engine.runner import Runner, _entries
 from paceline.engine.sampler import drawn
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
@@ -137,7 +138,11 @@ class GraphRunner(Runner):
         """Costs were measured at capture."""
 
     def prefill(self, work: Prefill) -> Flight:
-        return self._to_host(super().prefill(work))
+        begun = torch.cuda.Event(enable_timing=True)
+        begun.record()
+        flight = self._to_host(super().prefill(work))
+        flight.begun = begun
+        return flight
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
         """Each chunk is a replay or a few, since launching takes longer than computing it; many short ones are launched
@@ -198,7 +203,7 @@ class GraphRunner(Runner):
             flight.logprobs = _all_pinned(flight.logprobs)
         for each in flight.of_prompts:
             each.values = _all_pinned(each.values)
-        flight.event = torch.cuda.Event()
+        flight.event = torch.cuda.Event(enable_timing=True)
         flight.event.record()
         return flight
 

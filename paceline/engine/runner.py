@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig
 from paceline.engine.cost import StepCost
+from paceline.engine.flight import Flight, PromptLogprobs
 from paceline.engine.grammar import forbid
 from paceline.engine.sampler import Row, adjusted, drawn, first_within_margin, logprobs, within_margin
 from paceline.engine.scheduler import Chunk, Decode, Prefill
@@ -27,105 +27,9 @@ from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.copy_draft import MAX_BRANCHES, CopyState, StepTokens, copy_draft
 from paceline.ops.draw import Draws, signed
 from paceline.ops.layout import decode_layout, owners
-from paceline.types import TokenLogprob
 
 _log = logging.getLogger(__name__)
 _COLDEST = 1e-30  # a temperature that float32 still tells from 0
-
-
-@dataclass(slots=True)
-class Landed:
-    """What one step gave one sequence. The first `accepted` of `tokens` were drafted, the last never is.
-
-    Of its `drafted` tokens `told` came from explicit sources, and of those `taken` were accepted.
-    """
-
-    sequence: Sequence
-    tokens: list[int]
-    accepted: int
-    drafted: int
-    length: int
-    hit: bool
-    streak: int
-    near: int
-    told: int
-    taken: int
-    logprobs: list[TokenLogprob]
-    decode: bool
-
-
-@dataclass
-class PromptLogprobs:
-    """Log-probabilities of a prompt's tokens from index `start` + 1 on, as `sampler.logprobs` gives them."""
-
-    sequence: Sequence
-    epoch: int
-    start: int
-    tokens: list[int]
-    values: tuple[Tensor, Tensor, Tensor]
-
-    def land(self) -> None:
-        """Hands them to the sequence, unless it was preempted meanwhile."""
-        if self.sequence.epoch != self.epoch:
-            return
-        del self.sequence.prompt_logprobs[self.start :]
-        own, values, tokens = (each.tolist() for each in self.values)
-        for token, logprob, *top in zip(self.tokens, own, tokens, values, strict=True):
-            alternatives = tuple(zip(*top, strict=True))
-            self.sequence.prompt_logprobs.append(TokenLogprob(token, logprob, alternatives))
-
-
-@dataclass
-class Flight:
-    """A launched step. `entries` are (sequence, its epoch at launch, drafted length); `result` is accept's.
-
-    `chunks` are the token ranges of the prompts it computes.
-    """
-
-    entries: list[tuple[Sequence, int, int]]
-    result: Tensor
-    decode: bool
-    queries: int
-    launched: float
-    logprobs: tuple[Tensor, Tensor, Tensor] | None = None
-    starts: list[int] | None = None
-    event: torch.cuda.Event | None = None
-    chunks: list[tuple[int, int]] = field(default_factory=list)
-    of_prompts: list[PromptLogprobs] = field(default_factory=list)
-
-    def land(self) -> list[Landed]:
-        """Waits for the step, then reads it. Sequences that finished or were preempted meanwhile are left out."""
-        if self.event is not None:
-            self.event.synchronize()
-        for each in self.of_prompts:
-            each.land()
-        landed = []
-        rows = self.result.tolist()
-        for index, (sequence, epoch, length) in enumerate(self.entries):
-            if sequence.finish is not None or sequence.epoch != epoch:
-                continue
-            new, drafted, first, streak, hit, near, told, taken = rows[index][:HEADER]
-            tokens = rows[index][HEADER : HEADER + new]
-            found = self._logprobs(index, sequence, tokens, first)
-            landed.append(
-                Landed(
-                    sequence, tokens, new - 1, drafted, length, bool(hit), streak, near, told, taken, found, self.decode
-                )
-            )
-        return landed
-
-    def _logprobs(self, index: int, sequence: Sequence, tokens: list[int], first: int) -> list[TokenLogprob]:
-        count = sequence.request.sampling.logprobs
-        if count is None or self.logprobs is None or self.starts is None:
-            return []
-        base = self.starts[index]
-        found = []
-        for place, token in enumerate(tokens):
-            row = base if place == 0 else base + first + place - 1
-            values, alternatives = (each[row, :count].tolist() for each in self.logprobs[1:])
-            top = tuple(zip(alternatives, values, strict=True))
-            found.append(TokenLogprob(token, float(self.logprobs[0][row]), top))
-        return found
 
 
 class Runner:
@@ -265,7 +169,7 @@ class Runner:
         choices = to_device(following, torch.int64, self.device)
         values = logprobs(logits[: len(following)], choices, chunk.sequence.request.sampling.prompt_logprobs or 0)
         found = PromptLogprobs(chunk.sequence, chunk.sequence.epoch, chunk.start, following, values)
-        return logits[len(logits) - chunk.last :], found
+        return logits[len(logits) - chunk.last :].clone(), found  # the rest is large
 
     @staticmethod
     def _failed(sequence: Sequence, error: Exception) -> None:

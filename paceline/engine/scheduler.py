@@ -232,7 +232,9 @@ class Scheduler:
         return given
 
     def _decode(self) -> Decode | None:
-        sequences = self.running[:]
+        sequences = [each for each in self.running if each.failure is None]  # what failed ends when its step lands
+        if not sequences:
+            return None
         lengths = self.draft_lengths(sequences)
         if self.uniform:
             lengths = [self._affordable_draft(sequences, max(lengths))] * len(sequences)
@@ -306,8 +308,8 @@ class Scheduler:
         if sequence.pages:
             self._share(sequence, computed)
             self.pool.free(sequence.pages[sequence.num_shared :])
-            if sequence.node is not None and self.tree is not None:
-                self.tree.unlock(sequence.node)
+        if sequence.node is not None and self.tree is not None:
+            self.tree.unlock(sequence.node)
         sequence.pages, sequence.num_shared, sequence.node = [], 0, None
         if sequence.slot >= 0:
             self._free_slots.append(sequence.slot)

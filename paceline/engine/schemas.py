@@ -48,7 +48,7 @@ _NAMED: Form = ("schemas by name", _are_named)
 _TEXT: Form = ("a string", lambda value: isinstance(value, str))
 _COUNT: Form = (
     "a whole number of 0 or more",
-    lambda value: _is_number(value) and value >= 0 and float(value).is_integer(),
+    lambda value: _is_number(value) and value >= 0 and (isinstance(value, int) or value.is_integer()),
 )
 _NUMBER: Form = ("a number", _is_number)
 _LIMIT: Form = ("a number", lambda value: isinstance(value, (int, float)))  # an old draft has true and false here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from functools import lru_cache
 
@@ -10,10 +11,11 @@ class StopStrings:
     """A trie of the strings. State 0 is its root; each step over a character is one look-up, however many strings there are.
 
     `depth[state]` is how much of the text's end begins a string, `longest[state]` the length of the longest string that
-    ends there, 0 where none does.
+    ends there, 0 where none does. `first` finds the characters that leave the root.
     """
 
     def __init__(self, strings: tuple[str, ...]) -> None:
+        self.first = re.compile(f"[{''.join(re.escape(each[0]) for each in strings)}]")
         self._next: list[dict[str, int]] = [{}]
         self.depth = [0]
         self.longest = [0]
@@ -53,7 +55,7 @@ class StopStrings:
                 waiting.append(child)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # of the longest strings one takes 5 MB
 def stop_strings(strings: tuple[str, ...]) -> StopStrings:
     """One for all requests with the same strings."""
     return StopStrings(strings)

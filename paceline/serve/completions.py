@@ -18,10 +18,10 @@ from paceline.errors import BadField, EmptyPrompt
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.choices import Choices
 from paceline.serve.sampling import SamplingBody, checked_limit, numbered_choices
-from paceline.serve.service import LEAST_LOGPROB, Service, aside_if_long, usage_of
-from paceline.serve.tools import PlainParser, Text
+from paceline.serve.service import LEAST_LOGPROB, Asked, Service, aside_if_long, usage_of
+from paceline.serve.tools import Text
 from paceline.serve.wire import OPENAI, event, read_body, written
-from paceline.types import FinishReason, Request, Sampling, TokenLogprob
+from paceline.types import FinishReason, Request, TokenLogprob
 
 _FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 _FILL_ENDS = (*_FILL, "<|fim_pad|>", "<|endoftext|>", "<|repo_name|>", "<|file_sep|>")
@@ -54,22 +54,10 @@ class CompletionBody(SamplingBody, kw_only=True):
 async def completions(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CompletionBody, service.body_limit)
     body.model = service.check_model(body.model)
-    tokenizer = service.host.tokenizer
-    specials = tokenizer.special_tokens
-    ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
-    sampling = body.sampling(service, body.logprobs, ends)
-    if body.echo:
-        sampling = dataclasses.replace(sampling, prompt_logprobs=body.logprobs)
-    each = numbered_choices(sampling, body.num_choices)
-    prompts = await aside_if_long(http, _prompts, service, body)
-    namespace = service.namespace(http, body.cache_salt)
-    starts = [
-        functools.partial(service.start, request, PlainParser(), tells_end=True)
-        for prompt in prompts
-        for request in _requests(service, prompt.tokens, each, body.limit, namespace)
-    ]
-    choices = await Choices.begin(starts, len(each), service.host.engine.config.max_batch)
-    writer = _Writer(body, prompts, choices, tokenizer)
+    prompts, asked = await aside_if_long(http, _asked, service, body, service.namespace(http, body.cache_salt))
+    starts = [functools.partial(service.start, each) for each in asked]
+    choices = await Choices.begin(starts, body.num_choices, service.host.engine.config.max_batch)
+    writer = _Writer(body, prompts, choices, service.host.tokenizer)
     return await written(http, writer, bool(body.stream), OPENAI, choices.close)
 
 
@@ -81,13 +69,19 @@ class _Prompt(NamedTuple):
     num_added: int = 0
 
 
-def _requests(
-    service: Service, prompt: list[int], each: Sequence[Sampling], limit: int, namespace: str
-) -> list[Request]:
-    """What is asked of the engine for one prompt; of its log-probabilities once."""
-    first = Request(prompt, service.fit(prompt, each[0], limit), namespace=namespace)
-    others = [dataclasses.replace(one, prompt_logprobs=None, max_tokens=first.sampling.max_tokens) for one in each[1:]]
-    return [first, *(dataclasses.replace(first, sampling=one) for one in others)]
+def _asked(service: Service, body: CompletionBody, namespace: str) -> tuple[list[_Prompt], list[Asked]]:
+    """The prompts, and what is asked of the engine: all choices of each in a row."""
+    specials = service.host.tokenizer.special_tokens
+    ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
+    sampling = body.sampling(service, body.logprobs, ends)
+    if body.echo:
+        sampling = dataclasses.replace(sampling, prompt_logprobs=body.logprobs)
+    prompts = _prompts(service, body)
+    requests = [
+        Request(each.tokens, service.fit(each.tokens, sampling, body.limit), namespace=namespace) for each in prompts
+    ]
+    count = body.num_choices
+    return prompts, [one for each in requests for one in numbered_choices(Asked(each, tells_end=True), count)]
 
 
 def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:

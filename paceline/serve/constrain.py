@@ -19,6 +19,7 @@ from paceline.serve.tools import CallParser, Schemas
 from paceline.serve.tools.thoughts import BEGIN, END
 
 _LONGEST = 1 << 15  # characters of a client's own grammar
+_MOST_CHOICES = 4096  # whose grammar takes the engine 50 ms to read
 _GBNF_RULE = re.compile(r"^\s*[A-Za-z][\w-]*\s*::=", re.MULTILINE)
 _CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))")
 
@@ -142,7 +143,7 @@ def of_structure(asked: StructuredOutputs | None) -> str | None:
     wishes: dict[str, Any] = {name: getattr(asked, name) for name in _STRUCTURES}
     given = [name for name, wish in wishes.items() if wish is not None and wish is not False]
     if len(given) != 1:
-        raise BadField("structured_outputs needs exactly one of json, regex, choice, grammar", "structured_outputs")
+        raise BadField(f"structured_outputs needs exactly one of {', '.join(_STRUCTURES)}", "structured_outputs")
     return _STRUCTURES[given[0]](wishes[given[0]], f"structured_outputs.{given[0]}")
 
 
@@ -173,6 +174,8 @@ def of_regex(pattern: str, field: str) -> str:
 def _of_choice(choice: list[str], field: str) -> str:
     if not choice or not all(choice):
         raise BadField(f"{field} needs texts to choose from", field)
+    if len(choice) > _MOST_CHOICES:
+        raise BadField(f"{field} can have at most {_MOST_CHOICES} texts", field)
     return "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in choice)
 
 
@@ -245,7 +248,7 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class Calls:
-    """What the model may call: schemas of parameters by name. `forced`: it must, `several` times if it wants to.
+    """What the model may call: schemas of parameters by name, at most `most` times where that is said. `forced`: it must.
 
     `strict` names tools whose schemas are enforced as they are, or refused; where there is one, all calls have their
     schemas also where none is forced.
@@ -253,7 +256,7 @@ class Calls:
 
     schemas: Schemas
     forced: bool = False
-    several: bool = True
+    most: int | None = None
     strict: Collection[str] = ()
 
 
@@ -268,42 +271,41 @@ def check_schemas(schemas: Schemas) -> None:
 
 
 def openai_calls(
-    choice: str | dict[str, Any] | None, parallel: bool | None, schemas: Schemas, strict: Collection[str] = ()
+    choice: str | dict[str, Any] | None, most: int | None, schemas: Schemas, strict: Collection[str] = ()
 ) -> Calls:
-    """What OpenAI's tool_choice, in either of its APIs' forms, makes of the tools.
+    """What OpenAI's tool_choice, in either of its APIs' forms, makes of the tools; there may be at most `most` calls.
 
     A choice of allowed tools that forces nothing leaves all of them: the model reads what it may not call anyway. Raises
     BadField for a choice there is not, or of a tool there is not.
     """
-    several = parallel is not False
     if choice in (None, "auto"):
-        return Calls(schemas, several=several, strict=strict)
+        return Calls(schemas, most=most, strict=strict)
     if choice == "none":
         return Calls({})
     if choice == "required":
-        return force(schemas, schemas, several, strict)
+        return force(schemas, schemas, most, strict)
     if isinstance(choice, dict):
         kind, own = choice.get("type"), choice.get(str(choice.get("type")))
         inner = own if isinstance(own, dict) else choice
         if kind in ("function", "custom"):
-            return force([inner.get("name")], schemas, several=False, strict=strict)
+            return force([inner.get("name")], schemas, 1, strict)
         if kind == "allowed_tools" and isinstance(inner.get("tools"), list):
             if inner.get("mode") != "required":
-                return Calls(schemas, several=several, strict=strict)
+                return Calls(schemas, most=most, strict=strict)
             named = [each.get("function", each) for each in inner["tools"] if isinstance(each, dict)]
-            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, several, strict)
+            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, most, strict)
     raise BadField("tool_choice can be auto, none, required, or name a tool", "tool_choice")
 
 
-def force(names: Iterable[Any], schemas: Schemas, several: bool, strict: Collection[str] = ()) -> Calls:
+def force(names: Iterable[Any], schemas: Schemas, most: int | None, strict: Collection[str] = ()) -> Calls:
     """Calls of the tools `names`. Raises BadField where there is none, or one is not among the tools."""
     chosen = list(names)
     for name in chosen:
-        if name not in schemas:
+        if not isinstance(name, str) or name not in schemas:
             raise BadField(f"tool_choice names {name!r}, which is none of the tools", "tool_choice")
     if not chosen:
         raise BadField("tool_choice forces a call and there are no tools", "tool_choice")
-    return Calls({name: schemas[name] for name in chosen}, forced=True, several=several, strict=strict)
+    return Calls({name: schemas[name] for name in chosen}, forced=True, most=most, strict=strict)
 
 
 def held(
@@ -318,7 +320,7 @@ def held(
     grammar = answer
     strict = bool(calls.strict) and answer is None and kind is not None and kind.begin in special
     if kind is not None and calls.schemas and (calls.forced or strict or answer is not None):
-        grammar = calls_grammar(kind, calls.schemas, special, several=calls.several, strict=calls.strict)
+        grammar = calls_grammar(kind, calls.schemas, special, several=calls.most != 1, strict=calls.strict)
         if not calls.forced:
             rules = Rules(special)
             written = rules.grammar(grammar)

@@ -23,18 +23,27 @@ def fold_systems(messages: list[Message]) -> list[Message]:
         leading += 1
     head = "\n\n".join(each["content"] for each in messages[:leading] if each["content"])
     folded: list[Message] = [{"role": "system", "content": head}] if head else []
+    texts: list[str] = []  # of the last message of `folded`, where that is a user's
     joins = False
     for message in messages[leading:]:
         late = message["role"] == "system"
         if late:
             message = {"role": "user", "content": f"<system-reminder>\n{message['content']}\n</system-reminder>"}
-        last = folded[-1] if folded else None
-        if last and last["role"] == message["role"] == "user" and (late or joins):
-            folded[-1] = {"role": "user", "content": f"{last['content']}\n\n{message['content']}"}
+        if texts and message["role"] == "user" and (late or joins):
+            texts.append(message["content"])
         else:
+            _settle(folded, texts)
+            texts = [message["content"]] if message["role"] == "user" else []
             folded.append(message)
         joins = late
+    _settle(folded, texts)
     return folded
+
+
+def _settle(folded: list[Message], texts: list[str]) -> None:
+    """Joins the texts that have come together in the last message: once, for there may be very many."""
+    if len(texts) > 1:
+        folded[-1] = {"role": "user", "content": "\n\n".join(texts)}
 
 
 def numbered(messages: list[Message]) -> list[Message]:

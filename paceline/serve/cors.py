@@ -23,7 +23,7 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         return app
     methods = ("GET", "HEAD", "POST", "DELETE")
     wrapped = CORSMiddleware(app, origins, methods, allow_headers=["*"], expose_headers=_TOLD, max_age=7200)
-    # a page on the net may ask a server on its user's machine; an attribute, as older versions have no such argument
+    # Chromium asks whether a page may use its user's network, which newer Starlette refuses; older has no argument for it
     wrapped.allow_private_network = True
     return wrapped
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.messages_input import CountBody, MessagesBody, encode
 from paceline.serve.sampling import checked_limit, defaulted
-from paceline.serve.service import Answer, Service, aside_if_long, joined
+from paceline.serve.service import Answer, Asked, Service, aside_if_long, joined
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
 from paceline.types import FinishReason
@@ -23,27 +23,35 @@ async def messages(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, MessagesBody, service.body_limit)
     name = service.check_model(body.model, "claude")
     checked_limit(body.max_tokens, "max_tokens")
+    asked = await aside_if_long(http, _asked, service, body, service.namespace(http, body.cache_salt))
+    answer = await service.start(asked)
+    writer = _Writer(name, body, answer, service.host.tokenizer)
+    return await written(http, writer, bool(body.stream), ANTHROPIC, answer.close)
+
+
+def _asked(service: Service, body: MessagesBody, namespace: str) -> Asked:
     sampling = defaulted(
         service,
+        {"stop": "stop_sequences"},
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
         stop=tuple(body.stop_sequences or ()),
         grammar=body.grammar,
     )
-    prompt = await aside_if_long(http, encode, service.host.tokenizer, body)
-    answer = await service.ask(
-        prompt, sampling, body.calls, body.max_tokens, namespace=service.namespace(http), continued=body.begun
-    )
-    writer = _Writer(name, body, answer, service.host.tokenizer)
-    return await written(http, writer, bool(body.stream), ANTHROPIC, answer.close)
+    prompt = encode(service.host.tokenizer, body)
+    return service.asked(prompt, sampling, body.calls, body.max_tokens, namespace=namespace, continued=body.begun)
 
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CountBody, service.body_limit)
     service.check_model(body.model, "claude")
+    return reply({"input_tokens": await aside_if_long(http, _count, service.host.tokenizer, body)})
+
+
+def _count(tokenizer: Tokenizer, body: CountBody) -> int:
     _ = body.grammar  # refuses what a message's would be refused for
-    return reply({"input_tokens": len(await aside_if_long(http, encode, service.host.tokenizer, body))})
+    return len(encode(tokenizer, body))
 
 
 class _Writer:
@@ -109,7 +117,7 @@ class _Writer:
 
     def _block(self, each: Event, whole: bool) -> dict[str, Any]:
         if isinstance(each, Text):
-            return {"type": "text", "text": each.text if whole else "", "citations": None}
+            return {"type": "text", "text": each.text if whole else ""}  # no citations: null is refused by the AI SDK
         if isinstance(each, Thought):
             return {"type": "thinking", "thinking": each.text if whole else "", "signature": ""}
         self._called = True

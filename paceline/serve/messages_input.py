@@ -112,15 +112,15 @@ class CountBody(Struct, kw_only=True):
         """Raises BadField for a choice there is not, or of a tool there is not."""
         schemas = {each.name: each.input_schema for each in self.active_tools}
         choice = self.tool_choice or ToolChoice("auto")
-        several = not choice.disable_parallel_tool_use
+        most = 1 if choice.disable_parallel_tool_use else None
         strict = [each.name for each in self.active_tools if each.strict]
         if choice.type in ("auto", "none"):
-            return Calls(schemas, several=several, strict=strict)
+            return Calls(schemas, most=most, strict=strict)
         if choice.type not in ("any", "tool"):
             raise BadField("tool_choice can be auto, any, tool or none", "tool_choice")
         if choice.type == "tool":
-            return force([choice.name], schemas, several=False, strict=strict)
-        return force(schemas, schemas, several, strict)
+            return force([choice.name], schemas, 1, strict)
+        return force(schemas, schemas, most, strict)
 
     @property
     def grammar(self) -> str | None:
@@ -165,6 +165,7 @@ class MessagesBody(CountBody, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] | None = None
+    cache_salt: str | None = None
 
 
 def encode(tokenizer: Tokenizer, body: CountBody) -> list[int]:
@@ -319,10 +320,11 @@ def _shown(value: Any) -> str:
         return f"(called {value.get('name')} with {json.dumps(value.get('input'), ensure_ascii=False)})"
     if kind == "tool_reference":
         return f"(the tool {value.get('tool_name')})"
-    if kind == "document" and not _shown(value.get("source")):
-        return ""
     told = (*_TOLD, "data") if kind == "text" else _TOLD  # a plain text source has its text there
-    parts = [_shown(value.get(name)) for name in told]
+    shown = {name: _shown(value.get(name)) for name in told}
+    if kind == "document" and not shown["source"]:
+        return ""
+    parts = list(shown.values())
     if value.get("return_code") is not None:
         parts.append(f"exit status {value['return_code']}")
     if error := value.get("error_code"):

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from paceline.engine.engine import Engine
 from paceline.errors import BadField, ConfigError
-from paceline.serve.service import Answer, Service, aside, usage_of
-from paceline.serve.tools import PlainParser, Text
+from paceline.serve.service import Answer, Asked, Service, aside, usage_of
+from paceline.serve.tools import Text
 from paceline.serve.wire import OPENAI, event, written
 from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.lines import Lines
@@ -31,7 +31,14 @@ class Options(Struct):
 
 
 async def apply(
-    service: Service, http: HttpRequest, model: str, asked: str, stream: bool, wants_usage: bool, options: Options
+    service: Service,
+    http: HttpRequest,
+    model: str,
+    asked: str,
+    stream: bool,
+    wants_usage: bool,
+    options: Options,
+    namespace: str,
 ) -> Response:
     """Raises InputError for a message that is not in Morph's form, and what `tasks.apply.prepare` raises."""
     try:
@@ -42,8 +49,7 @@ async def apply(
     prepared = await aside(_prepare, service, asked, options)
     if isinstance(prepared, Applied):
         return await written(http, _Settled(form, prepared), stream, OPENAI, _nothing)
-    request = dataclasses.replace(prepared.request, namespace=service.namespace(http))
-    answer = await service.start(request, PlainParser())
+    answer = await service.start(Asked(dataclasses.replace(prepared.request, namespace=namespace)))
     return await written(http, _Writer(form, prepared, answer), stream, OPENAI, answer.close)
 
 

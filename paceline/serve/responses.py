@@ -12,12 +12,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from paceline.errors import BadField, RequestError
-from paceline.serve.responses_compact import Compaction, check_compactable
-from paceline.serve.responses_input import ResponsesBody, encode, toolbox
+from paceline.models.tokenizer import Tokenizer
+from paceline.serve.responses_compact import Compaction
+from paceline.serve.responses_input import ResponsesBody, Toolbox, encode, toolbox
 from paceline.serve.responses_items import converted, kind_of
 from paceline.serve.responses_writer import Keep, Ready, Writer, new_id
-from paceline.serve.sampling import numbered_choices
-from paceline.serve.service import TENANT, Service, aside, aside_if_long
+from paceline.serve.service import TENANT, Asked, Service, aside, aside_if_long
 from paceline.serve.store import Item, Turn, history, read
 from paceline.serve.wire import OPENAI, read_body, reply, written
 
@@ -28,21 +28,38 @@ async def responses(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ResponsesBody, service.body_limit)
     model = service.check_model(body.model)
     body.check()
-    asked = _Context(service, http, body)
-    [sampling] = numbered_choices(body.sampling(service, body.num_logprobs), body.num_choices)
-    tokenizer, capacity = service.host.tokenizer, service.host.capacity
-    if body.items[-1].get("type") == "compaction_trigger":  # how Codex asks for a compaction in a turn of its own
-        toolbox(body)  # checks and completes them, for the reply repeats them
-        done = await aside(Compaction, tokenizer, asked.items, len(asked.earlier), capacity)
-        ready = Ready(body, sampling, model, asked.keep, [done.item], done.usage)
+    context = _Context(service, http, body)
+    if kind_of(body.items[-1]) == "compaction_trigger":  # how Codex asks for a compaction in a turn of its own
+        ready = await aside(_compaction_turn, service, body, model, context)
         return await written(http, ready, bool(body.stream), OPENAI, lambda: None)
-    box = toolbox(body, asked.earlier)
-    run = aside if asked.earlier else functools.partial(aside_if_long, http)  # a body does not tell how long those are
-    prompt = await run(encode, tokenizer, body, box, asked.earlier, capacity)
-    keep, namespace = asked.keep, service.namespace(http, body.cache_salt)
-    answer = await service.ask(prompt, sampling, box.calls(body), body.limit, namespace=namespace)
-    writer = Writer(body, box, answer, tokenizer, model, keep)
+    run = aside if context.before else functools.partial(aside_if_long, http)  # a body does not tell how long that is
+    asked, box, keep = await run(_asked, service, body, context, service.namespace(http, body.cache_salt))
+    answer = await service.start(asked)
+    writer = Writer(body, box, answer, service.host.tokenizer, model, keep)
     return await written(http, writer, bool(body.stream), OPENAI, answer.close)
+
+
+def _asked(
+    service: Service, body: ResponsesBody, context: _Context, namespace: str
+) -> tuple[Asked, Toolbox, Keep | None]:
+    sampling, earlier = body.sampling(service, body.num_logprobs), history(context.before)
+    box = toolbox(body, earlier)
+    prompt = encode(service.host.tokenizer, body, box, earlier, service.host.capacity)
+    keep = context.keep(body.items, context.before)
+    return service.asked(prompt, sampling, box.calls(body), body.limit, namespace=namespace), box, keep
+
+
+def _compaction_turn(service: Service, body: ResponsesBody, model: str, context: _Context) -> Ready:
+    """A response that is the compaction. A response after it goes on from what a compaction leaves."""
+    sampling = body.sampling(service, body.num_logprobs)
+    toolbox(body)  # checks and completes them, for the reply repeats them
+    done = _compacted(service, body, context)
+    return Ready(body, sampling, model, context.keep(done.kept, None), [done.item], done.usage)
+
+
+def _compacted(service: Service, body: ResponsesBody, context: _Context) -> Compaction:
+    earlier = history(context.before)
+    return Compaction(service.host.tokenizer, [*earlier, *body.items], len(earlier), service.host.capacity)
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
@@ -50,19 +67,23 @@ async def input_tokens(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ResponsesBody, service.body_limit)
     service.check_model(body.model)
     body.check()
-    asked = _Context(service, http, body)
-    prompt = await aside(encode, service.host.tokenizer, body, toolbox(body, asked.earlier), asked.earlier)
-    return reply({"object": "response.input_tokens", "input_tokens": len(prompt)})
+    count = await aside(_count, service.host.tokenizer, body, _Context(service, http, body))
+    return reply({"object": "response.input_tokens", "input_tokens": count})
+
+
+def _count(tokenizer: Tokenizer, body: ResponsesBody, context: _Context) -> int:
+    earlier = history(context.before)
+    return len(encode(tokenizer, body, toolbox(body, earlier), earlier))
 
 
 async def compacted_response(service: Service, http: HttpRequest) -> Response:
     """POST /v1/responses/compact: the items to go on with, of which the last is a compaction. No model runs."""
     body = await read_body(http, ResponsesBody, service.body_limit)
     service.check_model(body.model)
-    asked = _Context(service, http, body)
-    check_compactable(asked.items)
-    capacity = service.host.capacity
-    done = await aside(Compaction, service.host.tokenizer, asked.items, len(asked.earlier), capacity)
+    context = _Context(service, http, body)
+    if not body.items and context.before is None:
+        raise BadField("input or previous_response_id must be given", "input")
+    done = await aside(_compacted, service, body, context)
     return reply(done.reply([resource(each) for each in done.kept]))
 
 
@@ -89,8 +110,7 @@ async def input_items(service: Service, http: HttpRequest) -> Response:
         raise BadField(f"limit must be between 1 and {_MOST_LISTED}", "limit")
     if order not in ("asc", "desc"):
         raise BadField("order can be asc or desc", "order")
-    turn = service.store.get(tenant_of(http), http.path_params["response"]).turn
-    items = [*history(turn.before), *read(turn.given)]
+    items = await aside(_given, service.store.get(tenant_of(http), http.path_params["response"]).turn)
     if order == "desc":
         items.reverse()
     if after is not None:
@@ -103,40 +123,38 @@ async def input_items(service: Service, http: HttpRequest) -> Response:
     return reply({"object": "list", "data": shown, "has_more": len(items) > len(shown), **names})
 
 
+def _given(turn: Turn) -> list[Item]:
+    return [*history(turn.before), *read(turn.given)]
+
+
 def tenant_of(http: HttpRequest) -> str:
     """Whose responses a request may see: its key's, as a digest; without keys there is one client."""
     return str(http.scope.get(TENANT, ""))
 
 
 class _Context:
-    """What a request's items go on from: the items of the response before, and how the new one is kept after them."""
+    """What a request's items go on from: `before`, the turn of the response before, and how the new one is kept after it."""
 
     def __init__(self, service: Service, http: HttpRequest, body: ResponsesBody) -> None:
         """References in the body become the items that they name. Raises NotFound for what is not kept (any more)."""
         self._store, self._tenant, self._body = service.store, tenant_of(http), body
-        self._before: Turn | None = None
+        self.before: Turn | None = None
         if body.previous_response_id is not None:
-            self._before = self._store.get(self._tenant, body.previous_response_id).turn
+            self.before = self._store.get(self._tenant, body.previous_response_id).turn
         if any(kind_of(each) == "item_reference" for each in body.items):
             body.input = [self._referenced(index, each) for index, each in enumerate(body.items)]
-        self.earlier: Sequence[Item] = history(self._before)
 
-    @property
-    def items(self) -> list[Item]:
-        return [*self.earlier, *self._body.items]
-
-    @property
-    def keep(self) -> Keep | None:
+    def keep(self, items: Sequence[Item], before: Turn | None) -> Keep | None:
+        """What keeps a response that was written from `items` after the turn `before`; None where it is not to be kept."""
         if self._body.store is False or not self._store.enabled:
             return None
-
-        given = [resource(each) for each in self._body.items]
+        given = [resource(each) for each in items]
         written = msgspec.json.encode(given)  # before there is an answer: what cannot be written is not asked
 
         def kept(response: dict[str, Any]) -> None:
             names = tuple(str(each["id"]) for each in (*given, *response["output"]))
             output = msgspec.json.encode(response["output"])
-            self._store.keep(response, Turn(self._tenant, self._before, written, output, names))
+            self._store.keep(response, Turn(self._tenant, before, written, output, names))
 
         return kept
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.conversation import Message
 from paceline.serve.responses_items import Item, converted, encrypted, kind_of, template_messages
@@ -93,8 +92,3 @@ def _told(message: Message) -> str:
         made = each["function"]
         lines.append(f"(called {made['name']}: {json.dumps(made['arguments'], ensure_ascii=False)})")
     return "\n".join([*lines, ""])
-
-
-def check_compactable(items: Sequence[RawItem]) -> None:
-    if not items:
-        raise BadField("input or previous_response_id must be given", "input")

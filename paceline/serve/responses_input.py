@@ -211,7 +211,7 @@ class Toolbox:
             custom = choice.get("type") == "custom"
             named = Called(str(choice["name"]), str(choice.get("namespace") or ""), custom)
             choice = {**choice, "name": self.name(named)}
-        return openai_calls(choice, body.most_calls != 1, schemas, self.strict)
+        return openai_calls(choice, body.most_calls, schemas, self.strict)
 
     def name(self, called: Called) -> str:
         """How the model calls a tool, also one that is not there any more."""
@@ -303,5 +303,8 @@ def encode(
         prompt = written([*messages[:head], *messages[starts[middle] :]])
         low, high = (low, middle) if len(prompt) + room <= capacity else (middle + 1, high)
     if low == len(starts):
-        raise ContextExceeded(f"prompt is too long: its last turn and {room} tokens of output exceed {capacity} tokens")
+        raise ContextExceeded(
+            f"prompt is too long: its last turn has no place beside {room} tokens of output; "
+            f"this model's maximum context length is {capacity} tokens"
+        )
     return written([*messages[:head], *messages[starts[low] :]])

@@ -14,7 +14,7 @@ from paceline.errors import PacelineError, RequestError
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.custom_tools import input_of
 from paceline.serve.responses_input import Reasoning, ResponsesBody, Toolbox
-from paceline.serve.service import Answer, joined
+from paceline.serve.service import Answer, joined, logprob_of
 from paceline.serve.tools import Call, Event, Text, Thought
 from paceline.serve.wire import event
 from paceline.types import FinishReason, Sampling, TokenLogprob
@@ -199,7 +199,7 @@ class _Open:
 
 
 class Writer(Written):
-    """Writes an answer. Calls beyond the most that a body allows are left out."""
+    """Writes an answer."""
 
     def __init__(
         self,
@@ -214,7 +214,6 @@ class Writer(Written):
         self._box = box
         self._answer = answer
         self._open: _Open | None = None
-        self._calls_left = body.most_calls
         self._logprobs = _Logprobs(tokenizer)
 
     async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -264,10 +263,6 @@ class Writer(Written):
 
     def _call(self, each: Call) -> Iterator[dict[str, Any]]:
         """A call's item, begun and ended at once: calls come whole."""
-        if self._calls_left is not None:
-            if not self._calls_left:
-                return
-            self._calls_left -= 1
         yield from self._end()
         called = self._box.called(each.name)
         kind, prefix, name, stem = (
@@ -317,7 +312,7 @@ class _Logprobs:
                 taken, self._waiting = self._take(each.text.encode())
             elif index + 1 == len(events):
                 self._waiting = []
-            told.append((each, [self._shown(value) for value in taken]))
+            told.append((each, [logprob_of(self._tokenizer, value) for value in taken]))
         return told
 
     def _take(self, text: bytes) -> tuple[list[TokenLogprob], list[TokenLogprob]]:
@@ -335,11 +330,3 @@ class _Logprobs:
             if end > start:
                 taken.append(self._waiting[index])
         return taken, []
-
-    def _shown(self, value: TokenLogprob) -> dict[str, Any]:
-        top = [self._token(token, logprob) for token, logprob in value.top]
-        return {**self._token(value.token, value.logprob), "top_logprobs": top}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token)
-        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from msgspec import Struct
 
 from paceline.errors import BadField, RequestError
-from paceline.serve.service import Service
+from paceline.serve.service import Asked, Service
 from paceline.serve.unserved import Unserved
 from paceline.types import Sampling
 
 _DEFAULTED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_FIELDS = {each.name: each.name for each in dataclasses.fields(Sampling)} | {"stop_tokens": "stop_token_ids"}
+_NAMES = {"stop_tokens": "stop_token_ids"}
 _SEEDS = 1 << 63
 
 
@@ -38,6 +39,7 @@ class SamplingBody(Unserved, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
+    repeat_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
@@ -67,15 +69,21 @@ class SamplingBody(Unserved, kw_only=True):
         _ = self.num_choices  # which may be too many
         if self.stream_options is not None and not self.stream:
             raise BadField("stream_options needs stream to be true", "stream_options")
+        repeats = [each for each in (self.repetition_penalty, self.repeat_penalty) if each is not None]
+        if len(set(repeats)) > 1:
+            raise BadField(
+                "repeat_penalty is llama.cpp's name of repetition_penalty: send one of them", "repeat_penalty"
+            )
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         vocab_size = service.host.vocab_size
         return defaulted(
             service,
+            {"repetition_penalty": "repeat_penalty"} if self.repetition_penalty is None else {},
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            repetition_penalty=repeats[0] if repeats else None,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=_bias(self.logit_bias or {}, vocab_size),
@@ -90,10 +98,11 @@ class SamplingBody(Unserved, kw_only=True):
         )
 
 
-def defaulted(service: Service, **given: Any) -> Sampling:
+def defaulted(service: Service, names: Mapping[str, str], /, **given: Any) -> Sampling:
     """Sampling as a request gives it, null being what it does not say; what it leaves to the model is `service.defaults`.
 
-    Temperature 0 is greedy: no default changes it. Raises BadField for a value out of range.
+    Temperature 0 is greedy: no default changes it. Raises BadField for a value out of range, by the field that the client
+    knows: `names` are those that are not called as in Sampling.
     """
     said = {name: value for name, value in given.items() if value is not None}
     if said.get("temperature") != 0:
@@ -103,15 +112,22 @@ def defaulted(service: Service, **given: Any) -> Sampling:
     try:
         return Sampling(**said)
     except RequestError as error:
-        raise BadField(str(error), _FIELDS.get(str(error).partition(" ")[0], "")) from error
+        field, _, reason = str(error).partition(" ")
+        name = {**_NAMES, **names}.get(field, field)
+        raise BadField(f"{name} {reason}", name) from error
 
 
-def numbered_choices(sampling: Sampling, count: int) -> list[Sampling]:
-    """That of each of several choices. With a seed each has its own, so that they differ and can be had again."""
-    if sampling.seed is None:
-        return [sampling] * count
-    seeds = [(sampling.seed + _SEEDS + index) % (2 * _SEEDS) - _SEEDS for index in range(count)]
-    return [dataclasses.replace(sampling, seed=seed) for seed in seeds]
+def numbered_choices(asked: Asked, count: int) -> list[Asked]:
+    """Each of several choices. With a seed each has its own, so that they differ and can be had again.
+
+    The prompt's log-probabilities are told once.
+    """
+    choices, first = [asked], asked.request.sampling
+    for index in range(1, count):
+        seed = None if first.seed is None else (first.seed + _SEEDS + index) % (2 * _SEEDS) - _SEEDS
+        sampling = dataclasses.replace(first, prompt_logprobs=None, seed=seed)
+        choices.append(dataclasses.replace(asked, request=dataclasses.replace(asked.request, sampling=sampling)))
+    return choices
 
 
 def checked_limit(value: int | None, field: str) -> int | None:

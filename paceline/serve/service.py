@@ -45,6 +45,19 @@ _LOOK_BACK = 32  # tokens of a prompt's end in which to see whether it opens rea
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked of the engine, how its output is read, and what may be called in it.
+
+    The logprob of a token that ended the output is left out, as its text is, but with `tells_end`.
+    """
+
+    request: Request
+    parser: Callable[[], Parser] = PlainParser
+    calls: Calls = field(default_factory=lambda: Calls({}))
+    tells_end: bool = False
+
+
+@dataclass(frozen=True)
 class Service:
     """`names` are what the model is called, its own name first, `apply_names` what merges are asked of in Morph's form.
 
@@ -73,7 +86,8 @@ class Service:
         Raises UnknownModel for a name that is neither the model's, nor begins with one of `prefixes`.
         """
         if name and name not in self.names and not name.startswith(prefixes):
-            raise UnknownModel(f"the model {name!r} is not served here; served: {', '.join(self.names)} (see --alias)")
+            served = ", ".join(self.names)
+            raise UnknownModel(f"the model {name[:100]!r} is not served here; served: {served} (see --alias)")
         return name or self.names[0]
 
     def namespace(self, http: HttpRequest, cache_salt: str | None = None) -> str:
@@ -85,10 +99,14 @@ class Service:
         """`sampling` with `max_tokens`, or the room there is where that is less. Raises ContextExceeded without any."""
         room = self.host.capacity - len(prompt)
         if room < 1:
-            raise ContextExceeded(f"prompt is too long: {len(prompt)} tokens > {self.host.capacity - 1} maximum")
+            capacity = self.host.capacity  # Anthropic's words, then OpenAI's: clients know what it is by either
+            raise ContextExceeded(
+                f"prompt is too long: {len(prompt)} tokens > {capacity - 1} maximum; "
+                f"this model's maximum context length is {capacity} tokens"
+            )
         return dataclasses.replace(sampling, max_tokens=room if max_tokens is None else min(max_tokens, room))
 
-    async def ask(
+    def asked(
         self,
         prompt: list[int],
         sampling: Sampling,
@@ -97,24 +115,28 @@ class Service:
         sources: tuple[list[int], ...] = (),
         namespace: str = "",
         continued: str = "",
-    ) -> Answer:
-        """Asks for an output that may call tools, or must; `sampling.grammar` is that of its text, `namespace` the client's,
-        `continued` the message that the output goes on with. The caller closes the answer. Raises BadField for tools in a
-        model whose template teaches no form of call that is known.
+    ) -> Asked:
+        """An output that may call tools, or must; `sampling.grammar` is that of its text, `namespace` the client's,
+        `continued` the message that the output goes on with. Takes long where schemas are large. Raises BadField for tools
+        in a model whose template teaches no form of call that is known.
         """
         check_schemas(calls.schemas)
         tokenizer = self.host.tokenizer
         kind = parser_for(tokenizer.chat_template) if calls.schemas else None
         if calls.schemas and kind is None:
             raise BadField("this model's chat template teaches no form of tool call that Paceline knows", "tools")
-        parser: Parser = kind(calls.schemas, only_taught=sampling.grammar is not None) if kind else PlainParser()
         thinking = self._thinking(prompt, continued)
+        formatted = sampling.grammar is not None
+
+        def parser() -> Parser:
+            answer: Parser = kind(calls.schemas, only_taught=formatted) if kind else PlainParser()
+            return answer if thinking is None else ThoughtParser(answer, thinking, begun=thinking and bool(continued))
+
         grammar = held(sampling.grammar, calls, kind, tokenizer.special_tokens, thinking)
         if grammar != sampling.grammar:
             sampling = dataclasses.replace(sampling, grammar=grammar)
         request = Request(prompt, self.fit(prompt, sampling, max_tokens), sources, namespace=namespace)
-        parser = parser if thinking is None else ThoughtParser(parser, thinking)
-        return await self.start(request, parser, once=calls.forced)
+        return Asked(request, parser, calls)
 
     def _thinking(self, prompt: Sequence[int], continued: str) -> bool | None:
         """Whether the prompt's end opens reasoning, or is within it; None for a model that knows none."""
@@ -125,11 +147,11 @@ class Service:
             return continued.rfind(BEGIN) > continued.rfind(END)
         return tokenizer.decode(prompt[-_LOOK_BACK:], skip_special=False).rstrip().endswith(BEGIN)
 
-    async def start(self, request: Request, parser: Parser, once: bool = False, tells_end: bool = False) -> Answer:
-        """Submits; returns once the engine has accepted. The caller closes the answer. The options are Answer's."""
-        stream = await self.host.submit(request)
+    async def start(self, asked: Asked) -> Answer:
+        """Submits; returns once the engine has accepted. The caller closes the answer."""
+        stream = await self.host.submit(asked.request)
         note(stream)
-        return Answer(stream, parser, self.host.tokenizer, once, tells_end)
+        return Answer(stream, asked, self.host.tokenizer)
 
 
 async def aside_if_long(http: HttpRequest, function: Callable[..., Result], *arguments: object) -> Result:
@@ -156,25 +178,24 @@ class Answer:
     After the first piece `usage` tells what the prompt took and `prompt_logprobs` are there, where they were asked for;
     after the last one `usage` is whole, and `finish` and `ended_by_token` are known.
 
-    The logprob of a token that ended the output is left out, as its text is, but with `tells_end`.
-    With `once` a call made already ends the output and is not told: a model that must call, and has nothing more to
-    call, repeats itself up to the limit.
+    The last of the calls that it may have ends the output. Where they are forced a call made already ends it, too, and is
+    not told: a model that must call, and has nothing more to call, repeats itself up to the limit.
     """
 
-    def __init__(
-        self, stream: Stream, parser: Parser, tokenizer: Tokenizer, once: bool = False, tells_end: bool = False
-    ) -> None:
+    def __init__(self, stream: Stream, asked: Asked, tokenizer: Tokenizer) -> None:
         self.stream = stream
         self.tokens: list[int] = []
         self.finish = FinishReason.STOP
         self.usage = Usage()
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
-        self._parser = parser
-        self._tells_end = tells_end
+        self._parser = asked.parser()
+        self._tells_end = asked.tells_end
         self._tokenizer = tokenizer
         self._thought = False
-        self._made: set[tuple[str, str]] | None = set() if once else None
-        self._repeats = False
+        self._calls = asked.calls
+        self._num_calls = 0
+        self._made: set[tuple[str, str]] = set()
+        self._called_all = False
         self._num_drafted = self._num_accepted = 0
         self._eos_tokens = frozenset(tokenizer.eos_tokens) | frozenset(stream.request.sampling.stop_tokens)
 
@@ -193,17 +214,33 @@ class Answer:
                 self.finish = output.finish
                 if self.ended_by_token and not self._tells_end:
                     logprobs = logprobs[: len(output.tokens) - 1]
-            if self._made is not None and len(new := _unmade(events, self._made)) < len(events):
-                events = new
+            events = self._wanted(events)
+            if self._called_all:
                 self._end(output.finish is not None)
             self._thought |= any(isinstance(each, Thought) for each in events)
             if events or logprobs:
                 yield events, logprobs
 
+    def _wanted(self, events: list[Event]) -> list[Event]:
+        """The events up to the call that ends the output."""
+        for place, each in enumerate(events):
+            if not isinstance(each, Call):
+                continue
+            if self._calls.forced:
+                key = (each.name, json.dumps(json.loads(each.arguments), sort_keys=True))
+                if key in self._made:
+                    self._called_all = True
+                    return events[:place]
+                self._made.add(key)
+            self._num_calls += 1
+            if self._num_calls == self._calls.most:
+                self._called_all = True
+                return events[: place + 1]
+        return events
+
     def _end(self, whole: bool) -> None:
         """Stops here; `whole` tells that the engine has stopped already, and what was used."""
         self.finish = FinishReason.STOP
-        self._repeats = True
         if not whole:
             self.usage = dataclasses.replace(
                 self.usage,
@@ -215,8 +252,8 @@ class Answer:
 
     @property
     def ended_by_token(self) -> bool:
-        """True where the model ended the output itself, or repeated itself, False where a stop string or the limit did."""
-        ends = self._repeats or (bool(self.tokens) and self.tokens[-1] in self._eos_tokens)
+        """True where the model ended the output itself, or by a call, False where a stop string or the limit did."""
+        ends = self._called_all or (bool(self.tokens) and self.tokens[-1] in self._eos_tokens)
         return self.finish is FinishReason.STOP and ends
 
     @property
@@ -235,17 +272,6 @@ class Answer:
         self.stream.close()
 
 
-def _unmade(events: list[Event], made: set[tuple[str, str]]) -> list[Event]:
-    """The events before a call that is among those `made`, to which the others are added."""
-    for place, each in enumerate(events):
-        if isinstance(each, Call):
-            key = (each.name, json.dumps(json.loads(each.arguments), sort_keys=True))
-            if key in made:
-                return events[:place]
-            made.add(key)
-    return events
-
-
 def joined(events: list[Event]) -> list[Event]:
     """The events with neighbours made one where both are text or both are reasoning."""
     result: list[Event] = []
@@ -256,6 +282,17 @@ def joined(events: list[Event]) -> list[Event]:
             text = "".join(each.text for each in group if not isinstance(each, Call))
             result.append(Thought(text) if kind is Thought else Text(text))
     return result
+
+
+def logprob_of(tokenizer: Tokenizer, value: TokenLogprob) -> dict[str, Any]:
+    """A token's log-probability in the form of OpenAI's chats and responses."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        data = tokenizer.token_bytes(token)
+        text = data.decode("utf-8", "replace")
+        return {"token": text, "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(data)}
+
+    return {**told(value.token, value.logprob), "top_logprobs": [told(*each) for each in value.top]}
 
 
 def usage_of(usage: Usage, predicted: bool = False, reasoning_tokens: int = 0) -> dict[str, Any]:

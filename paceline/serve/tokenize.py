@@ -68,12 +68,17 @@ async def tokenize(service: Service, http: HttpRequest) -> Response:
 async def detokenize(service: Service, http: HttpRequest) -> Response:
     """The text of tokens, special ones as they are written; `prompt` is vLLM's name of it, `content` llama.cpp's."""
     body = await read_body(http, DetokenizeBody, service.body_limit)
-    tokenizer = service.host.tokenizer
-    for index, token in enumerate(body.tokens):
-        if not 0 <= token < max(service.host.vocab_size, tokenizer.vocab_size):
-            raise BadField(f"{str(token)[:20]} is no token of the vocabulary", f"tokens[{index}]")
-    text = await aside_if_long(http, tokenizer.decode, body.tokens, False)
+    text = await aside_if_long(http, _decode, service, body.tokens)
     return reply({"prompt": text, "content": text})
+
+
+def _decode(service: Service, tokens: list[int]) -> str:
+    tokenizer = service.host.tokenizer
+    vocab_size = max(service.host.vocab_size, tokenizer.vocab_size)
+    for index, token in enumerate(tokens):
+        if not 0 <= token < vocab_size:
+            raise BadField(f"{str(token)[:20]} is no token of the vocabulary", f"tokens[{index}]")
+    return tokenizer.decode(tokens, skip_special=False)
 
 
 async def tokenizer_info(service: Service, request: HttpRequest) -> Response:

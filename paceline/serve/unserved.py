@@ -9,7 +9,6 @@ from paceline.serve.constrain import Constraints
 
 # what changes nothing, of fields of which that is not false or what is empty
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "skip_special_tokens": (True,),
     "truncate_prompt_tokens": (-1,),
     "thinking_token_budget": (-1,),
     "typical_p": (1,),
@@ -18,7 +17,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "dry_multiplier": (0,),
     "xtc_probability": (0,),
-    "repeat_penalty": (1,),
     "n_probs": (0,),
     "n_predict": (-1,),
     "n_indent": (0,),
@@ -34,7 +32,6 @@ class Unserved(Constraints, kw_only=True):
     include_stop_str_in_output: Any = None
     no_stop_trim: Any = None
     stop_regex: Any = None
-    skip_special_tokens: Any = None
     truncate_prompt_tokens: Any = None
     prompt_logprobs: Any = None
     logprob_token_ids: Any = None
@@ -51,7 +48,6 @@ class Unserved(Constraints, kw_only=True):
     mirostat: Any = None
     dry_multiplier: Any = None
     xtc_probability: Any = None
-    repeat_penalty: Any = None
     samplers: Any = None
     n_probs: Any = None
     n_predict: Any = None

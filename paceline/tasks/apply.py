@@ -128,7 +128,8 @@ def prepare(
     context = engine.config.max_context or 0
     if len(prompt) + limit > context:
         raise ContextExceeded(
-            f"the file and its edit need {len(prompt)} prompt and up to {limit} output tokens; the context is {context}"
+            f"the file and its edit need {len(prompt)} prompt and up to {limit} output tokens; "
+            f"this model's maximum context length is {context} tokens"
         )
     sampling = Sampling(max_tokens=limit, stop=stops(chosen, fence))
     request = Request(prompt, sampling, sources=(source,) if drafted else (), margin=chosen.margin if drafted else 0.0)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from paceline.engine.detokenize import Detokenizer
 from paceline.engine.engine import Engine
 from paceline.engine.grammar import Follower
 from paceline.engine.runner import Runner
 from paceline.engine.sequence import Sequence
 from paceline.errors import BadGrammar, ContextExceeded, EngineFailed, PacelineError, RequestError
 from paceline.types import FinishReason, Request, Sampling
-from tests.engine.test_engine import everything_is_back
+from tests.engine.test_engine import copying_request, everything_is_back
 from tests.tiny import tiny_engine
 
 LONG = Sampling(max_tokens=30, ignore_eos=True)
@@ -96,6 +100,10 @@ def test_a_margin_out_of_range_is_refused(margin: float) -> None:
         Request([1], Sampling(stop_tokens=(10**6,), min_tokens=1)),
         Request([1], sources=([1, 258],)),
         Request([1], sources=([1 << 40],)),
+        Request([1], sources=([1 << 70],)),
+        Request([1.5]),  # type: ignore[list-item]
+        Request(["12"]),  # type: ignore[list-item]
+        Request([1], sources=([[1], [2, 3]],)),  # type: ignore[list-item]
         Request("text"),  # type: ignore[arg-type]
         Request([[1], [2]]),  # type: ignore[list-item]
     ],
@@ -171,6 +179,77 @@ def test_what_a_failed_chunk_should_have_computed_is_in_no_cache(monkeypatch: py
     everything_is_back(engine)
     completion = engine.generate([Request(prompt, LONG)])[0]
     assert completion.usage.cached_tokens == 0 and completion.tokens == alone(prompt)
+
+
+def test_an_error_at_a_requests_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `finish` is set by then."""
+    engine = tiny_engine()
+    failing(monkeypatch, Detokenizer, "finish", lambda words: True)
+    engine.submit(Request([1], Sampling(max_tokens=3, ignore_eos=True)))
+    outputs = [output for _ in range(20) if engine.busy for output in engine.step()]
+    assert outputs[-1].finish is FinishReason.FAILED
+    everything_is_back(engine)
+
+
+def any_request(draw: random.Random, index: int) -> Request:
+    values: dict[str, Any] = {
+        "temperature": draw.choice((0.0, 0.9)),
+        "seed": index,
+        "max_tokens": draw.randrange(3, 40),
+    }
+    some: list[dict[str, Any]] = [
+        {},
+        {"grammar": "start: /[a-f]{1,30}/\n"},
+        {"stop": ("a", "qu", "z"), "min_tokens": 2},
+    ]
+    values |= draw.choice([*some, {"prompt_logprobs": 1}, {"frequency_penalty": 0.5, "logprobs": 1}])
+    made = copying_request(draw, **values)
+    begin = [1, 2, 3, 4, 5, 0] * 8 if draw.random() < 0.3 else []
+    return replace(made, prompt=begin + made.prompt, namespace=draw.choice(("", "a")))
+
+
+def test_errors_and_cancels_at_random_change_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.serve.service import tiny
+
+    draw = random.Random(4)
+    armed = False
+    points: list[tuple[type, str]] = [
+        (Runner, name) for name in ("prompt_logits", "start", "forward", "verify", "_hold")
+    ]
+    points += [(Sequence, "take"), (Follower, "advance"), (Follower, "masks"), (Detokenizer, "feed")]
+    for point in points:
+        failing(monkeypatch, *point, lambda *_: armed and draw.random() < 0.004)
+    requests = [any_request(draw, index) for index in range(24)]
+    alone = tiny(drafter="none", prefix_cache=False)
+    expected = [alone.generate([each])[0] for each in requests]
+    ends: dict[FinishReason, int] = defaultdict(int)
+    settings: dict[str, Any]
+    for settings in ({"max_batch": 8, "prefill_chunk": 20}, {"max_batch": 4, "fixed_draft": 12}):
+        engine = tiny(max_context=256, cache_tokens=256, **settings)
+        waiting, running = list(range(len(requests))), {}
+        tokens: dict[int, list[int]] = defaultdict(list)
+        armed = True
+        for _ in range(3000):
+            if waiting and draw.random() < 0.4:
+                index = waiting.pop(0)
+                running[engine.submit(requests[index])] = index
+            if running and draw.random() < 0.01:
+                name = draw.choice(list(running))
+                engine.cancel(name)
+                del running[name]
+            for output in engine.step():
+                index = running[output.request_id]
+                tokens[index] += output.tokens
+                if output.finish:
+                    ends[output.finish] += 1
+                    del running[output.request_id]
+                    whole = expected[index].tokens
+                    assert tokens[index] == (whole if output.error is None else whole[: len(tokens[index])])
+        armed = False
+        assert not waiting and not running
+        everything_is_back(engine)
+        assert [each.tokens for each in engine.generate(requests)] == [each.tokens for each in expected]
+    assert ends[FinishReason.FAILED] > 10 and ends[FinishReason.LENGTH] > 10, ends
 
 
 def test_an_interrupt_leaves_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:

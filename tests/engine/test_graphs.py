@@ -23,6 +23,7 @@ from paceline.engine import graphs
 from paceline.engine.engine import Engine
 from paceline.engine.graphs import GraphRunner
 from paceline.engine.scheduler import Chunk
+from paceline.engine.sequence import Sequence
 from paceline.types import Request, Sampling
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
 from tests.tiny import tiny_engine
@@ -55,6 +56,11 @@ class Capture:
 
 class Anything:
     """An event or a stream, of which there is only one."""
+
+    def __init__(self, enable_timing: bool = False) -> None: ...
+
+    def elapsed_time(self, other: Anything) -> float:
+        return 1.0
 
     def record(self) -> None: ...
 
@@ -199,4 +205,27 @@ def test_prompts_are_replays_alone_and_together(on_graphs: Callable[..., Engine]
     for _ in range(2):
         assert [served.generate([each])[0].tokens for each in requests] == expected
         assert [each.tokens for each in served.generate(requests)] == expected
+    everything_is_back(served)
+
+
+def test_a_request_whose_start_fails_touches_no_others_pages(
+    on_graphs: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step is launched before its failure lands; its slot is still its last owner's."""
+    draw = random.Random(2)
+    requests = [copying_request(draw) for _ in range(40)]
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
+    start = GraphRunner.start
+
+    def failing(runner: GraphRunner, sequence: Sequence) -> None:
+        if draw.random() < 0.25:
+            raise ArithmeticError("a bug")
+        start(runner, sequence)
+
+    monkeypatch.setattr(GraphRunner, "start", failing)
+    served = on_graphs(max_batch=6, cache_tokens=320, page_size=4, max_draft=16)
+    completions = served.generate(requests)
+    assert 3 < sum(each.error is not None for each in completions) < 25
+    for each, tokens in zip(completions, expected, strict=True):
+        assert each.tokens == (tokens if each.error is None else tokens[: len(each.tokens)])
     everything_is_back(served)

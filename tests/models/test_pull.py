@@ -402,6 +402,33 @@ def test_two_processes_at_once_make_one_good_file(index: Index, tmp_path: Path) 
     assert left_over(tmp_path) == ["small.gguf", "small.gguf.json"]
 
 
+def test_a_model_repaired_while_it_is_read_is_not_fetched_again(index: Index, tmp_path: Path) -> None:
+    path = pull("single", cache=tmp_path)
+    damaged(path)
+    index.fetched.clear()
+
+    def repair(*_: Any) -> None:
+        """As another process does that has found the damage first."""
+        whole = path.with_name("whole")
+        whole.write_bytes(PARTS[0])
+        os.replace(whole, path)
+        module._remember(path, SINGLE.sha256, module._state(path))
+
+    assert pull("single", repair, tmp_path, check=True).read_bytes() == PARTS[0] and not index.fetched
+
+
+def test_a_model_that_changes_while_it_is_read_is_read_again(index: Index, tmp_path: Path) -> None:
+    path = pull("single", cache=tmp_path)
+    os.utime(path)
+
+    def change(*_: Any) -> None:
+        damaged(path)
+        os.utime(path)
+
+    pull("single", change, tmp_path)
+    assert pull("single", cache=tmp_path).read_bytes() == PARTS[0]
+
+
 def test_a_pull_that_waited_for_one_that_failed_starts_anew(index: Index, tmp_path: Path) -> None:
     """The first found a wrong digest and took the folder of parts away while the second waited."""
     parts, lock = tmp_path / "models" / "single.parts", tmp_path / "models" / "single.lock"
@@ -476,7 +503,7 @@ def test_a_disk_that_fills_up_while_parts_are_joined(index: Index, small_disk: P
 
 def test_a_folder_that_cannot_be_written_is_a_pull_error(index: Index, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("in the way")
-    with pytest.raises(PullError, match="cannot write"):
+    with pytest.raises(PullError, match="cannot use"):
         pull("small", cache=tmp_path)
 
 

@@ -251,14 +251,14 @@ def test_a_control_token_is_no_text(any_tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_markup_of_calls_and_reasoning_is_text_though_it_is_marked_special(name: str) -> None:
-    """As DeepSeek's and Kimi's own tokenizers mark it."""
+    """As DeepSeek's, Kimi's and Mistral's own tokenizers mark it."""
     markup = [each for each in FORMATS[name].markers if re.fullmatch(r"<[^ ={}]+>", each)]
     made = backend()
-    every = [*markup, "<think>", "</think>", "｜DSML｜"]
+    every = [*markup, "<think>", "</think>", "｜DSML｜", "[TOOL_CALLS]", "[ARGS]"]
     made.add_tokens([AddedToken(each, special=True, normalized=False) for each in every])
     specials = {each.content: index for index, each in made.get_added_tokens_decoder().items()}
     tokenizer = Tokenizer(made, specials, (), CHATML)
-    text = "<think>hm</think>" + FORMATS[name].write([("read", {"path": "a.py"})])
+    text = "<think>hm</think>[TOOL_CALLS]f[ARGS]{}" + FORMATS[name].write([("read", {"path": "a.py"})])
     tokens = tokenizer.encode(f"{text}<|im_end|>", allow_special=True)
     assert len([each for each in tokens if each in tokenizer._unspoken]) >= 3
     words = Detokenizer(tokenizer.text_bytes, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -158,3 +159,24 @@ def test_errors_have_openais_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=long, stream=True)
     assert caught.value.code == "context_length_exceeded"
+    # what LiteLLM (and with it aider) knows it by
+    assert re.search(r"this model's maximum context length is \d+ tokens", str(caught.value))
+
+
+def test_only_one_call_is_made_where_they_are_not_to_be_parallel() -> None:
+    script = Script(f"{CALLS}\n{CALLS}\nNo more.")
+    chat = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "parallel_tool_calls": False}
+    tools = [{"name": "read", "input_schema": {"type": "object"}}]
+    one = {"type": "auto", "disable_parallel_tool_use": True}
+    message = {"model": "tiny", "max_tokens": 500, "messages": HELLO, "tools": tools, "tool_choice": one}
+    with running(scripted(script)) as url:
+        for extra in ({}, {"parallel_tool_calls": True}):
+            reply = httpx.post(f"{url}/v1/chat/completions", json=chat | extra).json()
+            assert len(reply["choices"][0]["message"]["tool_calls"]) == 1 + bool(extra)
+            assert reply["choices"][0]["finish_reason"] == "tool_calls"
+        streamed = httpx.post(f"{url}/v1/chat/completions", json=chat | {"stream": True}).text
+        assert streamed.count('"tool_calls":[') == 1 and "No more" not in streamed
+        reply = httpx.post(f"{url}/v1/messages", json=message).json()
+        assert [each["type"] for each in reply["content"]] == ["text", "tool_use"] and reply[
+            "stop_reason"
+        ] == "tool_use"

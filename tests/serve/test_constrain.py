@@ -183,7 +183,7 @@ def test_a_forced_turn_may_end_as_the_model_s_template_ends_it(name: str, spoken
     for several in (True, False):
         kind: Any = form.parser
         thinking = False if before else None  # after the prompt's own end of reasoning
-        wanted = Calls(SCHEMAS, forced=True, several=several)
+        wanted = Calls(SCHEMAS, forced=True, most=None if several else 1)
         grammar = held(None, wanted, kind, tokenizer.special_tokens, thinking)
         assert grammar is not None
         for count in (1, 2):
@@ -312,7 +312,15 @@ def test_the_other_apis_call_what_they_must(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", ["always", {"type": "function", "function": {"name": "none"}}, {"type": "function"}, {}]
+    "choice",
+    [
+        "always",
+        {"type": "function", "function": {"name": "none"}},
+        {"type": "function", "function": {"name": ["read"]}},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"name": {}}]},
+        {"type": "function"},
+        {},
+    ],
 )
 def test_a_choice_there_is_not_is_refused(client: openai.OpenAI, choice: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="tool_choice"):

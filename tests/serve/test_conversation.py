@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
 import pytest
 
+from paceline.serve.conversation import fold_systems
 from tests.serve.service import Script, byte_tokenizer, running, scripted
 
 TEMPLATE = (
@@ -51,3 +53,11 @@ def test_calls_are_named_by_tool_and_number(path: str, written: Any) -> None:
         "tool functions.run-2:1 b;assistant   functions.read:2{};tool functions.read:2 c;"
     )
     assert prompts[-1].startswith(prompts[1]) and prompts[1].startswith(prompts[0])
+
+
+def test_many_late_system_messages_are_joined_in_no_time() -> None:
+    messages = [{"role": role, "content": "x" * 40} for _ in range(60_000) for role in ("user", "system")]
+    start = time.perf_counter()
+    folded = fold_systems(messages)
+    assert time.perf_counter() - start < 5 and len(folded) == 1
+    assert folded[0]["content"].count("<system-reminder>") == 60_000

@@ -58,7 +58,7 @@ def test_tools_may_be_called_after_it_and_streams_go_on_with_it() -> None:
     ("content", "said", "blocks"),
     [
         ("<tool_call>\n{", '"name": 1}\n</tool_call>', [("text", '"name": 1}\n</tool_call>')]),
-        ("<think>\nIs it", " so?\n</think>\n\nHelios.", [("thinking", "so?"), ("text", "Helios.")]),
+        ("<think>\nIs it", " so?\n</think>\n\nHelios.", [("thinking", " so?"), ("text", "Helios.")]),
         ("<think>\nNo.\n</think>\n\nHel", "ios.", [("text", "ios.")]),
     ],
 )

@@ -197,6 +197,15 @@ def test_deep_content_is_a_bad_request_and_a_long_one_is_read() -> None:
             assert httpx.post(f"{url}/v1/messages", content=body, timeout=30).status_code == status
 
 
+def test_a_document_within_documents_is_read_once() -> None:
+    block: dict[str, Any] = PLAIN
+    for _ in range(60):
+        block = {"type": "document", "source": block}
+    with running(scripted(Script("Done."))) as url:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": [block]}]}
+        assert httpx.post(f"{url}/v1/messages/count_tokens", json=body, timeout=30).status_code == 200
+
+
 def deep(depth: int) -> str:
     inner = json.dumps([PLAIN])
     return '[{"type": "of_next_year", "content": ' * depth + inner + "}]" * depth

@@ -38,6 +38,15 @@ def test_log_probabilities_are_those_of_the_texts_tokens(address: str, client: o
     assert client.responses.create(**options).output[0].content[0].logprobs == []  # type: ignore[union-attr]
 
 
+def test_log_probabilities_are_numbers_where_a_grammar_forbids_the_alternatives(address: str) -> None:
+    for path, body in (
+        ("responses", {"input": "x", "top_logprobs": 3}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 3}),
+    ):
+        reply = httpx.post(f"{address}/v1/{path}", json={"model": "tiny", "regex": "ab", **body})
+        assert reply.status_code == 200 and '"logprob":-9999.0' in reply.text and '"logprob":null' not in reply.text
+
+
 def test_log_probabilities_of_reasoning_and_calls_are_left_out() -> None:
     told = _Logprobs(byte_tokenizer())
 
@@ -87,7 +96,9 @@ def test_a_long_conversation_is_cut_at_its_beginning_where_asked() -> None:
         httpx.post(f"{url}/v1/responses", json=short)
         assert "question 0 " in script.tokenizer.decode(script.requests[1].prompt)  # what fits is left alone
         long = {"model": "tiny", "input": "x" * 9000, "truncation": "auto"}
-        assert httpx.post(f"{url}/v1/responses", json=long).json()["error"]["code"] == "context_length_exceeded"
+        error = httpx.post(f"{url}/v1/responses", json=long).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"].endswith("this model's maximum context length is 8192 tokens")
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}

@@ -65,6 +65,18 @@ def test_a_trigger_makes_a_turn_that_is_the_compaction(address: str) -> None:
     assert events[-2]["item"] == response["output"][0]
 
 
+def test_a_conversation_goes_on_from_its_compaction_alone() -> None:
+    script = Script("Yes.")
+    with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        talk: Any = [*TALK[:2], {"role": "assistant", "content": LOG[:6000]}, {"type": "compaction_trigger"}]
+        short = client.responses.create(model="tiny", input=talk)
+        client.responses.create(model="tiny", input="Mend it.", previous_response_id=short.id)
+        listed = [each.type for each in client.responses.input_items.list(short.id)]
+    prompt = script.tokenizer.decode(script.requests[0].prompt)
+    assert listed == ["message", "message"] and prompt.count("Why does test_tokens fail?") == 2  # and where it stood
+    assert len(prompt) < 4500 and prompt.index("The conversation so far, shortened:") < prompt.index("Mend it.")
+
+
 def test_nothing_cannot_be_compacted(client: openai.OpenAI) -> None:
     robot: Any = {"input": [{"role": "robot", "content": "x"}]}
     for wrong, field in (({}, "input"), ({"input": []}, "input"), ({"input": ""}, "input"), (robot, "input[0].role")):

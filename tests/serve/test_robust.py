@@ -29,7 +29,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request as HttpRequest
 
+from paceline.engine.grammar import json_schema
 from paceline.errors import ConfigError
+from paceline.serve import constrain
 from paceline.serve.app import ROUTES, hash_key
 from paceline.serve.connection import Connection
 from paceline.serve.host import Host, Stream
@@ -249,6 +251,27 @@ def test_only_short_bodies_are_encoded_on_the_event_loop() -> None:
         ({}, True),
     ):
         assert asyncio.run(thread_for(headers)).startswith("aside" if aside else here)
+
+
+def test_what_a_long_body_asks_for_is_read_aside_schemas_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def seen(*arguments: Any, **options: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return json_schema(*arguments, **options)
+
+    monkeypatch.setattr(constrain, "json_schema", seen)
+    form = {"type": "json_schema", "schema": {"type": "object", "description": "x" * 3000}}
+    asked = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x", "text": {"format": form}}}
+    with running(scripted(Script("{}"))) as url:
+        for path in (CHAT, "/v1/completions", "/v1/responses", MESSAGES):
+            body = asked.get(path, {"messages": HELLO, "max_tokens": 9})
+            if path == MESSAGES:
+                body = {**body, "output_config": {"format": form}}
+            elif "text" not in body:
+                body = {**body, "json_schema": form["schema"]}
+            assert httpx.post(url + path, json=body).status_code == 200
+    assert len(threads) == 4 and all(each.startswith("aside") for each in threads)
 
 
 def test_every_route_is_described() -> None:

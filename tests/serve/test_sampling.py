@@ -17,6 +17,7 @@ from paceline.serve.run import make_service
 from paceline.serve.unserved import Unserved
 from paceline.types import Sampling
 from tests.serve.service import MARKERS, Script, byte_tokenizer, running, scripted, tiny
+from tests.serve.test_server import COLUMN, TABLES
 from tests.tiny import random_tensors, tiny_config
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -113,9 +114,9 @@ def test_fewest_tokens_are_written(address: str) -> None:
     )
 
 
-CHANGING: dict[str, Any] = {"skip_special_tokens": False, "prompt_logprobs": 0, "modalities": ["text", "audio"]}
+CHANGING: dict[str, Any] = {"prompt_logprobs": 0, "modalities": ["text", "audio"]}
 NEUTRAL: dict[str, Any] = {
-    "skip_special_tokens": True,
+    "skip_special_tokens": False,
     "truncate_prompt_tokens": -1,
     "typical_p": 1.0,
     "mirostat": 0,
@@ -173,6 +174,26 @@ def test_what_a_request_does_not_say_is_as_the_models_makers_have_it(path: str) 
         assert values(seen(OWN, path, temperature=0, repetition_penalty=1.3)) == (0, 0, 1, 0, 1.3)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_repeat_penalty_is_repetition_penalty(small: str, path: str) -> None:
+    for given in ({"repeat_penalty": 1.2}, {"repetition_penalty": 1.2, "repeat_penalty": 1.2}):
+        assert seen(OWN, path, **given).repetition_penalty == 1.2
+    for given in ({"repeat_penalty": 1e39}, {"repetition_penalty": 1.2, "repeat_penalty": 1.1}):
+        error = httpx.post(f"{small}/v1/{path}", json=asked(path, **given)).json()["error"]
+        assert error["param"] == "repeat_penalty" and error["message"].startswith("repeat_penalty ")
+
+
+def test_a_limit_is_told_by_the_field_that_its_client_knows(small: str) -> None:
+    for path, field, value, words in (
+        ("messages", "stop_sequences", ["x"] * 65, "stop_sequences must have at most 64 strings"),
+        ("messages", "stop_sequences", [""], "stop_sequences must not have an empty string"),
+        ("completions", "stop", [""], "stop must not have an empty string"),
+        ("completions", "stop_token_ids", [1] * 1025, "stop_token_ids must be at most 1024"),
+    ):
+        error = httpx.post(f"{small}/v1/{path}", json=asked(path, **{field: value})).json()["error"]
+        assert error["message"] == words and error.get("param", field) == field
+
+
 def test_the_greedy_option_leaves_the_makers_values_out() -> None:
     engine = Engine(tiny().model, byte_tokenizer(), tiny().config, OWN)
     assert make_service(engine, ["tiny"]).defaults == OWN
@@ -180,9 +201,10 @@ def test_the_greedy_option_leaves_the_makers_values_out() -> None:
 
 
 def test_merges_stay_greedy_whatever_the_makers_say() -> None:
-    script = Script("def f():\n    return 2\n")
-    asked_for = "<code>def f():\n    return 1\n</code>\n<update>def f():\n    return 2\n</update>"
+    script = Script("1")
+    asked_for = f"<code>{TABLES}</code>\n<update>{COLUMN}</update>"
     with running(dataclasses.replace(scripted(script), defaults=OWN)) as url:
-        body = {"model": "morph-v3-fast", "messages": [{"role": "user", "content": asked_for}]}
+        said, options = [{"role": "user", "content": asked_for}], {"path": "a.sql"}
+        body = {"model": "morph-v3-fast", "messages": said, "paceline": options}
         assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
-    assert all(each.sampling.temperature == 0 for each in script.requests)
+    assert [each.sampling.temperature for each in script.requests] == [0]

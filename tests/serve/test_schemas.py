@@ -94,6 +94,19 @@ def test_a_formats_keyword_of_another_form_is_refused_with_its_name(address: str
         assert reply.status_code == 400 and "enum must be a list" in reply.text, reply.text
 
 
+def test_a_number_that_no_float_holds_and_a_list_without_end_are_refused(address: str) -> None:
+    for asked, words in (
+        ({"json_schema": {"minLength": 10**400}}, "does not compile"),
+        (
+            {"guided_choice": [f"choice {index}" for index in range(100_000)]},
+            "guided_choice can have at most 4096 texts",
+        ),
+        ({"structured_outputs": {}}, "exactly one of json, json_object, regex, choice, grammar"),
+    ):
+        reply = httpx.post(f"{address}/v1/completions", json={"prompt": "x", **asked})
+        assert reply.status_code == 400 and words in reply.text, reply.text
+
+
 # recurs through `start`, has names that the server's own rules have, and braces where a scan of braces would go wrong
 LARK = """start: "(" start ")" | r0 | r1
 r0: A // a comment's }

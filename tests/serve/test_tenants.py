@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from paceline.serve.app import hash_key
-from tests.serve.service import running, tiny, tiny_service
+from tests.serve.service import Script, running, scripted, tiny, tiny_service
+from tests.serve.test_server import COLUMN, TABLES
 
 CHAT, TEXT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
+SQL = {"path": "a.sql"}
 QUESTION = [{"role": "user", "content": "a long question, " * 20}]
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"messages": QUESTION, "max_tokens": 2},
@@ -47,6 +49,18 @@ def test_a_salt_keeps_apart_what_one_key_asks(path: str) -> None:
             cached(client.post(path, json=BODIES[path] | {"cache_salt": salt})) > 0 for salt in ("a", "b", "a", None)
         ]
     assert found == [False, False, True, False]
+
+
+def test_merges_and_messages_have_the_salt_too() -> None:
+    merge = f"<code>{TABLES}</code>\n<update>{COLUMN}</update>"
+    script = Script("1")
+    with running(scripted(script)) as url, httpx.Client(base_url=url) as client:
+        for path, body in (
+            (CHAT, {"model": "morph-v3-fast", "messages": [{"role": "user", "content": merge}], "paceline": SQL}),
+            (MESSAGES, BODIES[MESSAGES]),
+        ):
+            assert client.post(path, json={**body, "cache_salt": "a"}).status_code == 200
+    assert [each.namespace for each in script.requests] == [":a", ":a"]
 
 
 def test_an_error_within_a_step_is_a_500_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

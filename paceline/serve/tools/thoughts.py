@@ -12,15 +12,16 @@ class ThoughtParser:
     """What comes up to `</think>` is reasoning, where the output begins with `<think>` or, as `inside` says, the prompt
     ended with it. The rest goes to `answer`. Markers of calls within reasoning are reasoning.
 
-    White space at both ends of the reasoning, and next to its markers, is dropped. Reasoning that does not end is
-    reasoning to the last character.
+    White space at both ends of the reasoning, and next to its markers, is dropped, but not before reasoning that the prompt
+    has `begun`. Reasoning that does not end is reasoning to the last character.
     """
 
-    def __init__(self, answer: Parser, inside: bool) -> None:
+    def __init__(self, answer: Parser, inside: bool, begun: bool = False) -> None:
         self._answer = answer
         self._inside = inside
+        self._begun = begun
         self._reader = Reader()
-        self._trimmer = Trimmer(at_start=True)
+        self._trimmer = Trimmer(at_start=not begun)
         self._events: list[Event] = []
         self._steps = self._parse()
         self._answering = False
@@ -41,8 +42,9 @@ class ThoughtParser:
     def _parse(self) -> Steps[None]:
         reader, thinking, thought = self._reader, self._inside, False
         try:
-            yield from reader.space()
-            thinking = bool((yield from reader.literal(BEGIN))) or thinking
+            if not self._begun:
+                yield from reader.space()
+                thinking = bool((yield from reader.literal(BEGIN))) or thinking
             if thinking:
                 reader.taken.clear()
                 yield from reader.stream((END,), self._think)
