@@ -31,7 +31,7 @@ class EngineConfig:
     cache_tokens: int | None = _setting(None, "tokens the KV cache holds (default: by free memory)")
     prefill_chunk: int | None = _setting(None, "prompt tokens computed in one pass (default: 8192 on CUDA, 512 on CPU)")
     max_stall_ms: int | None = _setting(
-        None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 2000 on CPU)"
+        None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 3000 on CPU)"
     )
     prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
     drafter: str = _setting("copy", "copy, or none: decode token by token")
@@ -136,6 +136,6 @@ def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> Eng
         threads=config.threads or hardware.cores,
         max_context=context,
         prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),
-        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 2000),
+        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 3000),
         max_draft=256 if config.max_draft is None else config.max_draft,
     )

@@ -66,15 +66,21 @@ class ChunkCost:
         return (end - start) * (1 + (start + end) / 2 / self._even)
 
     def affordable(self, largest: int, start: int, seconds: float) -> int:
-        """The most tokens from `start` on that take no longer than `seconds`: `largest`, its half, its quarter and so on, or
-        where none does few.
+        """The most tokens from `start` on that take no longer than `seconds`: `largest`, sixteenths of it, or halves of one.
+
+        Where even few take longer it is few.
         """
-        size = largest
-        while size > _LEAST_CHUNK and self._most(self.load(start, start + size)) > seconds:
-            size //= 2
-        return size
+        least = min(largest, _LEAST_CHUNK)
+        step = max(least, largest // 16)
+        halves = (step >> shift for shift in range(1, step.bit_length()))
+        sizes = (largest, *range((largest - 1) // step * step, step - 1, -step), *halves)
+        fits = (size for size in sizes if self._most(self.load(start, start + size)) <= seconds)
+        return max(next(fits, least), least)
 
     def _most(self, load: float) -> float:
-        """The seconds that a chunk of `load` takes at most; infinite before anything is known."""
-        bounds = (seconds * max(1.0, load / seen) for seen, seconds in self._seen.values())
+        """The seconds that a chunk of `load` takes at most, if half of it takes half at the least; infinite before anything is
+        known.
+        """
+        ratios = ((load / seen, seconds) for seen, seconds in self._seen.values())
+        bounds = (seconds * (ratio if ratio > 1 else min(1.0, 2 * ratio)) for ratio, seconds in ratios)
         return min(bounds, default=math.inf)

@@ -13,11 +13,12 @@ SYSTEM = {"Linux": "linux", "Darwin": "darwin"}.get(platform.system(), "linux")
 MACHINE = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 CLAUDE = f"@anthropic-ai/claude-code-{SYSTEM}-{MACHINE}"
 OPENCODE = f"opencode-{SYSTEM}-{MACHINE}"
+AI_SDK = ("ai@6.0.326", "@ai-sdk/anthropic@3.0.140", "@ai-sdk/openai@3.0.141", "@ai-sdk/openai-compatible@2.0.92")
 NODE_PACKAGES = {
     "claude": ("--force", f"{CLAUDE}@2.1.331"),
     "codex": ("@openai/codex@0.169.0",),
     "opencode": ("--ignore-scripts", "opencode-ai@1.18.33"),
-    "node": ("@anthropic-ai/sdk@1.13.0", "@morphllm/morphsdk@0.2.196"),
+    "node": ("@anthropic-ai/sdk@1.13.0", "@morphllm/morphsdk@0.2.196", *AI_SDK),
 }
 PYTHON_PACKAGES = {
     "python": ("openai==3.57.0", "anthropic==2.13.0"),

@@ -1,11 +1,15 @@
-// The calls of OpenAI's, Anthropic's and Morph's SDKs for node. Runs from a folder where they are installed.
+// The calls of OpenAI's, Anthropic's, Morph's and Vercel's SDKs for node. Runs from a folder where they are installed.
 //   node node_sdks.mjs SCRIPTED_URL TINY_URL    # a line a check: "ok NAME" or "failed NAME: reason"
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import Anthropic from "@anthropic-ai/sdk";
 import { CompactClient, MorphClient } from "@morphllm/morphsdk";
+import { generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
 import OpenAI from "openai";
 
 const [scriptedUrl, tinyUrl] = process.argv.slice(2);
@@ -22,7 +26,52 @@ const parameters = { type: "object", properties: { filePath: { type: "string" } 
 const names = ["read", "edit"];
 const tools = names.map((name) => ({ type: "function", function: { name, description: name, parameters } }));
 
+
+// the AI SDK's models, one for each API
+function models(url) {
+  const server = { baseURL: `${url}/v1`, apiKey: "none", name: "paceline" };
+  const openai = createOpenAI(server);
+  return [
+    openai.chat("tiny"),
+    openai.responses("tiny"),
+    createOpenAICompatible(server).chatModel("tiny"),
+    createAnthropic(server)("tiny"),
+  ];
+}
+
 const checks = {
+  async ai_sdk_text() {
+    for (const model of models(tinyUrl)) {
+      const asked = { model, messages: hello, maxOutputTokens: 30, temperature: 0, maxRetries: 0 };
+      const whole = await generateText(asked);
+      const streamed = streamText(asked);
+      let text = "";
+      for await (const part of streamed.textStream) {
+        text += part;
+      }
+      assert.ok(text.length > 0);
+      assert.equal(text, whole.text);
+      assert.equal(whole.finishReason, "length");
+      assert.equal(await streamed.finishReason, "length");
+      assert.equal(whole.usage.outputTokens, 30);
+    }
+  },
+
+  async ai_sdk_tools() {
+    const made = (name) => tool({ description: name, inputSchema: jsonSchema(parameters), execute: async () => "ok" });
+    const offered = Object.fromEntries(names.map((name) => [name, made(name)]));
+    for (const model of models(scriptedUrl)) {
+      const asked = { model, prompt: task, tools: offered, stopWhen: stepCountIs(4), maxRetries: 0 };
+      const whole = await generateText(asked);
+      assert.equal(whole.text, "Done: one is now two.");
+      assert.deepEqual(
+        whole.steps.flatMap((step) => step.toolCalls.map((call) => call.toolName)),
+        names,
+      );
+      assert.equal(await streamText(asked).text, whole.text);
+    }
+  },
+
   async openai_chat() {
     const asked = { model: "tiny", messages: hello, max_completion_tokens: 30 };
     const whole = await tiny.chat.completions.create(asked);

@@ -122,6 +122,15 @@ def test_a_chunks_cost_grows_with_the_context_and_is_inverted() -> None:
     assert cost.affordable(2048, 0, 0.3) == 256
     assert cost.affordable(2048, 9000, 0.3) == 32
     assert ChunkCost(1000).affordable(2048, 0, 10.0) == 32, "nothing is known yet"
+    assert ChunkCost(1000).affordable(20, 0, 10.0) == 20
+
+
+def test_one_slow_chunk_makes_no_later_one_tiny() -> None:
+    cost = ChunkCost(even=1e9)
+    cost.add([(0, 512)], 3.4)
+    assert cost.affordable(512, 0, 3.0) == 224
+    cost.add([(0, 224)], 1.5)
+    assert cost.affordable(512, 0, 3.0) == 416
 
 
 def test_namespaces_share_no_cached_prefix() -> None:
