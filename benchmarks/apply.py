@@ -92,7 +92,8 @@ def run(
 def generate(engine: Engine, ready: list[Prepared], together: int) -> list[Completion]:
     completions: list[Completion] = []
     for start in range(0, len(ready), together):
-        completions += engine.generate([each.request for each in ready[start : start + together]])
+        done = engine.generate([each.request for each in ready[start : start + together]])
+        completions += [each.checked() for each in done]
     return completions
 
 

@@ -82,7 +82,7 @@ def rate(engine: Engine, requests: list[Request], batch: int) -> float:
 
 
 def run(engine: Engine, requests: list[Request]) -> list[Usage]:
-    return [each.usage for each in engine.generate(requests)]
+    return [each.checked().usage for each in engine.generate(requests)]
 
 
 def overall(engine: Engine, requests: list[Request], batch: int) -> float:

@@ -50,8 +50,8 @@ def main() -> None:
     for start in range(0, len(requests), arguments.together):
         group = requests[start : start + arguments.together]
         for asked, one, other in zip(group, drafted.generate(group), plain.generate(group), strict=True):
-            accepted += one.usage.accepted_tokens
-            tokens += other.usage.output_tokens
+            accepted += one.checked().usage.accepted_tokens
+            tokens += other.checked().usage.output_tokens
             if one.tokens == other.tokens:
                 continue
             place = next(i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b)
@@ -94,7 +94,7 @@ def tie(engine: Engine, asked: Request, prefix: list[int], one: int, other: int)
     A bf16 logit near 16 to 32 has steps of 1/8; two roundings, each off by up to a step, make 1/4.
     """
     sampling = Sampling(max_tokens=1, logprobs=20, ignore_eos=True)
-    top = dict(engine.generate([Request(asked.prompt + prefix, sampling)])[0].logprobs[0].top)
+    top = dict(engine.generate([Request(asked.prompt + prefix, sampling)])[0].checked().logprobs[0].top)
     floor = min(top.values())
     return abs(top.get(one, floor) - top.get(other, floor)), 0.25
 

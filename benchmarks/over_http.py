@@ -65,7 +65,7 @@ def alone(model: str, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
         ready = [prepare(engine, each["before"], update, each["subject"], policy=POLICY) for each, update in asked]
         requests = [each.request for each in ready if isinstance(each, Prepared)]
         began = time.perf_counter()
-        done = engine.generate(requests)
+        done = [each.checked() for each in engine.generate(requests)]
         seconds = time.perf_counter() - began
     tokens = sum(each.usage.output_tokens for each in done)
     del engine

@@ -40,9 +40,9 @@ def main() -> None:
     cold, warm = [], []
     for _ in range(arguments.repeats + 1):
         prompt = [draw.randrange(limit) for _ in range(arguments.tokens)]
-        first = engine.generate([Request(prompt, Sampling(max_tokens=2, ignore_eos=True))])[0]
+        first = engine.generate([Request(prompt, Sampling(max_tokens=2, ignore_eos=True))])[0].checked()
         turn = [*prompt, *first.tokens, *(draw.randrange(limit) for _ in range(arguments.turn))]
-        second = engine.generate([Request(turn, Sampling(max_tokens=2, ignore_eos=True))])[0]
+        second = engine.generate([Request(turn, Sampling(max_tokens=2, ignore_eos=True))])[0].checked()
         cold.append(1000 * first.usage.prefill_seconds)
         warm.append(1000 * second.usage.prefill_seconds)
     result = {

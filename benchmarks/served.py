@@ -73,6 +73,7 @@ class Paced:
         from tests.serve.service import byte_tokenizer
 
         self.tokenizer = byte_tokenizer()
+        self.vocab_size = self.tokenizer.vocab_size
         self.config = EngineConfig(max_context=1 << 17)
         self._period = 1 / rate
         self._next = 0.0

@@ -114,6 +114,8 @@ def served(
                 engine.submit(each)
                 begun[each.id] = start + due  # it may have come while a step was under way
         for output in engine.step():
+            if output.error is not None:
+                raise output.error
             name, now = output.request_id, time.perf_counter()
             kind = name.partition("-")[0]
             if name not in latest:

@@ -125,6 +125,9 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens)
     for output in engine.stream(Request(tokens, sampling)):
         typer.echo(output.text, nl=False)
+        if output.error is not None:
+            typer.echo()
+            raise output.error
     typer.echo()
 
 

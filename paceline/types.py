@@ -197,3 +197,9 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     error: PacelineError | None = None
+
+    def checked(self) -> Completion:
+        """Itself. Raises `error` if the request failed."""
+        if self.error is not None:
+            raise self.error
+        return self

@@ -21,7 +21,7 @@ def measure(engine: Engine, prompt_tokens: int, output_tokens: int, batch: int) 
         return [Request([draw.randrange(limit) for _ in range(prompt_tokens)], sampling) for _ in range(batch)]
 
     engine.generate(requests()[:1])
-    completions = engine.generate(requests())
+    completions = [each.checked() for each in engine.generate(requests())]
     prefill = max(each.usage.prefill_seconds for each in completions)
     decode = max(each.usage.decode_seconds for each in completions)
     return {

@@ -1,4 +1,4 @@
-"""What a step costs, by how many queries it has, and a prompt's chunk: learned from the steps themselves."""
+"""Measured costs: seconds of a step by its number of queries, and seconds of a prefill chunk by its tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import math
 
 _WEIGHT = 0.3  # of a new measurement
-_LEAST_CHUNK = 32  # tokens: fewer take hardly less time
+_LEAST_CHUNK = 32  # tokens: a prompt goes on at this pace whatever the bound
 _MARGINAL = 0.02  # a further query's cost over a single query's, before anything is known
 
 
@@ -40,11 +40,11 @@ class StepCost:
 
 
 class ChunkCost:
-    """Seconds of a chunk of prompts, at most. A token at position p counts as 1 + p / `even`, its load.
+    """An upper bound of the seconds of a prefill chunk, from the chunks measured so far.
 
-    `even` is the context at which attention over it takes as many operations as the weights do. So a chunk of more load
-    takes no more than proportionally longer: one measurement says something of all sizes, and one that was slow by chance
-    is outweighed by others.
+    The load of a token at position p is 1 + p / `even`; `even` is the context length at which attention takes as many
+    operations as the weights do. Seconds grow at most in proportion to the load, so every measurement bounds the cost of
+    all sizes. The least of these bounds counts, so one slow measurement does not shrink later chunks.
     """
 
     def __init__(self, even: float) -> None:
@@ -66,9 +66,8 @@ class ChunkCost:
         return (end - start) * (1 + (start + end) / 2 / self._even)
 
     def affordable(self, largest: int, start: int, seconds: float) -> int:
-        """The most tokens from `start` on that take no longer than `seconds`: `largest`, sixteenths of it, or halves of one.
-
-        Where even few take longer it is few.
+        """The chunk size, from position `start` on, that takes at most `seconds` by the bound: `largest`, a multiple of its
+        sixteenth, or a sixteenth halved. `_LEAST_CHUNK` tokens (or `largest`, if less) where no size does.
         """
         least = min(largest, _LEAST_CHUNK)
         step = max(least, largest // 16)
@@ -78,8 +77,9 @@ class ChunkCost:
         return max(next(fits, least), least)
 
     def _most(self, load: float) -> float:
-        """The seconds that a chunk of `load` takes at most, if half of it takes half at the least; infinite before anything is
-        known.
+        """The least bound for a chunk of `load`; infinite before anything is measured.
+
+        A measured chunk of more load bounds it too: by the chunk's seconds, or by twice its share of them if that is less.
         """
         ratios = ((load / seen, seconds) for seen, seconds in self._seen.values())
         bounds = (seconds * (ratio if ratio > 1 else min(1.0, 2 * ratio)) for ratio, seconds in ratios)

@@ -37,11 +37,8 @@ from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, Sampling, StepOutput, TokenIds
 
 _log = logging.getLogger(__name__)
-_INTERRUPTS = (
-    KeyboardInterrupt,
-    SystemExit,
-    GeneratorExit,
-)  # a panic of a library in Rust is a BaseException, and a bug
+# These end the caller's work. Any other BaseException (a library in Rust panics with one) is a bug that ends a request.
+_INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
 _MOST_CACHED_ON_CPU = 4 << 30  # bytes of it on a CPU
 
@@ -301,7 +298,9 @@ class Engine:
         return [max(0, min(length, each.room - 1)) for length, each in zip(lengths, sequences, strict=True)]
 
     def _land(self, flight: Flight) -> list[StepOutput]:
-        """A launched step's outputs. Where it cannot be read, its requests fail; where one cannot be gone on with, that one."""
+        """Reads a launched step; returns its outputs. If the step cannot be read, all its requests fail; if a request's tokens
+        cannot be processed, that request fails.
+        """
         try:
             landed = flight.land()
             now = time.perf_counter()
@@ -320,16 +319,16 @@ class Engine:
         return outputs
 
     def _fail(self, sequences: list[Sequence], error: BaseException) -> list[StepOutput]:
-        """Ends what a step's error concerns. Raises it where the engine cannot go on: an interrupt, a broken device."""
+        """Ends `sequences` by `error`; returns their last outputs.
+
+        Raises `error` if it is an interrupt, and the device's own error if the device has failed.
+        """
         outputs = []
-        told = (
-            error
-            if isinstance(error, PacelineError)
-            else EngineFailed("the engine failed on this request; see its log")
-        )
+        failed = EngineFailed("the engine failed on this request; see its log")
+        reason = error if isinstance(error, PacelineError) else failed
         for sequence in sequences:
             if self._sequences.get(sequence.name) is sequence:  # its `finish` may be set where its end has failed
-                outputs.append(self._lose(sequence, told))
+                outputs.append(self._lose(sequence, reason))
         if isinstance(error, _INTERRUPTS):
             raise error
         _log.error("a step failed; %d requests end by it", len(outputs), exc_info=error)
@@ -338,6 +337,7 @@ class Engine:
         return outputs
 
     def _lose(self, sequence: Sequence, error: PacelineError) -> StepOutput:
+        """Ends a sequence by an error, without sharing what its last step computed; returns its last output."""
         output = sequence.fail(error)
         self.scheduler.drop(sequence)
         del self._sequences[sequence.name]
@@ -345,7 +345,7 @@ class Engine:
 
     def _take(self, landed: Landed) -> StepOutput:
         sequence = landed.sequence
-        if sequence.failure is not None:  # within the step: its tokens mean nothing
+        if sequence.failure is not None:  # it failed within the step, so the step's tokens are not its output
             return self._lose(sequence, sequence.failure)
         sequence.in_flight = max(0, sequence.in_flight - landed.length - 1)
         usage = sequence.usage
@@ -361,7 +361,10 @@ class Engine:
         drafted, taken = (landed.drafted, landed.taken) if landed.decode else (0, 0)
         output = sequence.take(landed.tokens, landed.accepted, landed.logprobs, drafted, taken)
         if sequence.finish is not None:
-            (self.scheduler.finish if sequence.failure is None else self.scheduler.drop)(sequence)
+            if sequence.failure is None:
+                self.scheduler.finish(sequence)
+            else:
+                self.scheduler.drop(sequence)
             self._sequences.pop(sequence.name, None)
         return output
 

@@ -58,7 +58,8 @@ class PromptLogprobs:
 class Flight:
     """A launched step. `entries` are (sequence, its epoch at launch, drafted length); `result` is accept's.
 
-    `chunks` are the token ranges of the prompts it computes; `begun` and `event` its begin and end on the device, if asked.
+    `chunks` are the token ranges of the prompts it computes; `begun` and `event` are CUDA events at its
+    begin and end.
     """
 
     entries: list[tuple[Sequence, int, int]]
@@ -74,7 +75,7 @@ class Flight:
     of_prompts: list[PromptLogprobs] = field(default_factory=list)
 
     def seconds(self, landed: float) -> float:
-        """What it took: the device's own time where that is known, since the host may see the end of the step before late."""
+        """Seconds that the step took, by CUDA events where there are any. The host's clock would count time in the queue."""
         if self.begun is not None and self.event is not None:
             return self.begun.elapsed_time(self.event) / 1000
         return landed - self.launched

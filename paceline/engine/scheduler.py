@@ -16,8 +16,10 @@ from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
 from paceline.types import FinishReason
 
-_OLDEST = 4  # the oldest prompt has a chunk's fourth part
-_LOGITS_OF = 512  # tokens of a prompt whose logits are wanted together
+_OLDEST = 4  # the oldest prompt gets one fourth of a chunk: ageing, so that short prompts cannot starve it
+_LOGITS_OF = (
+    512  # tokens of a prompt a chunk, if the logits of all are wanted: 512 rows of Qwen's vocabulary take 311 MB
+)
 
 
 @dataclass(frozen=True)

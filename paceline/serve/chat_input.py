@@ -159,7 +159,7 @@ def toolbox(body: ChatBody) -> Toolbox:
             raise BadField("function_call needs functions", "function_call")
         return _toolbox(body.tools or [], body.tool_choice, body.parallel_tool_calls)
     if body.tools is not None:
-        raise BadField("functions and tools cannot be had together", "functions")
+        raise BadField("functions and tools cannot be used together", "functions")
     choice = body.function_call
     names = [each.name for each in body.functions]
     if isinstance(choice, dict):

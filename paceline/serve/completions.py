@@ -109,7 +109,7 @@ def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
 def _prompt(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionBody) -> _Prompt:
     """A prompt as it is asked for; with a suffix, prefix and suffix between the model's fill-in-the-middle tokens."""
     if body.suffix is not None and (body.echo or not isinstance(prompt, str)):
-        raise BadField("a suffix needs a prompt that is text, and cannot be had with echo", "suffix")
+        raise BadField("suffix needs a prompt that is text, and is not supported with echo", "suffix")
     if not isinstance(prompt, str):
         return _Prompt(prompt, tokenizer.decode(prompt, skip_special=False) if body.echo else "")
     if body.suffix is None:

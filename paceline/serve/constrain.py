@@ -104,7 +104,9 @@ class Constraints(Struct, kw_only=True):
             found[name] = make(value, name) if value not in (None, "") else None
         given = {name: grammar for name, grammar in found.items() if grammar is not None}
         if len(given) > 1:
-            raise BadField(f"{' and '.join(given)} cannot be had together: one constraint a request", list(given)[1])
+            raise BadField(
+                f"{' and '.join(given)} cannot be had together: a request takes one constraint", list(given)[1]
+            )
         return next(iter(given.values()), None)
 
 

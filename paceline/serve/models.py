@@ -21,7 +21,7 @@ async def models(service: Service, request: Request) -> Response:
     names = list(service.names)
     after, before = (_place(request, field, names) for field in ("after_id", "before_id"))
     if after is not None and before is not None:
-        raise BadField("after_id and before_id cannot be had together", "before_id")
+        raise BadField("after_id and before_id cannot be used together", "before_id")
     rest = names[:before] if after is None else names[after + 1 :]
     limit = _limit(request)
     page = rest[-limit:] if before is not None else rest[:limit]

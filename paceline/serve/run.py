@@ -119,7 +119,7 @@ def _warm_up(engine: Engine) -> None:
     began = time.perf_counter()
     engine.warm_up(engine.config.max_batch)
     _ = engine.grammars
-    engine.generate([Request([0] * 8, Sampling(max_tokens=4, ignore_eos=True))])
+    engine.generate([Request([0] * 8, Sampling(max_tokens=4, ignore_eos=True))])[0].checked()
     logging.getLogger(__name__).info("warmed up in %.1f s", time.perf_counter() - began)
 
 

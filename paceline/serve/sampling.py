@@ -118,7 +118,7 @@ def defaulted(service: Service, names: Mapping[str, str], /, **given: Any) -> Sa
 
 
 def numbered_choices(asked: Asked, count: int) -> list[Asked]:
-    """Each of several choices. With a seed each has its own, so that they differ and can be had again.
+    """Each of several choices. With a seed each has its own, so that they differ and can be reproduced.
 
     The prompt's log-probabilities are told once.
     """

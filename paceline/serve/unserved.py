@@ -1,4 +1,4 @@
-"""Fields that change an output and cannot be had: read to be refused by name."""
+"""Request fields of other servers that change the output and are not supported. They are refused by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from paceline.errors import BadField
 from paceline.serve.constrain import Constraints
 
-# what changes nothing, of fields of which that is not false or what is empty
+# values that change nothing, of the fields whose neutral value is neither false nor empty
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (-1,),
     "thinking_token_budget": (-1,),
@@ -26,7 +26,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Unserved(Constraints, kw_only=True):
-    """vLLM's, SGLang's, llama.cpp's and OpenAI's: an output other than the one asked for is worse than none."""
+    """Fields of vLLM, SGLang, llama.cpp and OpenAI. Ignoring one would give another output than the one asked for."""
 
     use_beam_search: Any = None
     include_stop_str_in_output: Any = None

@@ -216,6 +216,8 @@ def apply(
         if on_step is not None:
             on_step(last)
     assert last is not None and last.usage is not None
+    if last.error is not None:
+        raise last.error
     return prepared.conclude("".join(parts), last.usage, last.finish is FinishReason.LENGTH)
 
 

@@ -23,8 +23,10 @@ TOOLS: list[Any] = [
     for name in ("read", "edit")
 ]
 CHECKS: list[Callable[[], None]] = []
-scripted, tiny = (openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) for url in (SCRIPTED, TINY))
-messages, tiny_messages = (anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) for url in (SCRIPTED, TINY))
+# strict: a reply that does not fit the SDK's own types is an error
+OPTIONS: dict[str, Any] = {"api_key": "none", "max_retries": 0, "_strict_response_validation": True}
+scripted, tiny = (openai.OpenAI(base_url=f"{url}/v1", **OPTIONS) for url in (SCRIPTED, TINY))
+messages, tiny_messages = (anthropic.Anthropic(base_url=url, **OPTIONS) for url in (SCRIPTED, TINY))
 
 
 def check(function: Callable[[], None]) -> Callable[[], None]:

@@ -17,7 +17,8 @@ from paceline.engine.engine import Engine
 from paceline.engine.grammar import Follower
 from paceline.engine.runner import Runner
 from paceline.engine.sequence import Sequence
-from paceline.errors import BadGrammar, ContextExceeded, EngineFailed, PacelineError, RequestError
+from paceline.errors import BadGrammar, ContextExceeded, EngineFailed, RequestError
+from paceline.tasks.apply import apply
 from paceline.types import FinishReason, Request, Sampling
 from tests.engine.test_engine import copying_request, everything_is_back
 from tests.tiny import tiny_engine
@@ -317,5 +318,17 @@ def test_prompt_logprobs_are_those_of_the_prompt() -> None:
         assert [len(each.prompt_logprobs) for each in outputs][:2] == [len(prompt) - 1, 0]
 
 
-def test_every_error_of_a_completion_is_of_the_tree() -> None:
-    assert issubclass(EngineFailed, PacelineError)
+def test_a_failed_request_is_an_error_to_fast_apply_and_to_whom_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came before the error is no result: a part of a merged file would be written as the file."""
+    from tests.serve.service import byte_tokenizer, tiny
+
+    tokenizer = byte_tokenizer()
+    engine = tiny(tokenizer, max_context=4096)
+    steps = iter(range(10**6))
+    launch = engine.runner.launch
+    monkeypatch.setattr(engine.runner, "launch", lambda work: launch(work) if next(steps) < 2 else 1 // 0)
+    with pytest.raises(EngineFailed):
+        apply(engine, "a = 1\nb = 2\n", "a = 2\n", policy="review-margin")
+    everything_is_back(engine)
+    with pytest.raises(EngineFailed):
+        engine.generate([Request([1], LONG)])[0].checked()
