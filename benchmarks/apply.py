@@ -1,22 +1,23 @@
 """Fast Apply on real edits: drafted decode over plain decode, and how right the results are.
 
-    python benchmarks/apply.py --model qwen2.5-coder-1.5b --edits FILE --limit 16 --policy review
+    python -m benchmarks.apply --policy review-margin
+    python -m benchmarks.apply --policy opened
+    python -m benchmarks.apply --limit 64 --plain 64 --together 64
 
-The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" is equal to the commit
-in syntax tree, "wrong" is neither exact nor flagged. With --plain N the first policy's first N are also decoded without
-drafts, in the same run, with the same prompts, for the ratio and for the lossless check; --shortest orders by length.
+The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" means equal to the commit
+in syntax tree; "wrong" is neither exact nor flagged. --plain N also decodes the first policy's first N requests without
+drafts, in the same run and with the same prompts: it gives the ratio and counts outputs that differ.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from common import finish, load_edits, quantiles
-
+from benchmarks.common import MODEL, argument_parser, finish, names, quantiles
+from benchmarks.data.files import load_edits
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.errors import PacelineError
@@ -27,17 +28,16 @@ from paceline.types import Completion, FinishReason, Usage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--edits", type=Path)
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--edits", type=Path, help="a file in the form of git_edits.jsonl.gz")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--longest", type=int, default=2500)
-    parser.add_argument("--policy", default="review-margin", help="one or more that ask the model, with commas")
-    parser.add_argument("--plain", type=int, default=0, help="decode the first N without drafts too")
+    parser.add_argument("--limit", type=int, help="most edits")
+    parser.add_argument("--longest", type=int, default=2500, help="most tokens of a file")
+    parser.add_argument("--policy", type=names, default=["review-margin"], help="policies that ask the model")
+    parser.add_argument("--plain", type=int, default=0, help="also decode the first N requests without drafts")
     parser.add_argument("--together", type=int, default=1, help="requests at once")
     parser.add_argument("--max-context", type=int, default=8192)
-    parser.add_argument("--shortest", action="store_true")
+    parser.add_argument("--shortest", action="store_true", help="shortest results first")
     parser.add_argument("--show", action="store_true", help="print what is wrong or flagged")
     arguments = parser.parse_args()
 
@@ -52,8 +52,10 @@ def main() -> None:
     if arguments.plain:
         plain = engine.sibling(dataclasses.replace(engine.config, drafter="none"))
         plain.warm_up(arguments.together)
-    policies = arguments.policy.split(",")
-    results = [run(engine, plain if policy == policies[0] else None, edits, policy, arguments) for policy in policies]
+    results = []
+    for policy in arguments.policy:
+        compared = plain if policy == arguments.policy[0] else None
+        results.append(run(engine, compared, edits, policy, arguments))
     finish({"benchmark": "apply", "model": arguments.model, **results[-1], "policies": results})
 
 
@@ -71,7 +73,7 @@ def run(
             print(f"refused: {edit['path']}: {error}")
             refused += 1
             continue
-        assert isinstance(ready, Prepared), "a policy with a rule asks the model for few edits: benchmarks/policies.py"
+        assert isinstance(ready, Prepared), "this policy does not ask the model for every edit; use benchmarks.policies"
         prepared.append((edit, ready))
     began = time.perf_counter()
     completions = generate(engine, [ready for _, ready in prepared], arguments.together)
@@ -156,7 +158,7 @@ def by_length(outcomes: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 def compare(
     plain: Engine, prepared: list[tuple[dict[str, Any], Prepared]], drafted: list[Completion], together: int
 ) -> dict[str, Any]:
-    """The same requests decoded without drafts: seconds of decode against seconds, and whether the tokens are the same."""
+    """Decodes the same requests without drafts: the ratio of the decode rates, and how many outputs differ."""
     began = time.perf_counter()
     undrafted = generate(plain, [ready for _, ready in prepared], together)
     wall = time.perf_counter() - began

@@ -1,16 +1,15 @@
-"""Fast Apply on small inputs of known faults, by rule alone: how many are right, and how many wrong with nothing flagged.
+"""Fast Apply by rule alone on small inputs with which edit tools fail: how many results are right, flagged and silently wrong.
 
-    python benchmarks/cases.py ../shared/cases/apply.jsonl [--easy] [--only ID] [--show [OUTCOME]]
+    python -m benchmarks.cases tests/tasks/cases.jsonl [--easy] [--only ID] [--show [OUTCOME]]
 
-A record has `id`, `path`, `file`, `edit`, `instruction`, `expected`, and what came of it before, `today`. "right" is equal
-byte for byte. Where `expected` asks for a flag or a refusal, either is "rightly flagged". A Compact case is right where the
-rows that must stay are there. An exception that is no InputError is "crashed". The share right is told twice: the text
-right with no flag, and that together with the rightly flagged.
+A record has `id`, `path`, `file`, `edit`, `instruction`, `expected`, and `today`: the outcome when the record was written.
+"right" means equal byte for byte. Where `expected` asks for a flag or a refusal, either counts as "rightly flagged". A Compact
+case is right if all rows that must stay are there. An exception other than InputError counts as "crashed". Two shares are
+printed: results that are right and not flagged, and those together with the rightly flagged.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections import Counter
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import finish, read_records
-from rule import Answer, by_rule, difference, milliseconds
-
+from benchmarks.common import argument_parser, finish, milliseconds
+from benchmarks.data.files import read_records
+from benchmarks.tools.rule import Answer, by_rule, difference
 from paceline.errors import PacelineError
 from paceline.tasks.compact import compact
-from paceline.tasks.scoring import FILES, LineScorer, Message
+from paceline.tasks.scoring import FILES, ConversationMessage, LineScorer
 
 RIGHT, FLAGGED, RIGHTLY = "right", "flagged", "rightly flagged"
 WRONG = "wrong, not flagged"
@@ -40,7 +39,7 @@ _FEW = 3  # cases of a first word that make a row of the table
 
 @dataclass(frozen=True)
 class Judged:
-    """A case, and what came of it."""
+    """A case and its outcome."""
 
     record: dict[str, Any]
     form: str
@@ -53,18 +52,20 @@ class Judged:
 
     @property
     def worse(self) -> bool:
-        """Whether it is not right now and was when the record was written."""
+        """Whether it is not right now but was when the record was written."""
         past = self.record["today"]
         flag = self.record["expected"] == _TO_FLAG and past in (FLAGGED, "refused")
         return not self.good and (past == RIGHT or flag)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argument_parser(__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--easy", action="store_true", help="only the cases that leave a reader no doubt")
+    parser.add_argument("--easy", action="store_true", help="only the cases with one possible reading")
     parser.add_argument("--only", metavar="ID")
-    parser.add_argument("--show", nargs="?", const="wrong", metavar="OUTCOME", help="or how it begins, or: worse")
+    parser.add_argument(
+        "--show", nargs="?", const="wrong", metavar="OUTCOME", help="an outcome, its beginning, or: worse"
+    )
     arguments = parser.parse_args()
     records = [
         record
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def judge(record: dict[str, Any]) -> Judged:
-    """Runs a case and judges it by the words of the cases' README."""
+    """Runs a case and judges the result."""
     if not record["edit"] and record["instruction"].startswith(_COMPACT):
         return compacted(record)
     path = record["path"] if record["path"] != "None" else None
@@ -100,10 +101,13 @@ def judge(record: dict[str, Any]) -> Judged:
 
 
 def compacted(record: dict[str, Any]) -> Judged:
-    """A Compact case, run as its instruction says: right where no row is lost that tells an error or `expected` has."""
+    """Runs a Compact case by the command in its instruction.
+
+    It is right if no row of `expected` is lost; where `expected` names none, no row that reports an error.
+    """
     said = record["instruction"]
     ratio, query = re.search(r"--ratio ([\d.]+)", said), re.search(r"--query (['\"])(.*?)\1", said)
-    message = Message("user", record["file"], record["path"])
+    message = ConversationMessage("user", record["file"], record["path"])
     began = time.perf_counter()
     try:
         text = compact(
@@ -131,7 +135,7 @@ def form_of(edit: str) -> str:
 
 
 def report(judged: list[Judged]) -> dict[str, Any]:
-    """Prints the table by form and first word of the id, and what else is told; the same as a record."""
+    """Prints the table by form and by the first word of the id, then the totals; returns them as a record."""
     print(f"{'kind':26}{'cases':>6}" + "".join(f"  {outcome}" for outcome in OUTCOMES))
     kinds: dict[str, dict[str, int]] = {}
     for form in sorted({each.form for each in judged}):

@@ -1,9 +1,9 @@
-"""What every benchmark shares: where the data is, what it ran on, and its last line of JSON."""
+"""What the benchmarks share: their options, the machine they run on, a server process, and the last line of JSON."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import gzip
 import json
 import math
 import os
@@ -19,43 +19,37 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("PACELINE_DATA", ROOT.parent / "shared" / "data"))
+MODEL = "qwen2.5-coder-1.5b"  # of the published figures
 
 
-def data_path(relative: str) -> Path:
-    """A file of the data set, beside the checkout or where PACELINE_DATA says. Exits with one sentence if it is absent."""
-    path = DATA / relative
-    if not path.exists():
-        sys.exit(
-            f"the data file {relative} is not in {DATA}; name another with the option, or the folder in PACELINE_DATA"
-        )
-    return path
+def argument_parser(doc: str | None, model: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring. It has --model where `model` names a default."""
+    text = doc or ""
+    formatter = argparse.RawDescriptionHelpFormatter
+    command = f"python -m {_module_name()}"
+    parser = argparse.ArgumentParser(prog=command, description=text, formatter_class=formatter)
+    if model is not None:
+        parser.add_argument("--model", default=model, help="a name that `paceline pull` knows, or a path")
+    return parser
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl or .jsonl.gz file."""
-    if not path.exists():
-        sys.exit(f"there is no file {path}")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
 
 
-def load_edits(
-    path: Path | None, split: str | None = "dev", limit: int | None = None, longest: int = 2500
-) -> list[dict[str, Any]]:
-    """Edits in the form of git_edits.jsonl.gz with at most `longest` tokens before and after; all splits for None."""
-    records = read_records(path or data_path("edits/git_edits.jsonl.gz"))
-    chosen = [
-        record
-        for record in records
-        if (split is None or record.get("split", split) == split)
-        and max(record.get("before_tok", 0), record.get("after_tok", 0)) <= longest
-    ]
-    return chosen[:limit]
+def numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas, as an option's type."""
+    return [int(each) for each in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas, as an option's type."""
+    return text.split(",")
 
 
 def machine() -> dict[str, Any]:
-    """Device, versions and threads: what a figure was measured on."""
+    """The device, the versions and the number of threads of this run."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -70,7 +64,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name and which of the instructions that decide a CPU's rates it has."""
+    """The processor's name, and which of the instruction sets that the CPU kernels use it has."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
@@ -81,29 +75,35 @@ def _processor() -> str:
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """Least, median and most."""
+    """Minimum, median and maximum; zeros where there are no values."""
     ordered = sorted(values) or [0.0]
     return {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and most."""
+    """Median, 99th percentile and maximum; zeros where there are no values."""
     ordered = sorted(values) or [0.0]
     return {"p50": statistics.median(ordered), "p99": ordered[math.ceil(len(ordered) * 0.99) - 1], "max": ordered[-1]}
 
 
+def milliseconds(seconds: list[float], share: float) -> float:
+    """The least of the times, in milliseconds, that at least `share` of the times do not exceed."""
+    ordered = sorted(seconds) or [0.0]
+    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+
 @contextlib.contextmanager
 def serving(model: str, *options: str) -> Iterator[str]:
-    """The address of `paceline serve` on a free port, in a process of its own, ready, while the block runs."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    """Runs `paceline serve` in a process of its own during the block; yields its URL once it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "paceline", "serve", model, "--port", str(port), *options]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command) as process:
         try:
             while not _ready(url):
                 if process.poll() is not None:
-                    sys.exit("the server did not start; what it said is above")
+                    sys.exit("the server did not start; its output is above")
                 time.sleep(0.2)
             yield url
         finally:
@@ -119,5 +119,5 @@ def _ready(url: str) -> bool:
 
 
 def finish(result: dict[str, Any]) -> None:
-    """Prints the result as the last line, in JSON."""
+    """Prints the result and the machine as the last line, in JSON."""
     print(json.dumps({**result, "machine": machine()}))

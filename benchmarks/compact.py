@@ -1,18 +1,17 @@
-"""What survives compaction: of what an agent's next edit uses, the share still there, against simpler ways to cut.
+"""Compact: the share of what an agent's next edit uses that is still there after compaction, against simpler ways to cut.
 
-    python benchmarks/compact.py [--traces FILE] [--ratios 0.5,0.3] [--split odd] [--limit N] [--without] [--model NAME]
+    python -m benchmarks.compact [--traces FILE] [--ratios 0.5,0.3] [--split odd] [--limit N] [--without] [--model NAME]
 
-Each case is a recorded conversation (mini_swe_agent_gemini3.jsonl.gz) up to a message in which the agent edits a file; the
-last two messages are preserved, no query is given. "identifiers" are the words of the edit's command that the history to be
-compacted has and the preserved messages have not; "lines" those of the conversation's final diff that were there before the
-change, where the history shows them and the preserved messages do not. Each figure is the share that is still there, a
-mean over the cases. The rules' weights were tuned on the even conversations; the odd ones only report. The ways to cut
-are scorers behind the same selection, so all come to the same size. Sizes are characters, or a model's tokens with --model.
+Each case is a recorded conversation (mini_swe_agent_gemini3.jsonl.gz) up to a message in which the agent edits a file. The
+last two messages are preserved; no query is given. "identifiers" are the words of the edit's command that the compacted part
+of the history contains and the preserved messages do not. "lines" are the lines that the conversation's final diff changes or
+shows around its changes, if the compacted part shows them and the preserved messages do not. Each figure is the share that is
+still there, a mean over the cases. The rules' weights were tuned on the even conversations; the odd ones only report. All ways
+to cut are scorers behind the same selection, so results have the same size: characters, or tokens of --model.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import statistics
@@ -22,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import data_path, finish, quantiles, read_records
-
+from benchmarks.common import argument_parser, finish, quantiles
+from benchmarks.data.files import data_path, read_records
 from paceline.tasks.compact import Compacted, Count, compact
-from paceline.tasks.scoring import LineScorer, Message, Scorer, Weights, split_lines
+from paceline.tasks.scoring import ConversationMessage, LineScorer, Scorer, Weights, split_lines
 
 _COMMAND = re.compile(r"```bash\n(.*?)\n```", re.DOTALL)
 _EDITS = re.compile(r"sed -i|<<\s*['\"]?\w+|\bapply_patch\b|git apply")
@@ -36,20 +35,20 @@ _PER_CONVERSATION = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A history, and what of it the agent uses next."""
+    """A history, and the identifiers and lines of it that the agent uses next."""
 
-    messages: list[Message]
+    messages: list[ConversationMessage]
     identifiers: frozenset[str]
     lines: frozenset[str]
 
 
 class Order:
-    """A scorer by place alone: `value` gives a line's value from its message's and its own place, both 0 to 1."""
+    """A scorer by place alone: first lines (head), last lines (tail), both ends of each message (ends), or at random."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def score(self, messages: Sequence[Message], query: str | None) -> list[list[float]]:
+    def score(self, messages: Sequence[ConversationMessage], query: str | None) -> list[list[float]]:
         source = random.Random(0)
         texts = [split_lines(message.content) for message in messages]
         number = sum(map(len, texts))
@@ -65,8 +64,8 @@ class Order:
 
 
 WITHOUT = {
-    "repeats": Weights(again=0.0, repeated=1.0, repeated_beside=1.0),
-    "relevance": Weights(query=0.0, last_user=0.0, latest=0.0, opening=0.0),
+    "repeats": Weights(shown_before=0.0, shown_later=1.0, shown_later_with_neighbour=1.0),
+    "relevance": Weights(query=0.0, last_user=0.0, latest=0.0, first_user=0.0),
     "recency": Weights(recency=0.0),
     "code": Weights(definition=0.0, imports=0.0, code=0.0),
 }
@@ -74,7 +73,7 @@ WAYS: dict[str, Scorer] = {"rules": LineScorer(), **{kind: Order(kind) for kind 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argument_parser(__doc__)
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--ratios", default="0.5,0.3")
     parser.add_argument("--split", choices=("odd", "even", "all"), default="odd")
@@ -97,7 +96,7 @@ def main() -> None:
 
 
 def cases_of(conversation: list[dict[str, str]]) -> list[Case]:
-    messages = [Message(each["role"], each["content"]) for each in conversation]
+    messages = [ConversationMessage(each["role"], each["content"]) for each in conversation]
     shown = _shown_before(messages[-1].content)
     cases = []
     for index, message in enumerate(messages):
@@ -118,7 +117,7 @@ def cases_of(conversation: list[dict[str, str]]) -> list[Case]:
 
 
 def _shown_before(diff: str) -> set[str]:
-    """Lines of a diff that were there before it, in the files it changes."""
+    """The lines of a diff that its files contained before."""
     rows = [row[1:].strip() for row in diff.split("\n") if row[:1] in ("-", " ") and not row.startswith("--- ")]
     return {row for row in rows if len(row) >= 12}
 
@@ -128,7 +127,7 @@ def words(text: str) -> set[str]:
 
 
 def stripped(text: str) -> set[str]:
-    """A text's lines without what is around them: white space, line numbers as tools print them."""
+    """A text's lines without surrounding white space and without the line numbers that tools print."""
     return {re.sub(r"^\s*\d+[\t:→-]?\s", "", line).strip() for line in text.split("\n")}
 
 
@@ -155,19 +154,19 @@ def measure(name: str, scorer: Scorer, cases: list[Case], ratio: float, count: C
 
 
 def open_text(case: Case, done: Compacted) -> str:
-    """What stays of the messages that were open to compaction."""
+    """The text that is left of the messages that could be compacted."""
     pairs = list(zip(case.messages, done.messages, strict=True))[:-2]
     return "".join(after.content + "\n" for before, after in pairs if before.role != "system")
 
 
 def one_long(records: list[dict[str, Any]], count: Count | None) -> dict[str, Any]:
-    """The processor time of one compaction of 100,000 lines of many conversations joined, after a first one."""
-    messages: list[Message] = []
+    """The processor time of one compaction of 100,000 lines, of many conversations joined, after a warm-up."""
+    messages: list[ConversationMessage] = []
     number = 0
     while number < 100_000:
         for record in records:
             for each in record["messages"] if number < 100_000 else ():
-                messages.append(Message(each["role"], each["content"]))
+                messages.append(ConversationMessage(each["role"], each["content"]))
                 number += each["content"].count("\n") + 1
     compact(messages[:200], "where is the query built", ratio=0.3, count=count)
     began = time.process_time()
@@ -178,7 +177,7 @@ def one_long(records: list[dict[str, Any]], count: Count | None) -> dict[str, An
 
 
 def counter(model: str) -> Count:
-    """Counts with the tokenizer of a model at hand."""
+    """Counts tokens with the tokenizer of a pulled model."""
     from paceline.models.checkpoint import open_checkpoint
     from paceline.models.pull import pull
 

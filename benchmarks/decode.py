@@ -1,31 +1,30 @@
-"""Decode rates: plain, and with drafting where it must not hurt (chat), at several batch sizes.
+"""Decode rates of chat requests, with and without drafting, at several batch sizes.
 
-    python benchmarks/decode.py --model qwen2.5-coder-1.5b --batches 1,64 --tokens 256
+    python -m benchmarks.decode --batches 64,1
+    python -m benchmarks.decode --batches 64 --temperature 0.7
 
-Prompts are MBPP's questions as chat. For each batch size the same requests run with and without drafting in one run, in
-turns, and the medians are compared.
+Prompts are MBPP's questions as chat messages. For each batch size the same requests run without and with drafting, in turns;
+medians over the turns are compared. Chat output repeats little of its prompt, so this shows that drafting costs nothing there.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
 from pathlib import Path
 
-from common import data_path, finish, read_records
-
+from benchmarks.common import MODEL, argument_parser, finish, numbers
+from benchmarks.data.files import data_path, read_records
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.types import Request, Sampling, Usage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--batches", default="1")
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--prompts", type=Path, help="JSON lines with a text each")
+    parser.add_argument("--batches", type=numbers, default=[1], help="batch sizes, in this order")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--requests", type=int, default=8, help="requests at batch 1; larger batches run one batch")
     parser.add_argument("--turns", type=int, default=2)
@@ -37,7 +36,7 @@ def main() -> None:
     questions = [record["text"] for record in read_records(arguments.prompts or data_path("prompts/mbpp.jsonl.gz"))]
     sampling = Sampling(arguments.temperature, max_tokens=arguments.tokens, ignore_eos=True, seed=0)
     rows = []
-    for batch in map(int, arguments.batches.split(",")):
+    for batch in arguments.batches:
         count = max(batch, arguments.requests if batch == 1 else batch)
         requests = [
             Request(drafted.tokenizer.encode_chat([{"role": "user", "content": question}]), sampling)
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def rate(engine: Engine, requests: list[Request], batch: int) -> float:
-    """Tokens a second of decode: of one request at batch 1 (median), of all together above."""
+    """Decode tokens a second: the median over requests at batch 1, the sum over all requests above."""
     if batch == 1:
         usages = [run(engine, [request])[0] for request in requests]
         return statistics.median((each.output_tokens - 1) / each.decode_seconds for each in usages)

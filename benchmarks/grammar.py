@@ -1,21 +1,20 @@
-"""What it costs to hold a draft to a grammar: the masks of all its positions, and their application to the logits.
+"""The cost of constrained decoding of a draft: making the token masks of all its positions and applying them to the logits.
 
-    python benchmarks/grammar.py --model qwen2.5-coder-1.5b --positions 20,64
+    python -m benchmarks.grammar --positions 20,64
 
-The draft is a text that the grammar allows, cut to each number of positions; times are the least of some repeats, in
-milliseconds, on the CPU. The last line is JSON.
+The draft is a text that the grammar allows, cut to each number of positions. Times are the minimum over the repeats, in
+milliseconds, on the CPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from typing import Any
 
 import torch
-from common import finish
 
+from benchmarks.common import MODEL, argument_parser, finish, numbers
 from paceline.engine.grammar import Grammars, forbid, json_schema
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
@@ -33,9 +32,8 @@ DRAFTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--positions", default="20,64")
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--positions", type=numbers, default=[20, 64], help="numbers of positions")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(pull(arguments.model))
@@ -44,9 +42,9 @@ def main() -> None:
     grammars = Grammars(tokenizer, vocabulary)
     result: dict[str, Any] = {"vocabulary": vocabulary, "tokenizer_seconds": round(time.perf_counter() - began, 2)}
     for name, (grammar, text) in DRAFTS.items():
-        for number in map(int, arguments.positions.split(",")):
+        for number in arguments.positions:
             tokens = [0, *tokenizer.encode(text)][:number]
-            assert len(tokens) == number, f"the {name} draft has but {len(tokens)} positions"
+            assert len(tokens) == number, f"the {name} draft has only {len(tokens)} positions"
             masks, applied = least(grammars, grammar, tokens, arguments.repeats)
             result[f"{name} {number}"] = {"masks_ms": round(1000 * masks, 3), "apply_ms": round(1000 * applied, 3)}
             print(name, number, result[f"{name} {number}"], flush=True)
@@ -54,14 +52,14 @@ def main() -> None:
 
 
 def least(grammars: Grammars, grammar: str, tokens: list[int], repeats: int) -> tuple[float, float]:
-    """Seconds of the masks of a step whose one branch is `tokens` after the first, and of applying them."""
+    """Seconds to make the masks of a step with the one chain `tokens`, and to apply them."""
     masks, applied = [], []
-    starts = [0, *[1] * (len(tokens) - 1)]
+    parents = [0, *range(len(tokens) - 1)]
     for _ in range(repeats):
-        follower = grammars.follow(grammar)
+        matcher = grammars.matcher(grammar)
         logits = torch.zeros(len(tokens), grammars.vocab_size)
         began = time.perf_counter()
-        bits = follower.masks(tokens, starts)
+        bits = matcher.masks(tokens, parents)
         middle = time.perf_counter()
         forbid(logits, bits)
         masks.append(middle - began)

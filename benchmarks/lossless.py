@@ -1,21 +1,22 @@
-"""Speculation never changes the output: the same requests drafted and plain, token for token.
+"""Speculative decoding does not change the output: the same requests with and without drafts, compared token by token.
 
-    python benchmarks/lossless.py --model qwen2.5-coder-1.5b --edits FILE --limit 16 --dtype float32
+    python -m benchmarks.lossless --limit 16 --dtype float32
+    python -m benchmarks.lossless --limit 16 --deterministic
 
-In float32 a mismatch is a bug. In bf16 a step of many queries rounds differently from a step of one, as in every engine:
-there each first difference is looked at, and counts as a tie when the two tokens' logits differ by no more than the
-rounding of bf16 at their size (see `tie`); any other is a mismatch. --deterministic must have none of either.
+In float32 a mismatch is a bug. In bf16 a step of many queries rounds differently from a step of one, as in every engine. There
+the first difference of two outputs counts as a tie if the two tokens' logits differ by no more than the rounding of bf16 at
+their size (see `tie`), otherwise as a mismatch. With --deterministic there must be neither ties nor mismatches.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from common import finish, load_edits
-
+from benchmarks.common import MODEL, argument_parser, finish
+from benchmarks.data.files import load_edits
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.tasks.apply import Prepared, prepare
@@ -24,13 +25,12 @@ from paceline.types import Request, Sampling
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--edits", type=Path)
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--edits", type=Path, help="a file in the form of git_edits.jsonl.gz")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--limit", type=int, default=16)
     parser.add_argument("--longest", type=int, default=2500)
-    parser.add_argument("--max-tokens", type=int, help="cut outputs here")
+    parser.add_argument("--max-tokens", type=int, help="cut outputs to this many tokens")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--policy", default="opened")
     parser.add_argument("--device", default="auto")
@@ -76,12 +76,12 @@ def main() -> None:
     )
 
 
-def request(engine: Engine, edit: dict[str, Any], arguments: Any) -> Request:
+def request(engine: Engine, edit: dict[str, Any], arguments: Namespace) -> Request:
     snippet = snippet_of(edit["before"], edit["after"], edit["path"])
     ready = prepare(
         engine, edit["before"], snippet, edit.get("subject", ""), path=edit["path"], policy=arguments.policy
     )
-    assert isinstance(ready, Prepared), "a policy with a rule asks the model for few edits: take another"
+    assert isinstance(ready, Prepared), "this policy does not ask the model for every edit; use another"
     sampling = ready.request.sampling
     if arguments.max_tokens:
         sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, arguments.max_tokens))
@@ -89,7 +89,7 @@ def request(engine: Engine, edit: dict[str, Any], arguments: Any) -> Request:
 
 
 def tie(engine: Engine, asked: Request, prefix: list[int], one: int, other: int) -> tuple[float, float]:
-    """How far apart two tokens' log-probabilities are after a prefix, and what bf16 can confuse at that size.
+    """The difference of two tokens' log-probabilities after a prefix, and the largest that bf16 can round away.
 
     A bf16 logit near 16 to 32 has steps of 1/8; two roundings, each off by up to a step, make 1/4.
     """

@@ -1,16 +1,15 @@
-"""Fast Apply over HTTP against the engine alone: the same requests, all at once, by both.
+"""Fast Apply over HTTP against the engine alone: the same requests, all at once.
 
-    python benchmarks/over_http.py --model qwen2.5-coder-1.5b --requests 64
+    python -m benchmarks.over_http --requests 64
 
-First the engine in this process, then a server process of its own, asked in Morph's form by streams over one connection
-each; both have served as many other requests before, and have none of these in their caches. `share` is the server's
-output tokens a second over the engine's: the server's time holds everything from a request's bytes on, merging, tokenizing
-and checking included. The client only stores bytes while the clock runs.
+The engine runs first, in this process; then a server, in a process of its own, gets the requests in Morph's form as streams,
+one connection each. Both have served as many other requests before and have none of these in their caches. `share` is the
+server's output tokens a second divided by the engine's. The server's time starts with a request's bytes, so it includes
+merging, tokenizing and checking. The client only stores bytes while the clock runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -23,8 +22,9 @@ from typing import Any
 
 import h11
 import torch
-from common import finish, load_edits, quantiles, serving
 
+from benchmarks.common import MODEL, argument_parser, finish, quantiles, serving
+from benchmarks.data.files import load_edits
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.tasks.apply import Prepared, prepare
@@ -32,15 +32,14 @@ from paceline.tasks.snippet import snippet_of
 
 TEXT = re.compile(rb'"content":"[^"]')
 
-POLICY = "review-margin"  # the model writes every file; by default it writes only those that the rule is in doubt of
+POLICY = "review-margin"  # the model writes every file; with the default policy, only a few
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--edits", type=Path)
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--edits", type=Path, help="a file in the form of git_edits.jsonl.gz")
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--url", help="use a running server")
     arguments = parser.parse_args()
     edits = load_edits(arguments.edits, limit=2 * arguments.requests)
     rounds = [edits[arguments.requests :], edits[: arguments.requests]]
@@ -103,7 +102,7 @@ def body(edit: dict[str, Any]) -> dict[str, Any]:
 
 
 async def exchange(url: str, content: bytes) -> tuple[bytes, float]:
-    """The reply's bytes, and when its first text was there."""
+    """The reply's bytes, and the time at which its first text had arrived."""
     address = urllib.parse.urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address.netloc}\r\nconnection: close\r\n"
@@ -119,7 +118,7 @@ async def exchange(url: str, content: bytes) -> tuple[bytes, float]:
 
 
 def received(reply: bytes) -> list[dict[str, Any]]:
-    """The events of a reply, by the HTTP library that is not the server's."""
+    """The events of a reply, parsed by h11, which the server does not use."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
     client.receive_data(reply)

@@ -1,19 +1,20 @@
-"""Fast Apply's policies side by side: exact, flagged, silently wrong and latency, over sets of edits and styles of snippets.
+"""Fast Apply's policies side by side: exact, flagged and silently wrong results and latency, by set of edits and snippet style.
 
-    python benchmarks/policies.py --policies rule,review-margin,auto --sets dev,train,aider --model qwen2.5-coder-1.5b
+    python -m benchmarks.policies --policies rule,review-margin,auto --sets dev,train,aider
 
 `rule` is the candidate merge with its checks, without an engine; the others are policies of paceline.tasks.prompts. Edits
-of dev and train are told in each of --styles (benchmarks/merge.py has them; a name's beginning is enough); those of aider
-are models' SEARCH/REPLACE blocks, and their REPLACE parts alone with and without markers. "exact" is equal to the commit
-in syntax tree, flagged or not; "flagged" counts refusals too; "wrong" is neither. "settled" are answers by rule without
-the model. Milliseconds are those of one request at a time: of `rule` all, of a policy --latency requests, drawn by a
-fixed seed; with --latency 0, the share of a batch's time.
+of dev and train are written in each of --styles (benchmarks/data/snippets.py; the beginning of a name is enough); those of
+aider are models' SEARCH/REPLACE blocks, and their REPLACE parts alone with and without markers. "exact" is equal to the commit
+in syntax tree, flagged or not; "flagged" counts refusals too; "wrong" is neither. "settled" counts answers by rule without
+the model. Milliseconds are those of one request at a time: of all requests for `rule`, of --latency requests drawn by a fixed
+seed for a policy. With --latency 0 they are the batch's time divided by its requests.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from dataclasses import dataclass, replace
@@ -21,13 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import apply
-import common
-import edits
-import merge
-from edits import Case
-from rule import by_rule, milliseconds
-
+from benchmarks import apply
+from benchmarks.common import MODEL, argument_parser, finish, milliseconds, names
+from benchmarks.data import edits
+from benchmarks.data.edits import Case
+from benchmarks.data.snippets import STYLES
+from benchmarks.tools.rule import by_rule
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.errors import PacelineError
@@ -42,7 +42,7 @@ _COLUMNS = ("cases", "exact", "identical", "flagged", "refused", "wrong", "settl
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy made of a case. `text` is None where it refused; `settled` says that no model was asked."""
+    """A policy's result of a case. `text` is None where it refused; `settled`: no model was asked."""
 
     case: Case
     text: str | None
@@ -56,44 +56,44 @@ class Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--policies", default="rule,review-margin,auto")
-    parser.add_argument("--sets", default="dev,train,aider")
-    parser.add_argument("--styles", default="3 lines,1 line,whole functions,no markers")
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--policies", type=names, default=[_RULE, "review-margin", "auto"])
+    parser.add_argument("--sets", type=names, default=["dev", "train", "aider"])
+    parser.add_argument("--styles", type=names, default=["3 lines", "1 line", "whole functions", "no markers"])
     parser.add_argument("--limit", type=int, help="edits of a set")
     parser.add_argument("--longest", type=int, default=2500, help="tokens that a file may have before and after")
     parser.add_argument("--together", type=int, default=64, help="requests at once")
     parser.add_argument("--latency", type=int, default=16, help="requests of a row that are timed one at a time")
     parser.add_argument("--max-context", type=int, default=8192)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the data, if not ../shared/data (or PACELINE_DATA)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (default: PACELINE_DATA)")
     parser.add_argument("--show", action="store_true", help="print what is wrong and not flagged")
     parser.add_argument("--dump", type=Path, metavar="FILE", help="write the rows that are done, as JSON lines")
     arguments = parser.parse_args()
 
-    common.DATA = arguments.data or common.DATA
-    policies = arguments.policies.split(",")
-    styles = [style_named(name) for name in arguments.styles.split(",")]
+    if arguments.data:
+        os.environ["PACELINE_DATA"] = str(arguments.data)
+    policies = arguments.policies
+    styles = [style_named(name) for name in arguments.styles]
     engine = None
     if policies != [_RULE]:
         engine = Engine.load(arguments.model, EngineConfig(max_context=arguments.max_context))
         engine.warm_up(arguments.together)
     print(f"{'set, style':38}{'policy':15}" + "".join(f"  {column}" for column in _COLUMNS))
     rows = []
-    for name in arguments.sets.split(","):
+    for name in arguments.sets:
         for style, cases in styled(name, styles, arguments.longest, arguments.limit).items():
             for policy in policies:
                 rows.append(row(engine, name, style, policy, cases, arguments))
                 if arguments.dump:
                     arguments.dump.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
-    common.finish({"benchmark": "policies", "model": arguments.model if engine else None, "rows": rows})
+    finish({"benchmark": "policies", "model": arguments.model if engine else None, "rows": rows})
 
 
 def style_named(name: str) -> str:
-    """The first style whose name begins so, but for a plural's ending."""
-    found = next((style for style in merge.STYLES if style.startswith(name.removesuffix("s"))), None)
+    """The first style whose name begins with `name`; a plural s at its end is ignored."""
+    found = next((style for style in STYLES if style.startswith(name.removesuffix("s"))), None)
     if found is None:
-        raise SystemExit(f"there is no style {name!r}; there are: {', '.join(merge.STYLES)}")
+        raise SystemExit(f"there is no style {name!r}; there are: {', '.join(STYLES)}")
     return found
 
 
@@ -102,8 +102,8 @@ def styled(name: str, styles: list[str], longest: int, limit: int | None) -> dic
     if name == "aider":
         ways = {
             "blocks": edits.block_cases(),
-            "replies": merge.replies(True),
-            "replies, no marker": merge.replies(False),
+            "replies": edits.replies(True),
+            "replies, no marker": edits.replies(False),
         }
         most = longest * _CHARACTERS
         return {
@@ -112,8 +112,7 @@ def styled(name: str, styles: list[str], longest: int, limit: int | None) -> dic
         }
     cases = edits.git_cases(None, name, limit, longest)
     return {
-        style: [replace(case, update=update) for case in cases if (update := merge.STYLES[style](case))]
-        for style in styles
+        style: [replace(case, update=update) for case in cases if (update := STYLES[style](case))] for style in styles
     }
 
 
@@ -164,7 +163,7 @@ def ruled(case: Case) -> Outcome:
 
 
 def modelled(engine: Engine, cases: list[Case], policy: str) -> list[Outcome]:
-    """The cases as one batch. `seconds` of each is the batch's time over its cases."""
+    """Runs the cases as one batch. `seconds` of each is the batch's time divided by the number of cases."""
     began = time.perf_counter()
     ready = [_prepared(engine, case, policy) for case in cases]
     asked = [each for each in ready if isinstance(each, Prepared)]
@@ -175,7 +174,7 @@ def modelled(engine: Engine, cases: list[Case], policy: str) -> list[Outcome]:
 
 
 def _prepared(engine: Engine, case: Case, policy: str) -> Prepared | Applied | PacelineError:
-    """What to ask the engine; the answer where the rule settled it; the error where it was refused."""
+    """The request for the engine; the answer if the rule settled the edit; the error if it was refused."""
     try:
         return prepare(engine, case.before, case.update, case.instruction, path=case.path, policy=policy)
     except PacelineError as error:

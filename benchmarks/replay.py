@@ -1,10 +1,10 @@
-"""Recorded conversations of an agent, played against a server: what the prefix cache saves, and the time to first tokens.
+"""Recorded conversations of an agent, replayed against a server: prefix cache hits and the time to first token.
 
-    python benchmarks/replay.py --model qwen2.5-coder-1.5b --conversations 32
+    python -m benchmarks.replay --conversations 32 --option=--cache-tokens=1000000
 
-Every turn's prompt is the recorded one, in full; the output is as long as the recorded one but the model's own, so the
-next prompt can share no more than the last prompt. `hit_rate` is cached over prompt tokens by the server's own usage.
-Conversations run side by side, each turn when the one before has ended.
+Every turn's prompt is the recorded one. Its output is the model's own, as long as the recorded one, so the next prompt shares
+at most the previous prompt with the cache. `hit_rate` is cached tokens over prompt tokens, from the server's usage. The
+conversations run side by side; a turn starts when the one before has ended.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from common import data_path, finish, quantiles, read_records, serving
+
+from benchmarks.common import MODEL, argument_parser, finish, quantiles, serving
+from benchmarks.data.files import data_path, read_records
 
 BUCKETS = (256, 1024, 4096, 16384, 1 << 30)  # new tokens of a turn
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--traces", type=Path)
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--traces", type=Path, help="JSON lines with messages each")
     parser.add_argument("--conversations", type=int, default=32)
     parser.add_argument("--context", type=int, default=32768, help="turns with longer prompts are left out")
-    parser.add_argument("--turns", type=int, default=1000, help="the most turns of one conversation")
-    parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--option", action="append", default=[], help="one more option of paceline serve")
+    parser.add_argument("--turns", type=int, default=1000, help="most turns of one conversation")
+    parser.add_argument("--url", help="use a running server")
+    parser.add_argument("--option", action="append", default=[], help="an option for `paceline serve`")
     arguments = parser.parse_args()
     records = read_records(arguments.traces or data_path("traces/mini_swe_agent_gemini3.jsonl.gz"))
     conversations = [each["messages"] for each in records[: arguments.conversations]]
@@ -80,7 +81,7 @@ async def count(client: httpx.AsyncClient, text: str) -> int:
 
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any] | None:
-    """One turn's usage and times; None where it is longer than the server's context."""
+    """One turn's usage and times; None if it is longer than the server's context."""
     began, first, usage = time.perf_counter(), 0.0, {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         if reply.status_code == 400:

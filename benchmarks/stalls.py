@@ -1,9 +1,9 @@
-"""What long prompts do to the requests beside them: the pauses of running streams, and short prompts' time to first token.
+"""Chunked prefill beside running requests: the pauses of running streams, and short prompts' time to first token.
 
-    python benchmarks/stalls.py --model qwen2.5-coder-1.5b --streams 16 --long 8 --short 40 --tokens 8000 --every 0.25
+    python -m benchmarks.stalls --streams 16 --long 8 --short 40 --tokens 8000 --every 0.25
 
-Streams run all the while; a long prompt comes `--every` seconds, the short ones spread evenly over the same time. Then the
-same requests all at once, for the throughput. Every round has prompts of its own.
+The streams run throughout. A long prompt arrives every `--every` seconds; the short ones are spread evenly over the same time.
+Then the same requests are submitted at once, for the throughput. Every round has new prompts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from common import finish, percentiles
-
+from benchmarks.common import MODEL, argument_parser, finish, percentiles
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.types import Request, Sampling
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--streams", type=int, default=16, help="requests that run all the while")
+    parser = argument_parser(__doc__, MODEL)
+    parser.add_argument("--streams", type=int, default=16, help="requests that run throughout")
     parser.add_argument("--output", type=int, default=400, help="tokens that each of them writes")
     parser.add_argument("--long", type=int, default=8, help="long prompts")
     parser.add_argument("--tokens", type=int, default=8000, help="tokens of a long prompt")
@@ -50,7 +48,7 @@ def main() -> None:
     engine = Engine.load(arguments.model, config)
     engine.warm_up(config.max_batch)
     draw = random.Random(0)
-    for size in (arguments.tokens, 100):  # learns what they cost
+    for size in (arguments.tokens, 100):  # the engine measures the cost of such chunks
         engine.generate([_request(engine, draw, "", size, 2)])
     rows = [_round(engine, draw, arguments, span) for _ in range(arguments.rounds) for span in (arguments.every, 0.0)]
     spread, at_once = rows[::2], rows[1::2]
@@ -67,7 +65,7 @@ def main() -> None:
 
 
 def _request(engine: Engine, draw: random.Random, name: str, num_prompt: int, num_output: int) -> Request:
-    limit = min(engine.model.config.vocab_size, 50_000)
+    limit = min(engine.vocab_size, 50_000)
     prompt = [draw.randrange(limit) for _ in range(num_prompt)]
     return Request(prompt, Sampling(max_tokens=num_output, ignore_eos=True), id=name)
 
@@ -93,7 +91,7 @@ def _round(engine: Engine, draw: random.Random, arguments: argparse.Namespace, s
 def served(
     engine: Engine, streams: list[Request], arrivals: list[tuple[float, Request]]
 ) -> tuple[float, dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds in all, and by kind of request the milliseconds to the first token and between two outputs.
+    """Total seconds, and by kind of request the milliseconds to the first token and between two outputs.
 
     Arrivals begin once all streams run. A pause counts from the first arrival to the last long prompt's first token.
     """
@@ -112,7 +110,7 @@ def served(
             while waiting and time.perf_counter() - start >= waiting[0][0]:
                 due, each = waiting.pop(0)
                 engine.submit(each)
-                begun[each.id] = start + due  # it may have come while a step was under way
+                begun[each.id] = start + due  # it may have arrived during a step
         for output in engine.step():
             if output.error is not None:
                 raise output.error

@@ -1,39 +1,42 @@
-"""Is the host ever in the way? Traces decode steps and reports the share of time in which the GPU is at work.
+"""Milliseconds of a decode step, and the share of that time in which the GPU is busy.
 
-    python benchmarks/trace.py --model qwen2.5-coder-1.5b --steps 40 [--out trace.json]
+    python -m benchmarks.trace --steps 40 [--out trace.json]
 
-One copying request decodes, timed first (`step_ms`) and then under torch's profiler; busy time is the union of all kernels
-and copies between the first kernel and the last of the traced steps. The ten kernels with the most time are listed.
+One request decodes a copy of its prompt with a fixed draft length. Its steps are timed by the host's clock (`step_ms`), then
+traced by torch's profiler. Busy time is the union of all kernels and copies between the first and the last of the traced steps.
+The ten kernels with the most time are listed. Needs CUDA.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
-from common import finish
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import MODEL, argument_parser, finish, numbers
+from benchmarks.tools.profiling import busy
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.types import Request, Sampling
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
+    parser = argument_parser(__doc__, MODEL)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--drafts", default="0,64,256")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--drafts", type=numbers, default=[0, 64, 256], help="draft lengths")
+    parser.add_argument("--out", type=Path, help="write the last trace for chrome://tracing")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("trace needs CUDA")
     engine = Engine.load(arguments.model, EngineConfig(max_context=32768))
     text = engine.tokenizer.encode(Path(__file__).read_text(encoding="utf-8"))
     rows = []
-    for length in map(int, arguments.drafts.split(",")):
-        runner = engine.sibling(engine.config.__class__(**{**vars(engine.config), "fixed_draft": length}))
+    for length in arguments.drafts:
+        runner = engine.sibling(dataclasses.replace(engine.config, fixed_draft=length))
         runner.warm_up(1)
         tokens = (length + 1) * (2 * arguments.steps + 8)
         request = Request(text, Sampling(max_tokens=min(tokens, 28000), ignore_eos=True), sources=(text,))
@@ -54,34 +57,13 @@ def main() -> None:
 
 
 def timed(engine: Engine, steps: int) -> float:
-    """Seconds of `steps` steps without the profiler, which costs some itself."""
+    """Seconds of `steps` steps without the profiler, which slows them."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(steps):
         engine.step()
     torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def busy(profiler: profile) -> dict[str, object]:
-    """Busy share, milliseconds in all, and the kernels with the most time."""
-    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
-    covered, reached = 0.0, spans[0][0]
-    for start, end in spans:
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    times: Counter[str] = Counter()
-    for event in events:
-        times[event.name[:60]] += event.time_range.end - event.time_range.start
-    whole = reached - spans[0][0]
-    top = {name: round(spent / whole, 3) for name, spent in times.most_common(10)}
-    return {
-        "busy": round(covered / whole, 4),
-        "milliseconds": round(whole / 1000, 2),
-        "kernels": len(events),
-        "top": top,
-    }
 
 
 if __name__ == "__main__":

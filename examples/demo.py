@@ -1,4 +1,4 @@
-"""A real code model merges the edit of a real commit into its file, drafted and plain side by side in the terminal.
+"""Merges a real commit's edit with a real code model, with and without drafts, side by side in the terminal.
 
 python examples/demo.py [--model NAME] [--edit FILE]
 """
@@ -27,14 +27,14 @@ from paceline.tasks.apply import Applied, Prepared, prepare
 from paceline.tasks.snippet import snippet_of
 from paceline.types import FinishReason, StepOutput, Usage
 
-_LINES = 24
-_SHOWN = 400  # tokens that can be in view
-_PATIENCE = 60.0  # seconds after which plain decoding has made its point
+_PANEL_LINES = 24
+_VISIBLE_TOKENS = 400  # tokens that fit in a panel
+_PLAIN_LIMIT = 60.0  # seconds after which plain decoding is stopped
 
 
 @dataclass
 class Side:
-    """One half of the view: the text so far, drafted tokens green, and the rate."""
+    """One half of the view: the text so far, with accepted draft tokens in green, and the token rate."""
 
     title: str
     pieces: list[tuple[str, bool]] = field(default_factory=list)
@@ -55,11 +55,11 @@ class Side:
 
     def render(self) -> Panel:
         text = Text(no_wrap=True, overflow="crop")
-        for piece, drafted in self.pieces[-_SHOWN:]:
+        for piece, drafted in self.pieces[-_VISIBLE_TOKENS:]:
             text.append(piece, style="green" if drafted else "bold white")
-        shown = Text("\n", no_wrap=True, overflow="crop").join(text.split("\n")[-_LINES:])
+        shown = Text("\n", no_wrap=True, overflow="crop").join(text.split("\n")[-_PANEL_LINES:])
         state = f"{self.tokens} tokens, {self.rate:.1f} tokens/s" if self.tokens else "waiting"
-        return Panel(shown, title=self.title, subtitle=state, height=_LINES + 2)
+        return Panel(shown, title=self.title, subtitle=state, height=_PANEL_LINES + 2)
 
 
 def main() -> None:
@@ -92,9 +92,9 @@ def main() -> None:
 def side_by_side(
     console: Console, engine: Engine, plain: Engine, edit: dict[str, str], snippet: str
 ) -> tuple[Side, Side, Applied]:
-    """Runs the same request with drafts and without, one after the other, live."""
-    ready = prepare(engine, edit["before"], snippet, edit["subject"], path=edit["path"], policy="review")
-    assert isinstance(ready, Prepared)
+    """Runs the same request with and without drafts, one after the other, and shows both live."""
+    prepared = prepare(engine, edit["before"], snippet, edit["subject"], path=edit["path"], policy="review")
+    assert isinstance(prepared, Prepared)
     sides = Side("drafted (green: accepted)"), Side("plain")
     applied: Applied | None = None
 
@@ -107,20 +107,20 @@ def side_by_side(
         for side, runner in zip(sides, (engine, plain), strict=True):
             first: float | None = None
             shown = 0.0
-            for output in runner.stream(ready.request):
+            for output in runner.stream(prepared.request):
                 now = time.perf_counter()
                 first = now if first is None else first
                 decode = [engine.tokenizer.decode([token]) for token in output.tokens]
                 side.add(output, decode, now - first)
-                if now - shown > 0.5:  # drawing takes time from a CPU that decodes
+                if now - shown > 0.5:  # drawing takes CPU time from decoding
                     live.update(view(), refresh=True)
                     shown = now
-                if side is sides[1] and now - first > _PATIENCE:
+                if side is sides[1] and now - first > _PLAIN_LIMIT:
                     break
             live.update(view(), refresh=True)
             if applied is None and side.usage is not None:
                 text = "".join(piece for piece, _ in side.pieces)
-                applied = ready.conclude(text, side.usage, side.finish is FinishReason.LENGTH)
+                applied = prepared.conclude(text, side.usage, side.finish is FinishReason.LENGTH)
     assert applied is not None
     return sides[0], sides[1], applied
 
@@ -140,7 +140,7 @@ def conclude(console: Console, edit: dict[str, str], applied: Applied, drafted: 
         console.print(f"Drafted decoding was {drafted.rate / undrafted.rate:.1f} times as fast.")
         console.print("The tokens are the same." if same else "[yellow]The tokens differ: a tie in bf16.[/]")
         if len(other) < len(one):
-            console.print(f"(Plain decoding was stopped after {_PATIENCE:.0f} s.)")
+            console.print(f"(Plain decoding was stopped after {_PLAIN_LIMIT:.0f} s.)")
     for reason in applied.reasons:
         console.print(f"[yellow]flagged:[/] {reason}", highlight=False)
     equal = applied.text == edit["after"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paceline.env import settle_threads
+from paceline.env import limit_openmp_spinning
 
 if TYPE_CHECKING:
     from paceline.tasks.apply import Applied
     from paceline.tasks.compact import Compacted
-    from paceline.tasks.scoring import Message
+    from paceline.tasks.scoring import ConversationMessage
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "apply", "compact"]
 
-settle_threads()
+limit_openmp_spinning()
 
 
 def apply(
@@ -29,7 +29,7 @@ def apply(
 ) -> Applied:
     """Merges an edit snippet into a file's text; see `paceline.tasks.apply.apply`.
 
-    The model is loaded once a process, where it is needed.
+    The model is loaded on first need and kept for the process.
     """
     from paceline.tasks.apply import apply as merge
     from paceline.tasks.apply import shared_engine
@@ -38,9 +38,13 @@ def apply(
 
 
 def compact(
-    messages: str | Sequence[Message], query: str | None = None, *, ratio: float = 0.5, preserve_recent: int = 2
+    messages: str | Sequence[ConversationMessage],
+    query: str | None = None,
+    *,
+    ratio: float = 0.5,
+    preserve_recent: int = 2,
 ) -> Compacted:
-    """Drops the lines that matter least, by rule and without a model; see `paceline.tasks.compact.compact`."""
+    """Context compaction by rule, without a model; see `paceline.tasks.compact.compact`."""
     from paceline.tasks.compact import compact as shorten
 
     return shorten(messages, query, ratio=ratio, preserve_recent=preserve_recent)

@@ -1,25 +1,25 @@
-"""Where the process begins. What the command line needs takes a while to import, and an interrupt may come meanwhile."""
+"""The process's entry point. Handles interrupts while the command line, which takes a while to import, is imported."""
 
 from __future__ import annotations
 
 import os
 
-from paceline.interrupts import end_at_once, ending_at_once
+from paceline.interrupts import exit_on_interrupt, exiting_on_interrupt
 
 
 def main() -> None:
-    """Runs the command line (`paceline.cli.main`). An interrupt while it is imported, or after it ended, is one line."""
-    _open_closed()
-    with ending_at_once():
+    """Runs the command line (`paceline.cli.main`). An interrupt before or after it prints one line, without a traceback."""
+    _open_closed_streams()
+    with exiting_on_interrupt():
         from paceline.cli import main as run
     try:
         run()
     finally:
-        end_at_once()
+        exit_on_interrupt()
 
 
-def _open_closed() -> None:
-    """Opens /dev/null for each standard stream that is closed, lest a file of the user's takes its number."""
+def _open_closed_streams() -> None:
+    """Opens /dev/null for each closed standard stream, so that no other file gets its descriptor."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,7 @@
-"""The command line: pull, generate, apply, compact, serve, bench. Engine settings are options, generated from EngineConfig."""
+"""The command line. Options for engine settings are generated from EngineConfig.
+
+Commands have more than eight parameters where each is one option of the command line: Typer reads them from the signature.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from paceline.config import EngineConfig
 from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
-from paceline.interrupts import ending_at_once
+from paceline.interrupts import exiting_on_interrupt
 
 if TYPE_CHECKING:
     from paceline.engine.engine import Engine
@@ -35,11 +38,11 @@ app = typer.Typer(
 )
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds one option a setting to a command, which receives them together as `config`."""
+    """Adds an option for each engine setting to a command, which receives them as one `config`."""
     hints = get_type_hints(EngineConfig)
     parameters = [
         each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "config"
@@ -72,15 +75,17 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def pull(
     name: Annotated[str, typer.Argument(help="a model's name, or owner/name on the Hugging Face hub")],
     *,
-    check: Annotated[bool, typer.Option(help="read what is kept whole, and fetch again what is damaged")] = False,
+    check: Annotated[
+        bool, typer.Option(help="verify the cached files against their digests, and fetch damaged ones again")
+    ] = False,
 ) -> None:
-    """Gets a model, checks its digest and keeps it; prints its path. Resumes where an earlier pull stopped."""
+    """Downloads a model, checks its digest and caches it; prints its path. Resumes an interrupted pull."""
     typer.echo(pull_with_progress(name, check))
 
 
 def load_engine(model: str, config: EngineConfig) -> Engine:
-    """The model's engine, pulled first where it is not here."""
-    with ending_at_once():
+    """Loads a model's engine. Pulls the model first if it is not cached."""
+    with exiting_on_interrupt():
         from paceline.engine.engine import Engine
 
     return Engine.load(pull_with_progress(model), config)
@@ -106,7 +111,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="the prompt, or - for standard input")],
     *,
     model: Annotated[str, typer.Option(help="a model's name or path")] = DEFAULT_MODEL,
-    raw: Annotated[bool, typer.Option(help="no chat template: continue the text")] = False,
+    raw: Annotated[bool, typer.Option(help="continue the text as it is, without the chat template")] = False,
     max_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -114,7 +119,7 @@ def generate(
     seed: Annotated[int | None, typer.Option()] = None,
     config: EngineConfig,
 ) -> None:
-    """Answers one prompt, streamed."""
+    """Answers one prompt, streamed to standard output."""
     from paceline.tasks.files import read_text
     from paceline.types import Request, Sampling
 
@@ -139,14 +144,14 @@ def apply(
     edit: Annotated[str, typer.Option(help="a file with the edit snippet, or - for standard input")],
     instruction: Annotated[str, typer.Option(help="what the edit does, in a sentence")] = "",
     model: Annotated[str, typer.Option(help="a model's name or path")] = DEFAULT_MODEL,
-    policy: Annotated[str | None, typer.Option(help="how the model is asked (docs/apply.md)")] = None,
+    policy: Annotated[str | None, typer.Option(help="whether and how the model is asked (docs/apply.md)")] = None,
     diff: Annotated[bool, typer.Option(help="print the change as a unified diff instead of the file")] = False,
     write: Annotated[bool, typer.Option(help="write the result into the file")] = False,
     force: Annotated[bool, typer.Option(help="write or print a flagged result too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print text, diff, reasons and usage as JSON")] = False,
     config: EngineConfig,
 ) -> None:
-    """Merges an edit snippet into a file. A result that fails a check is flagged, and not written without --force."""
+    """Merges an edit snippet into a file. A result that fails a check is flagged and, without --force, not written."""
     from paceline.tasks.apply import apply as merge
     from paceline.tasks.files import check_writable, read_text, write_text
 
@@ -159,14 +164,14 @@ def apply(
         check_writable(Path(file))
     if not update.strip():
         raise EmptyEdit("the edit is empty")
-    path = None if file == "-" else _below_here(file)
+    path = None if file == "-" else _relative_path(file)
     result = merge(lambda: load_engine(model, config), code, update, instruction, path=path, policy=policy)
     if as_json:
-        _put(f"{json.dumps(result.as_dict())}\n")
+        _write_output(f"{json.dumps(result.as_dict())}\n")
     elif diff or (result.reasons and not force):
-        _put(result.diff())
+        _write_output(result.diff())
     elif not write:
-        _put(result.text)
+        _write_output(result.text)
     for reason in result.reasons:
         _errors.print(f"[yellow]flagged:[/] {escape(reason)}", highlight=False)
     if result.reasons and not force:
@@ -175,14 +180,14 @@ def apply(
         write_text(Path(file), result.text, expected=code)
 
 
-def _below_here(file: str) -> str:
-    """A path as the diff names it: from this folder where the file is below it, so that `git apply` finds it from here."""
-    below = os.path.relpath(file)
-    return file if below.startswith(os.pardir) else below
+def _relative_path(file: str) -> str:
+    """The path for the diff's header: relative to the current folder if the file is inside it, as `git apply` expects."""
+    relative = os.path.relpath(file)
+    return file if relative.startswith(os.pardir) else relative
 
 
-def _put(text: str) -> None:
-    """Writes text to standard output byte for byte, in UTF-8 whatever the locale. Raises PacelineError where that is closed."""
+def _write_output(text: str) -> None:
+    """Writes text to standard output unchanged, as UTF-8 in any locale. Raises PacelineError if it is closed."""
     if sys.stdout is None:
         raise PacelineError("standard output is closed")
     typer.echo(text.encode("utf-8"), nl=False)
@@ -192,22 +197,22 @@ def _put(text: str) -> None:
 def compact(
     files: Annotated[list[str], typer.Argument(help="the files, or - for standard input")],
     *,
-    query: Annotated[str | None, typer.Option(help="what the lines are wanted for")] = None,
+    query: Annotated[str | None, typer.Option(help="what the lines are needed for")] = None,
     ratio: Annotated[float, typer.Option(help="the share of characters to keep, 0.05 to 1")] = 0.5,
-    markers: Annotated[bool, typer.Option(help="say where lines went, and how many")] = True,
+    markers: Annotated[bool, typer.Option(help="mark where lines were dropped, and how many")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print texts, line ranges and sizes as JSON")] = False,
 ) -> None:
-    """Prints of files the lines worth most to a query, as they are. No model is needed (docs/compact.md)."""
+    """Prints the lines of files that are most relevant to a query, unchanged. Needs no model (docs/compact.md)."""
     from paceline.tasks.compact import compact as shorten
     from paceline.tasks.files import read_text
-    from paceline.tasks.scoring import FILES, LineScorer, Message
+    from paceline.tasks.scoring import FILES, ConversationMessage, LineScorer
 
     if files.count("-") > 1:
         raise InputError("only one of the files can come from standard input")
-    messages = [Message("user", read_text(name), None if name == "-" else name) for name in files]
+    messages = [ConversationMessage("user", read_text(name), None if name == "-" else name) for name in files]
     scorer = LineScorer(FILES)
     result = shorten(messages, query or "", ratio=ratio, preserve_recent=0, markers=markers, scorer=scorer)
-    _put(f"{json.dumps(result.as_dict())}\n" if as_json else result.text)
+    _write_output(f"{json.dumps(result.as_dict())}\n" if as_json else result.text)
 
 
 @app.command()
@@ -221,35 +226,34 @@ def serve(
         list[str] | None, typer.Option(help="a key that clients must send (or PACELINE_API_KEY); may be repeated")
     ] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line, plain or sha256:HEX")] = None,
-    allow_open: Annotated[bool, typer.Option(help="serve other machines without a key")] = False,
+    allow_open: Annotated[bool, typer.Option(help="accept connections from other machines without a key")] = False,
     alias: Annotated[list[str] | None, typer.Option(help="another name for the model; may be repeated")] = None,
     apply_alias: Annotated[
         list[str] | None, typer.Option(help="another name for Morph's apply; may be repeated")
     ] = None,
     queue: Annotated[
-        int | None, typer.Option(help="requests that may wait for a place (default: three times max-batch)")
+        int | None, typer.Option(help="requests that may wait in the queue (default: three times max-batch)")
     ] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="seconds a request may take (default: no limit)")
     ] = None,
-    body_limit: Annotated[int, typer.Option(help="bytes that a request's body may have")] = 32 << 20,
+    body_limit: Annotated[int, typer.Option(help="maximum size of a request body in bytes")] = 32 << 20,
     share_cache: Annotated[
         bool, typer.Option(help="let clients with different keys use each other's cached prefixes")
     ] = False,
     cors: Annotated[
         list[str] | None, typer.Option(help="an origin whose web pages may use the server, or *; may be repeated")
     ] = None,
-    store_mb: Annotated[
-        int, typer.Option(help="megabytes of responses kept for their clients (/v1/responses); 0 keeps none")
-    ] = 256,
+    store_mb: Annotated[int, typer.Option(help="megabytes of stored responses (/v1/responses); 0 stores none")] = 256,
     store_minutes: Annotated[float, typer.Option(help="minutes a response is kept after its last use")] = 60.0,
     greedy: Annotated[
-        bool, typer.Option(help="temperature 0 where a request says none (default: the model's own sampling)")
+        bool, typer.Option(help="temperature 0 for requests that give none (default: the model's own sampling)")
     ] = False,
     warmup: Annotated[
-        bool | None, typer.Option(help="make kernels and graphs before requests are taken (default: on CUDA)")
+        bool | None,
+        typer.Option(help="build kernels and capture CUDA graphs before accepting requests (default: on CUDA)"),
     ] = None,
-    log_format: Annotated[str, typer.Option(help="text or json; one line a request, without its text")] = "text",
+    log_format: Annotated[str, typer.Option(help="text or json; one line per request, without its content")] = "text",
     config: EngineConfig,
 ) -> None:
     """Serves a model over HTTP: OpenAI's and Anthropic's APIs, and Morph's apply."""
@@ -274,7 +278,7 @@ def serve(
 
 
 Url = Annotated[str, typer.Option(help="the server's address")]
-ModelName = Annotated[str | None, typer.Option(help="a model of the server's; by default its first")]
+ModelName = Annotated[str | None, typer.Option(help="one of the server's models (default: its first)")]
 ApiKey = Annotated[str | None, typer.Option(help="one of the server's keys (or PACELINE_API_KEY)")]
 LOCAL_URL = "http://127.0.0.1:8000"
 
@@ -288,23 +292,23 @@ def connect(
     api_key: ApiKey = None,
     write: Annotated[bool, typer.Option(help="write the client's settings file, keeping a copy of the old")] = False,
 ) -> None:
-    """Prints, or writes, what a client must be told to use a server."""
+    """Prints, or writes, the settings with which a client uses a server."""
     from paceline.serve.connect import exports, find_client, find_server
 
     kind = find_client(client)
     server = find_server(url, model, api_key or environment_key() or "")
     settings = kind.settings(server, os.environ)
     if server.context is None:
-        _errors.print("[yellow]note:[/] no context size is known, so none is set", highlight=False)
+        _errors.print("[yellow]note:[/] the server does not report a context size, so none is set", highlight=False)
     if not write:
         typer.echo(settings.shown())
         return
     if not settings.files:
-        raise InputError(f"{client} reads no settings file: without --write this prints what to set")
+        raise InputError(f"{client} reads no settings file; run this without --write to see what to set")
     for file in settings.files:
         changed, copy = file.write()
         kept = f", the old one is {copy}" if copy else ""
-        typer.echo(f"wrote {file.path}{kept}" if changed else f"{file.path} says so already")
+        typer.echo(f"wrote {file.path}{kept}" if changed else f"{file.path} has these settings already")
     if settings.exported:
         typer.echo("\n".join(["still to be set, since the file cannot hold it:", *exports(settings.exported)]))
 
@@ -312,13 +316,13 @@ def connect(
 @app.command("run")
 def run_client(
     client: Annotated[str, typer.Argument(help="claude, codex, opencode, aider or mini")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="the client's own, after --")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="the client's own arguments, after --")] = None,
     *,
     url: Url = LOCAL_URL,
     model: ModelName = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Starts an installed client on a server: paceline run claude -- -p "fix it". Its settings files stay as they are."""
+    """Starts an installed client with a server: paceline run claude -- -p "fix it". Does not change its settings files."""
     from paceline.serve.connect import find_client, find_server, start
 
     kind = find_client(client)
@@ -335,7 +339,7 @@ def bench(
     batch: int = 1,
     config: EngineConfig,
 ) -> None:
-    """Times prefill and plain decoding of random prompts; the benchmarks folder has the full ones."""
+    """Times prefill and plain decoding of random prompts. The full benchmarks are in the benchmarks folder."""
     from paceline.engine.bench import measure
 
     plain = dataclasses.replace(config, drafter="none")
@@ -344,34 +348,34 @@ def bench(
 
 
 def main() -> None:
-    """Runs the command line and ends the process, with one line on standard error where something went wrong.
+    """Runs the command line and exits. An error prints one line on standard error.
 
-    The exit status is 1 for an error of the tree and for a full disk, 130 for an interrupt, 141 where the reader of
-    standard output has gone (no line then), 2 for a wrong use.
+    The exit status is 1 for a PacelineError and for a full disk, 2 for wrong usage, 130 for an interrupt, and 141 if the reader
+    of standard output has closed it (without a line).
     """
     try:
         app(standalone_mode=True)
     except PacelineError as error:
-        _end(1, f"[red]error:[/] {escape(str(error))}")
+        _exit(1, f"[red]error:[/] {escape(str(error))}")
     except BrokenPipeError:
-        _end(141)
+        _exit(141)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_FULL:
             raise
-        place = error.filename or "the output"
-        _end(1, f"[red]error:[/] cannot write {escape(str(place))}: {error.strerror}")
+        output = error.filename or "the output"
+        _exit(1, f"[red]error:[/] cannot write {escape(str(output))}: {error.strerror}")
     except KeyboardInterrupt:
-        _end(130, "interrupted")
-    except SystemExit as end:  # typer's own, which says by what it was raised in
+        _exit(130, "interrupted")
+    except SystemExit as end:  # raised by Typer; its context is the cause
         if isinstance(end.__context__, BrokenPipeError):
-            _end(141)
+            _exit(141)
         if end.code == 130:
-            _end(130, "interrupted")
+            _exit(130, "interrupted")
         raise
 
 
-def _end(status: int, message: str = "") -> NoReturn:
-    """Ends the process. What standard output still holds is thrown away: it cannot be written, or its reader has gone."""
+def _exit(status: int, message: str = "") -> NoReturn:
+    """Exits the process. Discards what standard output still buffers: it cannot be written, or nobody reads it."""
     if sys.stdout is not None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()

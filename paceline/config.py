@@ -11,6 +11,10 @@ from typing import Any, get_args, get_type_hints
 
 from paceline.errors import ConfigError, DeviceError
 
+MAX_DRAFT = 256  # tokens that a step may draft for a request; kernels, graphs and page tables are sized for it
+# Drafters by name, as module:class. A class is made as `Class(config, model)`; see drafters/base.py.
+DRAFTERS = {"copy": "paceline.drafters.copy:CopyDrafter", "none": "paceline.drafters.base:NoDrafter"}
+
 
 def _setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -35,7 +39,7 @@ class EngineConfig:
     )
     prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
     drafter: str = _setting("copy", "copy, or none: decode token by token")
-    max_draft: int | None = _setting(None, "longest draft in tokens (default: 256)")
+    max_draft: int | None = _setting(None, f"longest draft in tokens (default: {MAX_DRAFT})")
     fixed_draft: int | None = _setting(None, "draft exactly this many tokens instead of choosing by cost (benchmarks)")
     deterministic: bool = _setting(False, "batch-invariant operations: drafted output equals plain output bit by bit")
     cuda_graphs: bool = _setting(True, "replay captured graphs on CUDA")
@@ -44,7 +48,7 @@ class EngineConfig:
         choices = (
             ("device", ("auto", "cpu", "cuda")),
             ("dtype", ("auto", "float32", "bfloat16", "float16")),
-            ("drafter", ("copy", "none")),
+            ("drafter", tuple(DRAFTERS)),
         )
         for name, allowed in choices:
             value = getattr(self, name)
@@ -63,7 +67,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {value}")
-        for name, limit in (("max_draft", 256), ("fixed_draft", 256)):
+        for name, limit in (("max_draft", MAX_DRAFT), ("fixed_draft", MAX_DRAFT)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= limit:
                 raise ConfigError(f"{name} must be between 0 and {limit}, not {value}")
@@ -82,6 +86,17 @@ class EngineConfig:
             if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
                 raise ConfigError(f"{key} cannot be {value!r}")
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(EngineConfig):
+    """An EngineConfig with every choice made, as `resolve` gives it. `cache_tokens` may be None: by free memory."""
+
+    threads: int = field(kw_only=True)
+    max_context: int = field(kw_only=True)
+    prefill_chunk: int = field(kw_only=True)
+    max_stall_ms: int = field(kw_only=True)
+    max_draft: int = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -118,24 +133,29 @@ def _bfloat16_on_cpu() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX2" and shutil.which("cc") is not None
 
 
-def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> EngineConfig:
-    """A copy of `config` with every choice made. Raises DeviceError where CUDA is asked for and absent."""
+def resolve(config: EngineConfig, hardware: Hardware, model_context: int) -> ResolvedConfig:
+    """`config` with every choice made for a machine and a model of at most `model_context` positions.
+
+    Raises DeviceError where CUDA is asked for and absent, ConfigError for a `max_context` that the model does not have.
+    """
     device = config.device
     if device == "auto":
         device = "cuda" if hardware.cuda else "cpu"
     if device != "cpu" and not hardware.cuda:
-        raise DeviceError("device 'cuda' was asked for, but no CUDA GPU is usable here; use device 'cpu' or 'auto'")
+        raise DeviceError("device 'cuda' was requested, but no CUDA GPU is usable here; use device 'cpu' or 'auto'")
     on_gpu = device != "cpu"
     context = config.max_context or min(model_context, 32768)
     if context > model_context:
         raise ConfigError(f"max_context {context} is more than the model's {model_context}")
-    return dataclasses.replace(
-        config,
-        device=device,
-        dtype=("bfloat16" if on_gpu or hardware.bfloat16 else "float32") if config.dtype == "auto" else config.dtype,
-        threads=config.threads or hardware.cores,
-        max_context=context,
-        prefill_chunk=config.prefill_chunk or (8192 if on_gpu else 512),
-        max_stall_ms=config.max_stall_ms or (100 if on_gpu else 3000),
-        max_draft=256 if config.max_draft is None else config.max_draft,
-    )
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(EngineConfig)}
+    on_gpu_or_fast = on_gpu or hardware.bfloat16
+    values |= {
+        "device": device,
+        "dtype": ("bfloat16" if on_gpu_or_fast else "float32") if config.dtype == "auto" else config.dtype,
+        "threads": config.threads or hardware.cores,
+        "max_context": context,
+        "prefill_chunk": config.prefill_chunk or (8192 if on_gpu else 512),
+        "max_stall_ms": config.max_stall_ms or (100 if on_gpu else 3000),
+        "max_draft": MAX_DRAFT if config.max_draft is None else config.max_draft,
+    }
+    return ResolvedConfig(**values)

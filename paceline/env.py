@@ -1,4 +1,4 @@
-"""The environment variables Paceline reads, and the one it sets. There are no others."""
+"""All environment variables that Paceline reads, and the one that it sets."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "paceline"
 
 
-def settle_threads() -> None:
-    """Lets OpenMP's threads wait for each other a few microseconds only before they sleep; before torch is imported.
+def limit_openmp_spinning() -> None:
+    """Sets `GOMP_SPINCOUNT`: OpenMP's threads spin for microseconds at a barrier, then sleep. Call it before importing torch.
 
-    Left alone they spin for milliseconds, and where another process wants a core, every one of a step's hundreds of waits
-    lasts as long. `GOMP_SPINCOUNT` in the environment wins.
+    By default they spin for milliseconds. If another process then needs a core, each of a step's hundreds of barriers takes
+    that long. A value in the environment takes precedence.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def api_key() -> str | None:
-    """A key that clients of `paceline serve` must send: `PACELINE_API_KEY`. Empty is none."""
+    """The key that clients of `paceline serve` must send: `PACELINE_API_KEY`. An empty value means none."""
     return os.environ.get("PACELINE_API_KEY") or None
 
 
 def trace_endpoint() -> str | None:
-    """Where OpenTelemetry's exporter sends traces: `OTEL_EXPORTER_OTLP_ENDPOINT`. Without it there are none."""
+    """Where OpenTelemetry's exporter sends traces: `OTEL_EXPORTER_OTLP_ENDPOINT`. Without it no traces are sent."""
     return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None

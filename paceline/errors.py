@@ -1,32 +1,32 @@
-"""Every error Paceline raises on purpose, in one tree.
+"""The exceptions that Paceline raises, in one tree.
 
 PacelineError
 ├── ConfigError            an unknown key, a value out of range, settings that contradict each other
 ├── DeviceError            a device was asked for that this machine does not have
-├── RequestError           a request that cannot be served as it stands
-│   ├── BadGrammar         a grammar or schema that does not compile, or is too much to follow
+├── RequestError           a request that cannot be served in its form
+│   ├── BadGrammar         a grammar or schema that does not compile, or exceeds a limit
 │   ├── BadField           a field of a request body that is missing, of the wrong type, or not supported
 │   ├── ContextExceeded    the prompt (and the wanted output) does not fit the context
-│   └── EmptyPrompt        nothing to continue
+│   └── EmptyPrompt        a prompt without tokens
 ├── InputError             a file or an edit that cannot be used
 │   ├── NotText            a binary file, or bytes that are not UTF-8
-│   ├── EmptyEdit          the edit changes nothing because it says nothing
-│   └── EditNotFound       the edit matches nowhere in the file
+│   ├── EmptyEdit          the edit is empty, or changes nothing
+│   └── EditNotFound       the edit, or a part of it, does not match the file
 ├── ModelError             a model that cannot be loaded
-│   ├── UnknownArchitecture
+│   ├── UnknownArchitecture an architecture that is not supported
 │   ├── BadWeights         truncated, wrong digest, missing or unexpected tensors
-│   └── UnknownModel       a name that `pull` does not know and the disk does not have
+│   └── UnknownModel       neither a known model's name nor a file
 ├── PullError              a download that did not finish
-│   ├── Offline
-│   ├── DigestMismatch
-│   └── DiskFull
-├── ServeError             what a server answers without asking the engine
+│   ├── Offline            the source cannot be reached
+│   ├── DigestMismatch     the file received is not the one published
+│   └── DiskFull           no space left
+├── ServeError             a request that the server rejects or ends by itself
 │   ├── Unauthorized       no API key, or a wrong one
-│   ├── NotFound           a path that is served by nothing
+│   ├── NotFound           a path that the server does not have
 │   ├── BodyTooLarge       a request body over the limit
 │   ├── Overloaded         the queue is full, or the server is shutting down; try again later
-│   ├── SlowBody           the body did not come whole within its time
-│   ├── TimedOut           the request's time is over
+│   ├── SlowBody           the body did not arrive in time
+│   ├── TimedOut           the request exceeded its time limit
 │   ├── EngineStopped      the engine's thread has ended; the log says why
 │   └── EngineFailed       the engine failed on this request alone; the log says why
 ├── FlaggedResult          a merge whose checks failed; it was not written
@@ -71,7 +71,7 @@ __all__ = [
 
 
 class PacelineError(Exception):
-    """Base of the tree. `str(error)` is one sentence that says what to do."""
+    """The base class. `str(error)` is one sentence: the subject, what is wrong, and what to do."""
 
 
 class ConfigError(PacelineError, ValueError):
@@ -79,11 +79,11 @@ class ConfigError(PacelineError, ValueError):
 
 
 class DeviceError(PacelineError):
-    """A device was asked for that this machine does not have."""
+    """A device was requested that this machine does not have."""
 
 
 class RequestError(PacelineError, ValueError):
-    """A request that cannot be served as it stands."""
+    """A request that cannot be served in its form."""
 
 
 class BadField(RequestError):
@@ -95,7 +95,7 @@ class BadField(RequestError):
 
 
 class BadGrammar(RequestError):
-    """A grammar, or a JSON schema to hold output to, that does not compile, or that is too much to follow to its end."""
+    """A grammar or JSON schema for constrained decoding that does not compile, or exceeds a limit."""
 
 
 class ContextExceeded(RequestError):
@@ -103,7 +103,7 @@ class ContextExceeded(RequestError):
 
 
 class EmptyPrompt(RequestError):
-    """There is no token to continue from."""
+    """The prompt has no token."""
 
 
 class InputError(PacelineError, ValueError):
@@ -115,11 +115,11 @@ class NotText(InputError):
 
 
 class EmptyEdit(InputError):
-    """The edit says nothing."""
+    """The edit is empty, or changes nothing."""
 
 
 class EditNotFound(InputError):
-    """The edit matches nowhere in the file."""
+    """The edit, or a part of it, does not match the file."""
 
 
 class ModelError(PacelineError):
@@ -127,19 +127,19 @@ class ModelError(PacelineError):
 
 
 class UnknownArchitecture(ModelError):
-    """The model's architecture is none that Paceline knows; the message names the nearest."""
+    """The model's architecture is not supported. The message names the nearest one that is."""
 
 
 class BadWeights(ModelError):
-    """A truncated file, a wrong digest, or tensors missing or unexpected."""
+    """A truncated or damaged file, a wrong digest, or missing or unexpected tensors."""
 
 
 class UnknownModel(ModelError):
-    """A name that `paceline pull` does not know and the disk does not have."""
+    """The name is neither that of a known model nor a file."""
 
 
 class PullError(PacelineError):
-    """A download that did not finish. What arrived is kept and resumed from."""
+    """A download that did not finish. The next pull resumes it."""
 
 
 class Offline(PullError):
@@ -147,15 +147,15 @@ class Offline(PullError):
 
 
 class DigestMismatch(PullError):
-    """What arrived is not what was published."""
+    """The file received is not the one published."""
 
 
 class DiskFull(PullError):
-    """No room left; the partial file is kept."""
+    """No disk space left. The parts received are kept."""
 
 
 class ServeError(PacelineError):
-    """What a server answers without asking the engine."""
+    """A request that the server rejects or ends by itself."""
 
 
 class Unauthorized(ServeError):
@@ -163,7 +163,7 @@ class Unauthorized(ServeError):
 
 
 class NotFound(ServeError):
-    """A path that is served by nothing."""
+    """A path that the server does not have."""
 
 
 class BodyTooLarge(ServeError):
@@ -171,7 +171,7 @@ class BodyTooLarge(ServeError):
 
 
 class Overloaded(ServeError):
-    """The queue is full, or the server is shutting down; `retry_after` seconds from now it may not be."""
+    """The queue is full, or the server is shutting down. `retry_after` is when to try again, in seconds."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -179,19 +179,19 @@ class Overloaded(ServeError):
 
 
 class SlowBody(ServeError):
-    """The request's body did not come whole within its time."""
+    """The request body did not arrive within its time limit."""
 
 
 class TimedOut(ServeError):
-    """The request's time is over before its answer is written."""
+    """The request exceeded its time limit."""
 
 
 class EngineStopped(ServeError):
-    """The engine's thread has ended; the log says why."""
+    """The engine's thread has ended. The log says why."""
 
 
 class EngineFailed(ServeError):
-    """A bug or a full memory in a step of this request; the log says which. The engine goes on with others."""
+    """A step of this request failed, by a bug or for lack of memory. The log says why. Other requests continue."""
 
 
 class FlaggedResult(PacelineError):

@@ -1,4 +1,4 @@
-"""Ctrl-C while modules are imported: an exception raised in an import may be taken for another, or be lost."""
+"""Handling of Ctrl-C during imports, where a KeyboardInterrupt may be swallowed or turned into another exception."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import signal
 from collections.abc import Iterator
 
 
-def end_at_once() -> None:
-    """From here on an interrupt ends the process with one line on standard error and exit status 130.
+def exit_on_interrupt() -> None:
+    """From now on an interrupt ends the process at once, with one line on standard error and exit status 130.
 
-    Not where something else handles interrupts, or ignores them, as a shell has it for a job with &.
+    Does nothing if another handler is installed or interrupts are ignored (as for a shell's background job).
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGINT, _exit_interrupted)
 
 
 @contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-    """`end_at_once` for a while."""
+def exiting_on_interrupt() -> Iterator[None]:
+    """`exit_on_interrupt` within a `with` block."""
     handler = signal.getsignal(signal.SIGINT)
-    end_at_once()
+    exit_on_interrupt()
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
-def _interrupted(*_: object) -> None:
+def _exit_interrupted(*_: object) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)

@@ -1,4 +1,4 @@
-"""The nouns every part of Paceline shares. Nothing here imports a sibling module but `errors`."""
+"""The data types that all parts of Paceline share. Of the sibling modules this one imports only `errors`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from paceline.errors import PacelineError, RequestError
 
 TokenIds = list[int]
-MOST_STOPS, LONGEST_STOPS = 64, 16 << 10  # stop strings of a request, and their characters in all
-MOST_BIASES = 1024
+MOST_STOPS, LONGEST_STOPS = 64, 16 << 10  # bounds of a request's stop strings: their number and total characters
+MOST_BIASES = 1024  # bound of a request's biased tokens, and of its stop tokens
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """The sampling parameters of a request.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 switch those filters off. The penalties are
-    OpenAI's (`presence`, `frequency`: subtracted from the logits of tokens already in the output) and CTRL's
-    (`repetition`: divides positive, multiplies negative logits of tokens in prompt or output). `logit_bias` maps a token
-    to what is added to its logit. With `seed` the same request gives the same tokens whatever shares its batch and
-    whatever is drafted; without one a seed is drawn. `stop` is one string or several; the text ends before the first that
-    is whole, none of which ends in the first `min_tokens` tokens. `ignore_eos` goes on after the end of a turn, but never
-    after that of a grammar. `logprobs` is the number of alternatives to report (None: none).
-    `prompt_logprobs` asks for those of the prompt's tokens too. `grammar` holds the output to a grammar (see
-    engine/grammar.py); log-probabilities are then those of allowed tokens.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch those filters off. The penalties are OpenAI's
+    (`presence`, `frequency`: subtracted from the logits of tokens already in the output) and CTRL's (`repetition`: divides
+    positive and multiplies negative logits of tokens in prompt or output). `logit_bias` maps a token to the value that is
+    added to its logit. With a `seed`, the same request gives the same tokens, independent of its batch and of drafts;
+    without one, a seed is drawn. `stop` is one string or several: the text ends before the first complete one. A stop
+    string that ends within the first `min_tokens` tokens is ignored. `ignore_eos` continues after an end-of-sequence
+    token, but not after the end of a grammar. `logprobs` is the number of alternatives to report (None: no
+    log-probabilities), `prompt_logprobs` the same for the prompt's tokens. `grammar` constrains the output (see
+    engine/grammar.py); log-probabilities are then those over allowed tokens.
     """
 
     temperature: float = 0.0
@@ -47,7 +47,7 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises RequestError for a value that is out of range. Every number is one that float32 holds."""
+        """Raises RequestError for a value out of range. The ranges keep all numbers finite in float32."""
         stop: Any = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         checks = (
@@ -72,7 +72,7 @@ class Sampling:
             (sum(map(len, self.stop)) <= LONGEST_STOPS, f"stop must have at most {LONGEST_STOPS} characters in all"),
             (all(self.stop), "stop must not have an empty string"),
             (len(self.stop_tokens) <= MOST_BIASES, f"stop_tokens must be at most {MOST_BIASES}"),
-            (not (self.grammar and self.min_tokens), "min_tokens is not to be had together with a grammar"),
+            (not (self.grammar and self.min_tokens), "min_tokens is not supported together with a grammar"),
         )
         for holds, message in checks:
             if not holds:
@@ -80,7 +80,7 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """True when tokens are chosen by the raw logits and nothing is told but the tokens."""
+        """Whether tokens are sampled from the unmodified logits, without a grammar, and no log-probabilities are reported."""
         return not self.adjusts_logits and self.grammar is None and self.logprobs is None
 
     @property
@@ -98,11 +98,11 @@ class Sampling:
 class Request:
     """One prompt to continue.
 
-    `sources` are texts, as tokens, that the output may copy from, best first: a predicted output or a candidate merge
-    before the prompt's own text, which is always a source. They change speed, never tokens.
-    `margin` is a declared lossy policy (see docs/apply.md): where the best source's next token is within `margin` nats
-    of the model's first choice, it is taken instead. 0 is lossless.
-    `namespace` is the tenant: requests share cached prefixes with those of the same namespace alone.
+    `sources` are token lists that the drafter may copy from, best first, for example a predicted output or a candidate
+    merge. The prompt itself is always a source. They change the speed, never the tokens.
+    `margin` is an explicitly lossy policy (see docs/apply.md): if the first source's next token is within `margin` nats of
+    the model's first choice, it is accepted instead. 0 is lossless.
+    `namespace` is the tenant: requests share cached prefixes only with requests of the same namespace.
     """
 
     prompt: TokenIds
@@ -126,10 +126,11 @@ class FinishReason(enum.Enum):
 
 @dataclass
 class Usage:
-    """True counts of one request. `accepted` and `rejected` are drafted tokens; `steps` are target passes after prefill.
+    """The counts of one request. `accepted` and `rejected` count draft tokens; `steps` counts target passes after prefill.
 
-    `source_…` are those of the drafted tokens that were copied from the request's explicit sources.
-    `queue_seconds` of the `prefill_seconds` to the first token it waited for pages and a place in the batch.
+    `source_…` count the draft tokens that were copied from the request's explicit sources, `margin_tokens` the tokens that
+    only the margin accepted. `prefill_seconds` is the time to the first token, of which the request waited `queue_seconds`
+    for pages and a place in the batch.
     """
 
     prompt_tokens: int = 0
@@ -163,11 +164,11 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step gave one request. `accepted` says, token by token, which of `tokens` were drafted.
+    """The output of one step for one request. `accepted` has a flag for each of `tokens`: whether it was an accepted draft.
 
-    `prompt_logprobs`, of the prompt's tokens from the second on, come with the first output where they were asked for.
-    `drafted` is how many tokens the step had drafted. `usage` comes with the first output, for what the prompt took, and
-    with the last one, whole; `finish` with the last one. Where it is FAILED, `error` says why.
+    `drafted` is the number of draft tokens of the step. `prompt_logprobs`, of the prompt's tokens from the second on, come
+    with the first output if they were requested. `usage` comes with the first output (the prompt's counts) and with the
+    last one (complete). `finish` comes with the last output; if it is FAILED, `error` has the reason.
     """
 
     request_id: str
@@ -184,9 +185,9 @@ class StepOutput:
 
 @dataclass
 class Completion:
-    """A finished request. `text` is cut before a stop string; `tokens` are what the model produced.
+    """A finished request. `text` ends before a stop string; `tokens` are all that the model generated.
 
-    Where `finish` is FAILED, `error` says why, and tokens and text are what came before.
+    If `finish` is FAILED, `error` has the reason, and tokens and text are those generated before it.
     """
 
     request_id: str
@@ -199,7 +200,7 @@ class Completion:
     error: PacelineError | None = None
 
     def checked(self) -> Completion:
-        """Itself. Raises `error` if the request failed."""
+        """Returns self. Raises `error` if the request failed."""
         if self.error is not None:
             raise self.error
         return self

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from paceline.drafters.chooser import LONG, LOST, LOST_LONG, Acceptance, Habits, choose_each, choose_uniform
+from paceline.drafters.chooser import LONG, LOST, LOST_LONG, Acceptance, GlobalAcceptance, choose_each, choose_uniform
+from paceline.drafters.copy import CopyDrafter
+
+
+def up_to(limit: int) -> list[int]:
+    return [each for each in CopyDrafter.lengths if each <= limit]
 
 
 def cost(length: int) -> float:
@@ -11,21 +16,21 @@ def cost(length: int) -> float:
 
 
 def record(streak: int, lost: int = 0) -> Acceptance:
-    made = Habits().newcomer()
-    made.stand(streak, lost)
+    made = GlobalAcceptance().new_request()
+    made.set_streak(streak, lost)
     return made
 
 
 def test_a_long_streak_drafts_as_far_as_it_may() -> None:
-    assert choose_uniform([record(40)], 256, cost) == 256
-    assert choose_uniform([record(40)], 64, cost) == 64
+    assert choose_uniform([record(40)], up_to(256), cost) == 256
+    assert choose_uniform([record(40)], up_to(64), cost) == 64
 
 
 def test_plain_chat_stops_drafting_within_a_few_steps() -> None:
     chat = record(0)
     lengths = []
     for _ in range(12):
-        length = choose_uniform([chat], 256, cost)
+        length = choose_uniform([chat], up_to(256), cost)
         lengths.append(length)
         chat.observe(chat.state, length, 0, False, 0)
     assert lengths[4:] == [0] * 8
@@ -35,27 +40,27 @@ def test_a_right_guess_while_not_drafting_brings_drafts_back() -> None:
     chat = record(0, lost=50)
     for _ in range(20):
         chat.observe(LOST_LONG, 0, 0, False, 0)
-    assert choose_uniform([chat], 256, cost) == 0
+    assert choose_uniform([chat], up_to(256), cost) == 0
     for streak in (4, 5, 6, 9, 20, 40):
         chat.observe(chat.state, 0, 0, True, streak)
-    assert choose_uniform([chat], 256, cost) >= 64
+    assert choose_uniform([chat], up_to(256), cost) >= 64
 
 
 def test_a_full_batch_where_queries_cost_drafts_nothing() -> None:
-    assert choose_uniform([record(0) for _ in range(64)], 16, lambda length: 2.3 + 0.28 * length) == 0
+    assert choose_uniform([record(0) for _ in range(64)], up_to(16), lambda length: 2.3 + 0.28 * length) == 0
 
 
 def test_each_request_gets_its_own_length_where_the_device_allows() -> None:
-    lengths = choose_each([record(64), record(0, lost=50)], 256, lambda queries: 70 + 7 * queries)
+    lengths = choose_each([record(64), record(0, lost=50)], up_to(256), lambda queries: 70 + 7 * queries)
     assert lengths[0] >= 64 and lengths[1] == 0
 
 
-def test_habits_teach_newcomers_and_own_experience_outweighs_them() -> None:
-    habits = Habits()
+def test_rates_of_all_requests_are_the_prior_of_a_new_one_and_its_own_outweigh_them() -> None:
+    rates = GlobalAcceptance()
     for _ in range(200):
-        habits.observe(LOST, 8, 0, False)
-    assert habits.newcomer().rates[LOST][0].value < 0.05
-    one = habits.newcomer()
+        rates.observe(LOST, 8, 0, False)
+    assert rates.new_request().rates[LOST][0].value < 0.05
+    one = rates.new_request()
     for _ in range(6):
         one.observe(LOST, 8, 8, True, 40)
     assert one.rates[LOST][0].value > 0.6 and one.state == LONG

@@ -257,8 +257,8 @@ def test_an_interrupt_is_one_line(stage: str) -> None:
             time.sleep(0.01)
     else:
         process.stdin.write(b"text\n" * 100_000)  # more than a pipe holds: it is being read
-        time.sleep(0.5)  # until it waits for more: Python sees a signal between two reads only after the second
-        time.sleep(1.0)  # and now it is waited for: CPython sees no signal between two reads of one `read()`
+        time.sleep(0.5)  # until it waits for more: Python handles a signal between two reads only after the second
+        time.sleep(1.0)  # now it waits: CPython handles no signal between two reads of one `read()`
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert (process.stdout.read(), process.stderr.read()) == (b"", b"interrupted\n")
@@ -326,13 +326,13 @@ def test_a_raw_prompt_begins_as_the_tokenizer_begins_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_values(**shapes, rms_norm_eps=1e-6)))
     save_file(dict(random_tensors(config)), tmp_path / "model.safetensors")
     engine = Engine.load(tmp_path, EngineConfig(device="cpu"))
-    told = [
+    lines = [
         engine.generate([Request(tokens, Sampling(max_tokens=12))])[0].text
         for tokens in (engine.tokenizer.encode_prompt("def f"), engine.tokenizer.encode("def f"))
     ]
     command = ["generate", "def f", "--raw", "--max-tokens", "12", "--model", str(tmp_path), "--device", "cpu"]
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0 and done.stdout == f"{told[0]}\n" and told[0] != told[1]
+    assert done.exit_code == 0 and done.stdout == f"{lines[0]}\n" and lines[0] != lines[1]
 
 
 @pytest.mark.model

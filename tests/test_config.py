@@ -10,7 +10,7 @@ import pytest
 from paceline import errors
 from paceline.config import EngineConfig, Hardware, resolve
 from paceline.errors import ConfigError, DeviceError, PacelineError
-from paceline.ops import linear
+from paceline.ops import weight
 
 CPU = Hardware(False, 4, 8 << 30)
 GPU = Hardware(True, 16, 80 << 30)
@@ -54,7 +54,7 @@ def test_the_dtype_is_bfloat16_where_that_is_fast() -> None:
 def test_without_a_compiler_bfloat16_is_fast_only_by_onednn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     detected = Hardware.detect()
-    assert detected.bfloat16 == (detected.cuda or linear.packs())
+    assert detected.bfloat16 == (detected.cuda or weight.packs())
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

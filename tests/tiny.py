@@ -9,7 +9,7 @@ import torch
 
 from paceline.config import EngineConfig, Hardware, resolve
 from paceline.engine.engine import Engine
-from paceline.models.config import ModelConfig
+from paceline.models.config import Experts, ModelConfig
 from paceline.models.decoder import Decoder
 
 VOCABULARY = 258
@@ -17,7 +17,7 @@ EOS = 257
 
 
 class ByteTokenizer:
-    """Token i is byte i; 256 is unused, 257 ends the output. Stands in for Tokenizer, whose own tests use real ones."""
+    """Token i is byte i; 256 is unused, 257 ends the output. A replacement for Tokenizer, whose own tests use real ones."""
 
     eos_tokens = (EOS,)
     vocab_size = VOCABULARY
@@ -47,9 +47,10 @@ def tiny_config(family: str = "qwen2", **changes: Any) -> ModelConfig:
         "max_positions": 4096,
         "tie_embeddings": True,
         "attention_bias": family == "qwen2",
-        "qk_norm": family == "qwen3",
+        "qk_norm": family in ("qwen3", "qwen3_moe"),
         "eos_tokens": (EOS,),
         "bos_token": None,
+        "experts": Experts(6, 2, 24, True, frozenset([1])) if family == "qwen3_moe" else None,
     }
     return ModelConfig(**{**values, **changes})
 
@@ -77,9 +78,17 @@ def random_tensors(
             yield base + "self_attn.q_norm.weight", torch.ones(dim, dtype=dtype)
             yield base + "self_attn.k_norm.weight", torch.ones(dim, dtype=dtype)
         yield base + "self_attn.o_proj.weight", tensor(config.hidden_size, heads * dim)
-        for part in ("gate", "up"):
-            yield base + f"mlp.{part}_proj.weight", tensor(config.intermediate_size, config.hidden_size)
-        yield base + "mlp.down_proj.weight", tensor(config.hidden_size, config.intermediate_size)
+        width, mlps = config.intermediate_size, ["mlp."]
+        if config.experts is not None and index in config.experts.layers:
+            width, mlps = (
+                config.experts.intermediate_size,
+                [f"mlp.experts.{e}." for e in range(config.experts.num_experts)],
+            )
+            yield base + "mlp.gate.weight", tensor(config.experts.num_experts, config.hidden_size)
+        for mlp in mlps:
+            for part in ("gate", "up"):
+                yield base + mlp + f"{part}_proj.weight", tensor(width, config.hidden_size)
+            yield base + mlp + "down_proj.weight", tensor(config.hidden_size, width)
     yield "model.norm.weight", torch.ones(config.hidden_size, dtype=dtype)
     if not config.tie_embeddings:
         yield "lm_head.weight", tensor(config.vocab_size, config.hidden_size)

@@ -1,8 +1,8 @@
-"""Writes one GGUF model in the peers' forms, all with the very same bf16 weights.
+"""Writes one GGUF model in the formats of the peers, all with the same bf16 weights.
 
-    python benchmarks/peers/export.py MODEL      prints the two paths
+    python -m benchmarks.peers.export MODEL      prints the two paths
 
-A Hugging Face directory (config.json, model.safetensors; no tokenizer, the peers are given tokens) for vLLM and
+A Hugging Face directory (config.json, model.safetensors; no tokenizer: the peers get tokens) for vLLM and
 transformers, and a BF16 GGUF for llama.cpp. Vectors (norms, biases) stay float32 in the GGUF, which llama.cpp requires.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ import torch
 from gguf import GGMLQuantizationType, GGUFValueType
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from benchmarks.common import argument_parser
 from paceline.env import cache_dir
 from paceline.models.checkpoint import Checkpoint, open_checkpoint
-from paceline.models.config import FAMILIES
+from paceline.models.families import family_by
+from paceline.models.pull import pull
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Exported:
 
 
 def export(path: Path) -> Exported:
-    """Writes both forms under the cache, or finds them there. `path` is a GGUF file."""
+    """Writes both formats into the cache folder unless they are there. `path` is a GGUF file."""
     checkpoint = open_checkpoint(path)
     folder = cache_dir() / "peers" / f"{path.stem}-{checkpoint.identity[:12]}"
     exported = Exported(folder / "hf", folder / "bf16.gguf")
@@ -47,7 +46,7 @@ def export(path: Path) -> Exported:
 
 
 def _whole(target: Path, write: Any) -> None:
-    """Writes under another name and moves the whole into place."""
+    """Writes under a temporary name, then renames."""
     partial = target.with_name(f"partial-{target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_dir():
@@ -60,8 +59,8 @@ def _write_directory(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir()
     save_file(dict(checkpoint.tensors(torch.bfloat16)), folder / "model.safetensors", metadata={"format": "pt"})
     config = checkpoint.config
-    family = next(each for each in FAMILIES if each.name == config.family)
-    assert config.rope_scaling is None, "no model at hand stretches its rotary frequencies"
+    family = family_by("name", config.family)
+    assert config.rope_scaling is None and config.experts is None, "only plain dense models are supported"
     values = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -107,7 +106,7 @@ def _write_gguf(source: Path, target: Path) -> None:
     writer.write_ti_data_to_file()
     for tensor, kind in zip(reader.tensors, kinds, strict=True):
         values = torch.from_numpy(numpy.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
-        rounded = values.to(torch.bfloat16)  # vectors as well, so that every peer has the same numbers
+        rounded = values.to(torch.bfloat16)  # vectors are rounded too, so that every peer has the same numbers
         if kind is GGMLQuantizationType.BF16:
             writer.write_tensor_data(rounded.view(torch.int16).numpy())
         else:
@@ -116,7 +115,7 @@ def _write_gguf(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    from paceline.models.pull import pull
-
-    result = export(pull(sys.argv[1]))
-    print(result.directory, result.gguf, sep="\n")
+    parser = argument_parser(__doc__)
+    parser.add_argument("model", help="a name that `paceline pull` knows, or a GGUF file")
+    exported = export(pull(parser.parse_args().model))
+    print(exported.directory, exported.gguf, sep="\n")

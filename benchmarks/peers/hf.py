@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from job import Timed, read_job, run_job
 from transformers.generation.streamers import BaseStreamer
+
+from benchmarks.peers.job import Timed, read_job, run_job
 
 
 class Clock(BaseStreamer):
-    """Notes when tokens arrive; the first call brings the prompt."""
+    """Notes when tokens arrive; the first call has the prompt."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, int]] = []

@@ -1,6 +1,7 @@
 """The protocol of a peer: a job as JSON on standard input, a result as JSON on the last line of standard output.
 
-Runs inside every peer's environment, so it imports the standard library alone.
+Every peer's program imports this in its own environment, so it imports the standard library alone. Programs run from the
+repository's root: `python -m benchmarks.peers.NAME < job.json`.
 
     job     {"model": path, "dtype": name, "threads": n, "mode": "prefill" | "plain" | "lookup",
              "prompts": [[token ids]], "max_tokens": n, "stop_tokens": [token ids], "settings": {}}
@@ -22,7 +23,7 @@ WARM_UP_PROMPT, WARM_UP_TOKENS = 256, 16
 
 @dataclass(frozen=True)
 class Timed:
-    """One completion. `seconds` of `decoded` tokens, those after the first ones to arrive; prefill is up to those."""
+    """One completion. Prefill ends when the first tokens arrive; `decoded` tokens came after them, in `seconds`."""
 
     output: list[int]
     prefill_seconds: float

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 
 import llama_cpp
-from job import Timed, context_needed, read_job, run_job
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+from benchmarks.peers.job import Timed, context_needed, read_job, run_job
 
 
 def main() -> None:

@@ -1,20 +1,15 @@
-"""Paceline itself in the form of a peer: plain, and with its copy drafter. Protocol: job.py.
+"""Paceline as a peer: plain, and with its copy drafter. Protocol: job.py.
 
 Settings: any of EngineConfig. A job may carry `sources`: for each prompt, the token lists its output may copy from.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
-
-from job import Timed, context_needed, read_job, run_job
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from benchmarks.peers.job import Timed, context_needed, read_job, run_job
 from paceline.config import EngineConfig
 from paceline.engine.engine import Engine
 from paceline.types import Request, Sampling

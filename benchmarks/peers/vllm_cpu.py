@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import time
 
-from job import Timed, context_needed, read_job, run_job
+from benchmarks.peers.job import Timed, context_needed, read_job, run_job
 
 
 def main() -> None:
-    import vllm  # here, for its workers are spawned and import this file again
+    import vllm  # imported here because spawned workers import this module again
 
     job = read_job()
     settings = {"compiled": True, "max_num_batched_tokens": 2048} | job["settings"]

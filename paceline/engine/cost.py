@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 
-_WEIGHT = 0.3  # of a new measurement
-_LEAST_CHUNK = 32  # tokens: a prompt goes on at this pace whatever the bound
-_MARGINAL = 0.02  # a further query's cost over a single query's, before anything is known
+_WEIGHT = 0.3  # of a new measurement in the moving average
+_MIN_CHUNK = 32  # tokens: a chunk has at least this many, whatever the bound (python -m benchmarks.stalls)
+_MARGINAL = 0.02  # cost of one more query over that of the first, before anything is measured
 
 
 class StepCost:
@@ -62,14 +62,14 @@ class ChunkCost:
         )
 
     def load(self, start: int, end: int) -> float:
-        """What the tokens `start:end` of a prompt count."""
+        """The load of the tokens `start:end` of a prompt."""
         return (end - start) * (1 + (start + end) / 2 / self._even)
 
     def affordable(self, largest: int, start: int, seconds: float) -> int:
         """The chunk size, from position `start` on, that takes at most `seconds` by the bound: `largest`, a multiple of its
-        sixteenth, or a sixteenth halved. `_LEAST_CHUNK` tokens (or `largest`, if less) where no size does.
+        sixteenth, or a sixteenth halved. `_MIN_CHUNK` tokens (or `largest`, if less) where no size does.
         """
-        least = min(largest, _LEAST_CHUNK)
+        least = min(largest, _MIN_CHUNK)
         step = max(least, largest // 16)
         halves = (step >> shift for shift in range(1, step.bit_length()))
         sizes = (largest, *range((largest - 1) // step * step, step - 1, -step), *halves)

@@ -1,4 +1,4 @@
-"""Text out of tokens as they come, never half a character, and stop strings found across tokens."""
+"""Incremental detokenisation: whole characters only, with stop strings found across tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from paceline.engine.stops import stop_strings
 
 
 class Detokenizer:
-    """Feeds on tokens, gives text. What could still become a stop string, or half a character, is held back.
+    """Turns tokens into text. Holds back the end of the text while it may become a stop string or is half a character.
 
-    Of several stop strings the one that is whole first ends the text (of those that end together, the one that begins
-    first), so that the text does not depend on how the tokens are grouped. None ends it within the first `min_tokens`
-    tokens. `token_bytes` gives a token's part of the text, which for a control token is nothing.
+    The stop string that is complete first ends the text; of those that are complete together, the one that begins first.
+    So the text does not depend on how tokens are grouped. No stop string applies within the first `min_tokens` tokens.
+    `token_bytes` gives a token's bytes of the text, none for a control token.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: tuple[str, ...], min_tokens: int = 0) -> None:
@@ -26,16 +26,16 @@ class Detokenizer:
         self.stopped = False
 
     def feed(self, tokens: list[int]) -> tuple[str, int]:
-        """The text that is now certain, and how many of `tokens` it took: all, or those up to the end of a stop string.
+        """The text that is final now, and how many of `tokens` were used: all, or those up to the end of a stop string.
 
-        After a stop string `stopped` is True and nothing more is taken.
+        After a stop string `stopped` is True and further tokens are ignored.
         """
         if self._stop is None:
             return self._decoder.decode(b"".join(map(self._token_bytes, tokens))), len(tokens)
         if self.stopped:
             return "", 0
         early, self._early = self._early, max(0, self._early - len(tokens))
-        taken = 0
+        used = 0
         for part, ends in ((tokens[:early], False), (tokens[early:], True)):
             before, held = self._decoder.getstate(), len(self._held)
             found = self._read(self._decoder.decode(b"".join(map(self._token_bytes, part))), ends)
@@ -43,14 +43,14 @@ class Detokenizer:
                 self.stopped = True
                 self._decoder.setstate(before)
                 text, self._held = self._held[: found[0]], ""
-                return text, taken + self._up_to(found[1] - held, part)
-            taken += len(part)
+                return text, used + self._up_to(found[1] - held, part)
+            used += len(part)
         keep = len(self._held) - self._stop.depth[self._state]
         text, self._held = self._held[:keep], self._held[keep:]
-        return text, taken
+        return text, used
 
     def finish(self) -> str:
-        """The rest at the end of the output; a character cut in half becomes U+FFFD."""
+        """The text held back, at the end of the output; half a character becomes U+FFFD."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(b"", final=True)
@@ -58,7 +58,7 @@ class Detokenizer:
         return text
 
     def _read(self, text: str, ends: bool) -> tuple[int, int] | None:
-        """Adds text to what is held; where a stop string ends in it, and `ends` lets it, its start and end in what is held."""
+        """Adds text to the held text. Returns start and end of a stop string that ends in it, where `ends` allows one."""
         assert self._stop is not None
         base, place = len(self._held), 0
         self._held += text
@@ -76,7 +76,7 @@ class Detokenizer:
         return None
 
     def _up_to(self, end: int, tokens: list[int]) -> int:
-        """How many of `tokens` give the text's first `end` characters."""
+        """How many of `tokens` it takes for the text's first `end` characters."""
         for count, token in enumerate(tokens, 1):
             end -= len(self._decoder.decode(self._token_bytes(token)))
             if end <= 0:

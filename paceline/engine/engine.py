@@ -15,19 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from paceline.config import EngineConfig, Hardware, resolve
-from paceline.drafters.chooser import Habits, choose_each, choose_uniform
+from paceline.config import EngineConfig, Hardware, ResolvedConfig, resolve
+from paceline.drafters.base import Drafter, make_drafter
+from paceline.drafters.chooser import GlobalAcceptance, choose_each, choose_uniform
+from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
 from paceline.engine.detokenize import Detokenizer
-from paceline.engine.flight import Flight, Landed
 from paceline.engine.grammar import Grammars
+from paceline.engine.in_flight import InFlightStep, StepResult
 from paceline.engine.runner import Runner
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
 from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, EngineFailed, PacelineError, RequestError
-from paceline.kv.cache import KVCache, page_bytes
+from paceline.kv.cache import KVCache
+from paceline.kv.layout import CacheLayout
 from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
+from paceline.models.base import Model
 from paceline.models.checkpoint import Checkpoint, open_checkpoint
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
@@ -37,86 +41,80 @@ from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, Sampling, StepOutput, TokenIds
 
 _log = logging.getLogger(__name__)
-# These end the caller's work. Any other BaseException (a library in Rust panics with one) is a bug that ends a request.
+# Raised to the caller. Any other BaseException (a panic of a library in Rust is one) is a bug that ends a request.
 _INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-_MOST_CACHED = 400_000  # tokens of KV cache on a GPU that is not asked for more
-_MOST_CACHED_ON_CPU = 4 << 30  # bytes of it on a CPU
+_MAX_CACHED_TOKENS = 400_000  # default size of the KV cache on a GPU at most
+_MAX_CACHED_BYTES_ON_CPU = 4 << 30
 
 
 class Engine:
     """One model on one device. Not thread-safe: one thread submits and steps. Several engines may live side by side."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig, defaults: Sampling | None = None
+        self, model: Model, tokenizer: Tokenizer, config: ResolvedConfig, defaults: Sampling | None = None
     ) -> None:
-        """`config` must be resolved; `Engine.load` does it all. `defaults` is how the model's makers sample from it: a server
-        takes it up, the engine does not.
+        """`Engine.load` prepares all arguments. `defaults` is the sampling that the model's makers recommend: a server
+        applies it, the engine does not.
         """
-        assert config.max_context is not None and config.prefill_chunk is not None
-        assert config.max_stall_ms is not None
         self.config = config
         self.defaults = defaults or Sampling()
         self.tokenizer = tokenizer
         self.model = model
-        num_pages = _num_pages(model, config)
-        self.cache = KVCache(
-            model.config.num_layers,
-            num_pages,
-            config.page_size,
-            model.config.num_kv_heads,
-            model.config.head_dim,
-            model.dtype,
-            model.device,
-        )
+        self.drafter: Drafter = make_drafter(config, model)
+        layout = model.layout(config.page_size).join(self.drafter.layout(config.page_size))
+        num_pages = _num_pages(layout, model.device, config)
+        self.cache = KVCache(layout, num_pages, config.max_batch + 1, model.device)
         self.pool = PagePool(num_pages)
         self.tree = RadixTree(self.pool, config.page_size) if config.prefix_cache else None
-        self.runner = _make_runner(model, self.cache, config)
+        self.runner = _make_runner(model, self.cache, config, self.drafter)
         self.scheduler = Scheduler(
             self.pool,
             self.tree,
-            config.page_size,
-            config.max_batch,
-            config.prefill_chunk,
-            self._draft_lengths,
+            config,
+            self._choose_lengths,
+            self.drafter.lengths,
             ChunkCost(_even_context(model.config)),
-            config.max_stall_ms / 1000,
             self.runner.uniform,
         )
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[InFlightStep] = deque()
         self._sequences: dict[str, Sequence] = {}
         self._unread: dict[str | None, deque[StepOutput]] = {None: deque()}
         self._numbers = itertools.count(1)
-        self._habits = {False: Habits(), True: Habits()}
+        self._global_acceptance = {False: GlobalAcceptance(), True: GlobalAcceptance()}  # by whether there are sources
 
     @classmethod
     def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
-        """Opens a model by path or by a name that `pull` knows (pulling it where it is not yet there)."""
+        """Opens a model by path or by a name that `pull` knows, pulling it if it is not cached yet."""
         checkpoint = open_checkpoint(pull(str(model)))
         return cls.from_checkpoint(checkpoint, config)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, config: EngineConfig | None = None) -> Engine:
+        """An engine over a checkpoint's weights, configured for this machine."""
         resolved = resolve(config or EngineConfig(), Hardware.detect(), checkpoint.config.max_positions)
-        assert resolved.threads is not None
         if resolved.device == "cpu":
             torch.set_num_threads(resolved.threads)
         device = torch.device(resolved.device)
         dtype: torch.dtype = getattr(torch, resolved.dtype)
-        model = Decoder(checkpoint.config, checkpoint.tensors(dtype), device)
+        model = Decoder(checkpoint.config, checkpoint.stored(), device, dtype)
         return cls(model, checkpoint.tokenizer(), resolved, checkpoint.sampling)
 
-    def sibling(self, config: EngineConfig) -> Engine:
-        """Another engine over the same weights, with a cache and state of its own. `config` must be resolved."""
+    def sibling(self, config: ResolvedConfig) -> Engine:
+        """Another engine over the same weights, with a cache and state of its own."""
         return Engine(self.model, self.tokenizer, config, self.defaults)
 
-    def warm_up(self, batch: int = 1) -> None:
-        """Prepares steps of up to `batch` requests, so that no request waits for a kernel or graph to be made."""
+    def warm_up(self, batch: int = 1, grammars: bool = False) -> None:
+        """Compiles kernels and captures graphs of steps of up to `batch` requests, so that no request waits for them.
+
+        With `grammars` also prepares the vocabulary for them, which takes a second for a large one.
+        """
+        if grammars:
+            _ = self._grammars
         with deterministic(self.config.deterministic):
             self.runner.warm_up(batch)
 
     def submit(self, request: Request) -> str:
         """Queues a request; returns its id. Raises a RequestError for one that can never be served."""
-        assert self.config.max_context is not None
         room = self.config.max_context - len(request.prompt)
         if not request.prompt:
             raise EmptyPrompt("the prompt has no tokens")
@@ -131,7 +129,7 @@ class Engine:
                 f"of {self.config.max_context}"
             )
         if request.margin and sampling.logprobs is not None:
-            raise RequestError("logprobs are not to be had together with a margin")
+            raise RequestError("logprobs together with a margin are not supported")
         numbered = (f"request-{number}" for number in self._numbers)
         name = request.id or next(each for each in numbered if each not in self._sequences)
         if name in self._sequences or name in self._unread:
@@ -142,7 +140,7 @@ class Engine:
         return name
 
     def cancel(self, name: str) -> None:
-        """Ends a request now; its pages are free within the call. Unknown and finished names are ignored."""
+        """Ends a request now; its pages are free when the call returns. Unknown and finished names are ignored."""
         sequence = self._sequences.pop(name, None)
         if sequence is not None:
             self.scheduler.cancel(sequence)
@@ -153,21 +151,31 @@ class Engine:
         return self.model.config.vocab_size
 
     @property
+    def capacity(self) -> int:
+        """The most tokens that a prompt and its output may have together."""
+        return min(self.config.max_context, (self.pool.num_pages - 1) * self.config.page_size - 1)
+
+    @property
     def busy(self) -> bool:
-        return self.scheduler.busy or bool(self._flights) or bool(self._unread[None])
+        return self.scheduler.busy or bool(self._in_flight) or bool(self._unread[None])
+
+    def stats(self) -> EngineStats:
+        """Requests by status, and KV pages."""
+        return self.scheduler.stats()
 
     def step(self) -> list[StepOutput]:
-        """Launches the next step, then reads the oldest one launched; on CUDA that is one behind.
+        """Launches the next step, then reads the oldest in-flight one; on CUDA the host reads one step behind.
 
-        A request that an error within the step concerns ends with it; the engine goes on with the others.
+        An error within the step ends the requests that it concerns; the engine continues with the others.
         """
         unread = list(self._unread[None])
         self._unread[None].clear()
         return unread + (self._step() if self.busy else [])
 
     def stream(self, request: Request) -> Iterator[StepOutput]:
-        """Runs one request, step by step; others submitted before run along, and their outputs are kept for who reads them.
-        Closing the iterator cancels it. The last output has an `error` where it failed.
+        """Runs one request, step by step. Closing the iterator cancels it. The last output has an `error` if it failed.
+
+        Other requests submitted before advance too; their outputs are kept for their streams, or for `step`.
         """
         name = self.submit(request)
         own = self._unread[name] = deque()
@@ -182,9 +190,9 @@ class Engine:
             self.cancel(name)
 
     def generate(self, requests: list[Request]) -> list[Completion]:
-        """Runs requests to their ends, together; completions in their order, those that failed with their `error`.
+        """Runs requests together to their ends; completions in their order, those that failed with their `error`.
 
-        Where one cannot be served, RequestError is raised and none is run.
+        Raises RequestError, and runs none, if one of them cannot be served.
         """
         sequences: list[Sequence] = []
         try:
@@ -200,7 +208,7 @@ class Engine:
         return [self.completion(sequence) for sequence in sequences]
 
     def _sort(self, outputs: Iterable[StepOutput]) -> None:
-        """Keeps outputs for the streams they belong to, others for the next `step`."""
+        """Keeps outputs for the streams that they belong to, others for the next `step`."""
         for output in outputs:
             self._unread.get(output.request_id, self._unread[None]).append(output)
 
@@ -212,17 +220,17 @@ class Engine:
             work = self.scheduler.schedule()
             with deterministic(self.config.deterministic):
                 if work is not None:
-                    self._flights.append(self.runner.launch(work))
+                    self._in_flight.append(self.runner.launch(work))
                     self.scheduler.launched(work)
         except BaseException as error:
-            # where it is not known what was scheduled, nobody's state can be trusted
+            # if scheduling failed, it is unknown whose state is affected: all requests end
             concerned = list(self._sequences.values()) if work is None else work.sequences
             outputs += self._fail(concerned, error)
-        lag = 0 if work is not None and work.held else self.runner.lag
-        while self._flights and (work is None or len(self._flights) > lag):
-            outputs += self._land(self._flights.popleft())
+        lag = 0 if work is not None and work.synchronous else self.runner.lag
+        while self._in_flight and (work is None or len(self._in_flight) > lag):
+            outputs += self._read(self._in_flight.popleft())
         if not self.scheduler.busy:
-            self._flights.clear()  # what is left was launched for requests that have ended
+            self._in_flight.clear()  # the rest was launched for requests that have ended
         return outputs
 
     def completion(self, sequence: Sequence) -> Completion:
@@ -242,10 +250,10 @@ class Engine:
         )
 
     def _array(self, tokens: TokenIds, what: str) -> Any:
-        """Tokens as an array, [T] int64. Raises RequestError for what is no token of the model."""
+        """Tokens as an array, [T] int64. Raises RequestError for a value that is not a token of the model."""
         vocabulary = self.vocab_size
         try:
-            array = np.asarray(tokens)  # its bounds are found ten times as fast as a list's
+            array = np.asarray(tokens)  # checking its bounds is ten times as fast as checking a list's
         except (OverflowError, TypeError, ValueError) as error:
             raise RequestError(f"{what} must be a list of tokens of the vocabulary of {vocabulary}") from error
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
@@ -265,57 +273,53 @@ class Engine:
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             detokenizer=Detokenizer(self.tokenizer.text_bytes, sampling.stop, sampling.min_tokens),
             stops=frozenset(stops),
-            acceptance=self._habits[bool(request.sources)].newcomer(),
+            acceptance=self._global_acceptance[bool(request.sources)].new_request(),
             tokens=list(request.prompt),
             prompt=prompt,
             prompt_length=len(prompt),
             sources=sources,
-            follower=None if sampling.grammar is None else self.grammars.follow(sampling.grammar),
+            matcher=None if sampling.grammar is None else self._grammars.matcher(sampling.grammar),
         )
         sequence.usage.prompt_tokens = len(request.prompt)
         return sequence
 
     @functools.cached_property
-    def grammars(self) -> Grammars:
-        """Made for the first request with a grammar, or when asked for: it takes a second for a large vocabulary."""
+    def _grammars(self) -> Grammars:
+        """Made for the first request with a grammar, or by `warm_up`."""
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
-    def _draft_lengths(self, sequences: list[Sequence]) -> list[int]:
-        """Draft lengths for a decode step, within what each request may still write."""
-        config = self.config
-        assert config.max_draft is not None
-        if config.drafter == "none":
-            return [0] * len(sequences)
-        if config.fixed_draft is not None:
-            return [config.fixed_draft] * len(sequences)
+    def _choose_lengths(self, sequences: list[Sequence]) -> list[int]:
+        """Draft lengths for a decode step, within the output that each request may still write."""
+        lengths = self.runner.draft_lengths
+        if len(lengths) == 1:
+            return list(lengths) * len(sequences)
         records = [sequence.acceptance for sequence in sequences]
         if self.runner.uniform:
-            length = choose_uniform(
-                records, config.max_draft, lambda length: self.runner.step_cost(len(records), length)
-            )
+            length = choose_uniform(records, lengths, lambda length: self.runner.step_cost(len(records), length))
             return [length] * len(records)
-        lengths = choose_each(records, config.max_draft, self.runner.cost)
-        return [max(0, min(length, each.room - 1)) for length, each in zip(lengths, sequences, strict=True)]
+        chosen = choose_each(records, lengths, self.runner.cost)
+        return [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]
 
-    def _land(self, flight: Flight) -> list[StepOutput]:
-        """Reads a launched step; returns its outputs. If the step cannot be read, all its requests fail; if a request's tokens
-        cannot be processed, that request fails.
+    def _read(self, step: InFlightStep) -> list[StepOutput]:
+        """Reads an in-flight step; returns its outputs.
+
+        If the step cannot be read, all its requests fail; if a request's tokens cannot be processed, that request fails.
         """
         try:
-            landed = flight.land()
+            results = step.read()
             now = time.perf_counter()
-            self.runner.learn(flight, now)
-            if flight.chunks:
-                self.scheduler.chunk_cost.add(flight.chunks, flight.seconds(now))
+            self.runner.learn(step, now)
+            if step.chunks:
+                self.scheduler.chunk_cost.add(step.chunks, step.seconds(now))
         except BaseException as error:
-            return self._fail([sequence for sequence, epoch, _ in flight.entries if sequence.epoch == epoch], error)
+            return self._fail([sequence for sequence, epoch, _ in step.entries if sequence.epoch == epoch], error)
         outputs = []
-        for each in landed:
+        for each in results:
             try:
-                outputs.append(self._take(each))
+                outputs.append(self._apply(each))
             except BaseException as error:
-                lost = landed if isinstance(error, _INTERRUPTS) else [each]
-                outputs += self._fail([one.sequence for one in lost], error)
+                failed = results if isinstance(error, _INTERRUPTS) else [each]
+                outputs += self._fail([one.sequence for one in failed], error)
         return outputs
 
     def _fail(self, sequences: list[Sequence], error: BaseException) -> list[StepOutput]:
@@ -327,39 +331,41 @@ class Engine:
         failed = EngineFailed("the engine failed on this request; see its log")
         reason = error if isinstance(error, PacelineError) else failed
         for sequence in sequences:
-            if self._sequences.get(sequence.name) is sequence:  # its `finish` may be set where its end has failed
-                outputs.append(self._lose(sequence, reason))
+            if self._sequences.get(sequence.name) is sequence:  # `finish` may be set already, if retiring it has failed
+                outputs.append(self._end_failed(sequence, reason))
         if isinstance(error, _INTERRUPTS):
             raise error
-        _log.error("a step failed; %d requests end by it", len(outputs), exc_info=error)
+        _log.error("a step failed; it ends %d requests", len(outputs), exc_info=error)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # raises where the device has failed
         return outputs
 
-    def _lose(self, sequence: Sequence, error: PacelineError) -> StepOutput:
-        """Ends a sequence by an error, without sharing what its last step computed; returns its last output."""
+    def _end_failed(self, sequence: Sequence, error: PacelineError) -> StepOutput:
+        """Ends a sequence by an error; nothing that its last step computed is cached. Returns its last output."""
         output = sequence.fail(error)
         self.scheduler.drop(sequence)
         del self._sequences[sequence.name]
         return output
 
-    def _take(self, landed: Landed) -> StepOutput:
-        sequence = landed.sequence
-        if sequence.failure is not None:  # it failed within the step, so the step's tokens are not its output
-            return self._lose(sequence, sequence.failure)
-        sequence.in_flight = max(0, sequence.in_flight - landed.length - 1)
+    def _apply(self, result: StepResult) -> StepOutput:
+        """Adds a step's result to its sequence, to the acceptance records and to the usage."""
+        sequence = result.sequence
+        if sequence.failure is not None:  # it failed within the step, whose tokens are not its output
+            return self._end_failed(sequence, sequence.failure)
+        sequence.in_flight = max(0, sequence.in_flight - result.length - 1)
         usage = sequence.usage
-        if landed.decode:
+        if result.decode:
             usage.steps += 1
-            usage.drafted_tokens += landed.drafted
-            usage.margin_tokens += landed.near
-            usage.source_drafted_tokens += landed.told
-        state = sequence.decided.popleft() if landed.decode else sequence.acceptance.state
-        observed = (state, landed.drafted, landed.accepted, landed.hit)
-        self._habits[bool(sequence.request.sources)].observe(*observed)
-        sequence.acceptance.observe(*observed, landed.streak)
-        drafted, taken = (landed.drafted, landed.taken) if landed.decode else (0, 0)
-        output = sequence.take(landed.tokens, landed.accepted, landed.logprobs, drafted, taken)
+            usage.drafted_tokens += result.drafted
+            usage.margin_tokens += result.margin_accepted
+            usage.source_drafted_tokens += result.source_drafted
+        state = sequence.draft_states.popleft() if result.decode else sequence.acceptance.state
+        if result.length or self.drafter.records_guesses:
+            observed = (state, result.drafted, result.accepted, result.guess_correct)
+            self._global_acceptance[bool(sequence.request.sources)].observe(*observed)
+            sequence.acceptance.observe(*observed, result.streak)
+        drafted, source_accepted = (result.drafted, result.source_accepted) if result.decode else (0, 0)
+        output = sequence.append(result.tokens, result.accepted, result.logprobs, drafted, source_accepted)
         if sequence.finish is not None:
             if sequence.failure is None:
                 self.scheduler.finish(sequence)
@@ -377,27 +383,26 @@ def _even_context(config: ModelConfig) -> float:
     return weights / attention
 
 
-def _make_runner(model: Decoder, cache: KVCache, config: EngineConfig) -> Runner:
+def _make_runner(model: Model, cache: KVCache, config: ResolvedConfig, drafter: Drafter) -> Runner:
     if model.device.type == "cuda" and config.cuda_graphs:
         from paceline.engine.graphs import GraphRunner
 
-        return GraphRunner(model, cache, config)
-    return Runner(model, cache, config)
+        return GraphRunner(model, cache, config, drafter)
+    return Runner(model, cache, config, drafter)
 
 
-def _num_pages(model: Decoder, config: EngineConfig) -> int:
-    """Pages of the cache: `cache_tokens`, or on CUDA most of what is free, on CPU a quarter and no more than 4 GiB or two
-    full contexts, whichever is more; there memory is taken as it is written to.
+def _num_pages(layout: CacheLayout, device: torch.device, config: ResolvedConfig) -> int:
+    """Pages of the cache: `cache_tokens`, or by free memory.
+
+    On CUDA that is most of it, up to a limit. On CPU it is a quarter, and at most 4 GiB or two full contexts, whichever is
+    more; the system provides that memory only as it is written to.
     """
-    assert config.max_context is not None
     size = config.page_size
     if config.cache_tokens is not None:
         return config.cache_tokens // size + 1
-    shape = model.config
-    bytes_each = page_bytes(shape.num_layers, size, shape.num_kv_heads, shape.head_dim, model.dtype)
-    if model.device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
-        return max(2, min(budget // bytes_each, _MOST_CACHED // size))
-    most = max(_MOST_CACHED_ON_CPU, 2 * config.max_context // size * bytes_each)
+    if device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+        return max(2, min(budget // layout.page_bytes, _MAX_CACHED_TOKENS // size))
+    most = max(_MAX_CACHED_BYTES_ON_CPU, 2 * config.max_context // size * layout.page_bytes)
     budget = min(Hardware.detect().free_bytes // 4, most)
-    return max(2, budget // bytes_each)
+    return max(2, budget // layout.page_bytes)

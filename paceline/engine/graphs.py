@@ -2,75 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from paceline.config import EngineConfig
-from paceline.drafters.chooser import LENGTHS
-from paceline.engine.flight import Flight
-from paceline.engine.runner import Runner, _entries
+from paceline.config import ResolvedConfig
+from paceline.drafters.base import Drafter
+from paceline.engine.in_flight import InFlightStep
+from paceline.engine.runner import Runner, TargetPass, step_entries
 from paceline.engine.sampler import drawn
 from paceline.engine.scheduler import Chunk, Decode, Prefill
 from paceline.engine.sequence import Sequence
 from paceline.engine.transfer import to_device
 from paceline.kv.cache import KVCache
-from paceline.models.decoder import Decoder
+from paceline.models.base import Model
 from paceline.ops.argmax import argmax
 from paceline.ops.attention import AttentionBatch, HostLengths
-from paceline.ops.copy_draft import StepTokens
 
-# The most queries of a step: a query of 2,100 costs a tenth less than one of 1,100. The graphs' logits then take 2.5 GB more.
+# The constants below were measured on one H100 with Qwen2.5-Coder-1.5B in bf16.
+# The most queries of a step: with 2,100 a query takes a tenth less time than with 1,100, and the graphs' logits take 2.5 GB
+# more (python -m benchmarks.apply --together 64).
 _MAX_QUERIES, _MAX_QUERIES_SMALL = 2200, 1100
 _SMALL_BYTES = 40 << 30  # of a GPU's memory
 
+# Prompt graphs (python -m benchmarks.prefill). Those of _FRESH_SIZES serve prompts of which nothing is cached: up to 2,048
+# tokens launching the kernels takes longer than computing them.
 _PROMPT_SIZES = (64, 128, 256, 512, 1024)
-# a prompt of which nothing is cached, made up to one of these: at 2,048 tokens launching takes longer than computing
 _FRESH_SIZES = (*range(1280, 4096, 256), *range(4096, 8193, 512))
-# as many chunks are replays one by one, or more where they have so many tokens on average; else one pass is launched
+# Chunks are replayed one by one where there are at most _FEW of them, or they have _LONG tokens on average; otherwise they
+# are one launched pass.
 _FEW, _LONG = 8, 512
-# context up to which pieces of 1,024 tokens are no slower than one pass; two are not at any
+# A chunk that continues a prompt is replayed in pieces of 1,024 tokens where it ends below this position, or has at most
+# two pieces; beyond, one launched pass is faster.
 _PIECES_UP_TO = 8192
 
 T = TypeVar("T")
 
 
 @dataclass
-class End:
-    """The end of a step whose requests are all plain: from logits to accept's `result`."""
+class VerifyGraph:
+    """The second part of a step, from logits to verification's result and path; for steps of plain requests alone."""
 
     graph: torch.cuda.CUDAGraph
     result: Tensor
+    path: Tensor
 
 
 @dataclass
 class StepGraph:
-    """One captured shape, up to the logits. `margin` is the end for steps in which a request has one, `drawing` for those
-    in which one has a temperature, or both; `seconds` takes in `greedy`.
+    """One captured shape: the target pass, and its second part in three forms.
+
+    `margin` serves steps in which a request has a margin, `drawing` those in which one has a temperature, or both;
+    `seconds` is the time of a step with `greedy`.
     """
 
     graph: torch.cuda.CUDAGraph
-    slots: Tensor
-    starts: Tensor
-    step: StepTokens
-    batch: AttentionBatch
-    logits: Tensor
-    greedy: End
-    margin: End
-    drawing: End
+    target: TargetPass
+    greedy: VerifyGraph
+    margin: VerifyGraph
+    drawing: VerifyGraph
     seconds: float
 
 
 @dataclass
 class PromptGraph:
-    """A captured pass over one chunk of at most T prompt tokens; above 1,024 over a prompt's first ones.
+    """A captured pass over one chunk of at most T prompt tokens; above 1,024 over a prompt's first tokens.
 
-    inputs [2 + W + T] int64: committed and query counts, the page table's row, the tokens. `constants` are what else the
-    graph reads; they must live as long as it does.
+    inputs [3 + T] int64: slot, committed and query counts, the tokens. `constants` are the other tensors that the graph
+    reads; they must live as long as it does.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -78,19 +83,16 @@ class PromptGraph:
     constants: tuple[Tensor, ...]
     logits: Tensor
 
-    def replay(self, chunk: Chunk, width: int) -> Tensor:
-        """Runs the pass for `chunk` with `width` places in its page table; logits [1, V] after its last token.
+    def replay(self, chunk: Chunk) -> Tensor:
+        """Runs the pass for `chunk`, whose pages are in the page table; logits [1, V] after its last token.
 
-        The logits stand until the next replay.
+        The next replay overwrites them.
         """
-        begin = 2 + width
-        end = begin + chunk.end - chunk.start
-        staged = torch.empty(end, dtype=torch.int64, pin_memory=True)  # not given out again before its copy has ended
-        host, pages = staged.numpy(), chunk.sequence.pages[:width]
-        host[:2] = chunk.start, chunk.end - chunk.start
-        host[2 : 2 + len(pages)] = pages
-        host[2 + len(pages) : begin] = 0
-        host[begin:end] = chunk.sequence.array(chunk.start, chunk.end)
+        end = 3 + chunk.end - chunk.start
+        staged = torch.empty(end, dtype=torch.int64, pin_memory=True)  # freed after its copy has ended
+        host = staged.numpy()
+        host[:3] = chunk.sequence.slot, chunk.start, chunk.end - chunk.start
+        host[3:] = chunk.sequence.array(chunk.start, chunk.end)
         self.inputs[:end].copy_(staged, non_blocking=True)
         self.graph.replay()
         return self.logits
@@ -101,10 +103,9 @@ class GraphRunner(Runner):
 
     lag = 1
 
-    def __init__(self, model: Decoder, cache: KVCache, config: EngineConfig) -> None:
-        super().__init__(model, cache, config)
+    def __init__(self, model: Model, cache: KVCache, config: ResolvedConfig, drafter: Drafter) -> None:
+        super().__init__(model, cache, config, drafter)
         self.uniform = True
-        self.spare = config.max_batch
         self._graphs: dict[tuple[int, int], StepGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._prompts: dict[int, PromptGraph] = {}
@@ -114,11 +115,11 @@ class GraphRunner(Runner):
 
     @torch.inference_mode()
     def warm_up(self, batch: int) -> None:
-        """Captures the graphs of up to `batch` requests and those of prompts, and runs once what is not captured."""
+        """Captures the graphs of steps of up to `batch` requests and of prompts; runs once the passes that are not captured."""
         for tokens in _PROMPT_SIZES + _FRESH_SIZES:
             if tokens <= self.config.max_context:
                 self._prompts[tokens] = self._capture_prompt(tokens)
-        for count, tokens in ((1, 2 * _PROMPT_SIZES[-1]), (1, self.config.prefill_chunk or 0), (16, 16), (64, 64)):
+        for count, tokens in ((1, 2 * _PROMPT_SIZES[-1]), (1, self.config.prefill_chunk), (16, 16), (64, 64)):
             self._run_prompts(count, tokens)
         size = 1
         while True:
@@ -134,21 +135,21 @@ class GraphRunner(Runner):
             return float("inf")
         return self._graph(size, length).seconds
 
-    def learn(self, flight: Flight, landed: float) -> None:
+    def learn(self, step: InFlightStep, read_at: float) -> None:
         """Costs were measured at capture."""
 
-    def prefill(self, work: Prefill) -> Flight:
-        begun = torch.cuda.Event(enable_timing=True)
-        begun.record()
-        flight = self._to_host(super().prefill(work))
-        flight.begun = begun
-        return flight
+    def prefill(self, work: Prefill) -> InFlightStep:
+        begin_event = torch.cuda.Event(enable_timing=True)
+        begin_event.record()
+        step = self._to_host(super().prefill(work))
+        step.begin_event = begin_event
+        return step
 
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
-        """Each chunk is a replay or a few, since launching takes longer than computing it; many short ones are launched
-        together, and one by one those for which there is no graph.
+        """Replays graphs, one chunk or piece of a chunk each: launching a chunk's kernels takes longer than computing it.
 
-        Graphs of prompts above 1,024 tokens are made by `warm_up` alone: making one takes three passes.
+        Many short chunks are launched together; a chunk for which there is no graph is launched alone. Only `warm_up` makes
+        graphs of prompts above 1,024 tokens, since making one takes three passes.
         """
         num_tokens = sum(chunk.end - chunk.start for chunk in chunks)
         if len(chunks) > _FEW and num_tokens < _LONG * len(chunks):
@@ -160,14 +161,14 @@ class GraphRunner(Runner):
         graph = self._prompt_graph(chunk)
         if graph is None:
             return super().prompt_logits([chunk])
-        return graph.replay(chunk, self.page_table.shape[1])[: chunk.last].clone()
+        return graph.replay(chunk)[: chunk.last].clone()
 
     def _prompt_graph(self, chunk: Chunk) -> PromptGraph | None:
         count = chunk.end - chunk.start
         fits = [size for size in self._prompts if size >= count and (size <= _PROMPT_SIZES[-1] or chunk.start == 0)]
         return self._prompts[min(fits)] if fits else None
 
-    def decode(self, work: Decode) -> Flight:
+    def decode(self, work: Decode) -> InFlightStep:
         started = time.perf_counter()
         sequences, [length] = work.sequences, set(work.lengths)
         self.update_pages(sequences)
@@ -177,49 +178,42 @@ class GraphRunner(Runner):
         if all(each.request.sampling.plain for each in sequences):
             drawing = any(each.request.sampling.temperature for each in sequences)
             margin = any(each.request.margin for each in sequences)
-            end = captured.drawing if drawing else captured.margin if margin else captured.greedy
-            end.graph.replay()
+            second = captured.drawing if drawing else captured.margin if margin else captured.greedy
+            second.graph.replay()
             queries = len(sequences) * (length + 1)
-            flight = Flight(_entries(sequences, work.lengths), end.result, True, queries, started)
+            entries = step_entries(sequences, work.lengths)
+            step = InFlightStep(entries, second.result, second.path, True, queries, started)
         else:
-            count = len(sequences)
-            queries = count * (length + 1)
-            flight = self._conclude(
-                sequences,
-                work.lengths,
-                captured.logits[:queries],
-                captured.slots[:count],
-                captured.starts[: count + 1],
-                _first(captured.step, queries, count),
-                captured.batch,
-            )
-            flight.launched = started
-        return self._to_host(flight)
+            step = self._conclude(sequences, work.lengths, _first(captured.target, len(sequences), length + 1))
+            step.launched = started
+        return self._to_host(step)
 
-    def _to_host(self, flight: Flight) -> Flight:
-        """Starts the copy of a step's results; `land` waits for it."""
-        flight.result = _pinned(flight.result)
-        if flight.logprobs is not None:
-            flight.logprobs = _all_pinned(flight.logprobs)
-        for each in flight.of_prompts:
+    def _to_host(self, step: InFlightStep) -> InFlightStep:
+        """Starts the copy of a step's results; `read` waits for it."""
+        step.result = _pinned(step.result)
+        if step.logprobs is not None:
+            step.path = _pinned(step.path)
+            step.logprobs = _all_pinned(step.logprobs)
+        for each in step.prompt_logprobs:
             each.values = _all_pinned(each.values)
-        flight.event = torch.cuda.Event(enable_timing=True)
-        flight.event.record()
-        return flight
+        step.end_event = torch.cuda.Event(enable_timing=True)
+        step.end_event.record()
+        return step
 
     def _set_slots(self, captured: StepGraph, sequences: list[Sequence]) -> None:
+        target = captured.target.batch.slots
         slots = [each.slot for each in sequences]
-        slots += [self.spare] * (len(captured.slots) - len(slots))
+        slots += [self.state.spare] * (len(target) - len(slots))
         key = id(captured)
         if self._loaded.get(key) != slots:
-            captured.slots.copy_(to_device(slots, torch.int64, self.device))
+            target.copy_(to_device(slots, torch.int64, self.device))
             self._loaded[key] = slots
 
     @torch.inference_mode()
     def _capture_prompt(self, size: int) -> PromptGraph:
         width, page = self.page_table.shape[1], self.cache.page_size
-        inputs = torch.zeros(2 + width + size, dtype=torch.int64, device=self.device)
-        inputs[1] = size
+        inputs = torch.zeros(3 + size, dtype=torch.int64, device=self.device)
+        inputs[0], inputs[2] = self.state.spare, size
         places = torch.arange(size, device=self.device)
         bounds = torch.tensor([0, size], dtype=torch.int32, device=self.device)
         branch_starts = torch.zeros(size, dtype=torch.int32, device=self.device)
@@ -227,37 +221,38 @@ class GraphRunner(Runner):
         host = HostLengths([0, size], [0], [None])
 
         def run() -> Tensor:
-            # what is past the prompt's end goes to the waste page
-            start, count, table, tokens = inputs.split([1, 1, width, size])
+            # tokens past the prompt's end are written to the waste page
+            slot, start, count, tokens = inputs.split([1, 1, 1, size])
             inside = places < count
             positions = torch.where(inside, places + start, 0)
-            pages = table[positions // page]
+            table = self.page_table[slot]
+            pages = table[0, positions // page].long()
             batch = AttentionBatch(
                 positions=positions,
-                slots=torch.where(inside, pages * page + positions % page, 0),
-                page_table=table.int().view(1, -1),
+                locations=torch.where(inside, pages * page + positions % page, 0),
+                page_table=table,
                 context_lens=start.int(),
                 query_starts=bounds if fresh else torch.cat([bounds[:1], count.int()]),
                 branch_starts=branch_starts,
                 max_query=size,
                 max_context=0 if fresh else width * page,
-                branching=not fresh,  # the kernel for branches reads lengths on the device, as a graph must
+                branching=not fresh,  # the kernel for branches reads lengths on the device, which a graph needs
                 host=host if fresh else None,
             )
-            return self.model.forward(tokens, self.cache, batch, count - 1)
+            return self.model.forward(tokens, self.cache, batch, count - 1).logits
 
         graph, logits = self._captured(run)
         return PromptGraph(graph, inputs, (places, bounds, branch_starts), logits)
 
     @torch.inference_mode()
     def _run_prompts(self, count: int, tokens: int) -> None:
-        """An eager pass over prompts that are written to the waste page: compiles and loads what such passes need."""
+        """An eager pass over prompts that are written to the waste page: compiles and loads the kernels of such passes."""
         zeros = torch.zeros(count * tokens, dtype=torch.int64, device=self.device)
         bounds = [tokens * index for index in range(count + 1)]
         width = -(-tokens // self.cache.page_size)
         batch = AttentionBatch(
             positions=zeros,
-            slots=zeros,
+            locations=zeros,
             page_table=torch.zeros(count, width, dtype=torch.int32, device=self.device),
             context_lens=zeros[:count].int(),
             query_starts=torch.tensor(bounds, dtype=torch.int32, device=self.device),
@@ -269,9 +264,9 @@ class GraphRunner(Runner):
         self.model.forward(zeros, self.cache, batch, zeros[:count])
 
     def _captured(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """Runs twice to compile and to settle the allocator, then captures; returns the graph and what `run` gave in it.
+        """Runs twice to compile and to settle the allocator, then captures; returns the graph and its output tensors.
 
-        It is replayed once: a capture alone leaves what it gives unwritten, and the first replay takes longest.
+        Replays it once: a capture alone leaves the outputs unwritten, and the first replay takes longest.
         """
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
@@ -286,15 +281,14 @@ class GraphRunner(Runner):
 
     def _capture_of(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
             result = run()
         return graph, result
 
     def _lengths(self, size: int) -> list[int]:
-        limit = self.config.max_draft or 0
-        if self.config.fixed_draft is not None:
-            return [self.config.fixed_draft]
-        return [each for each in LENGTHS if each <= limit and (each == 0 or size * (each + 1) <= self._max_queries)]
+        """The draft lengths for which a step of `size` requests has graphs."""
+        lengths = self.draft_lengths
+        return [each for each in lengths if len(lengths) == 1 or each == 0 or size * (each + 1) <= self._max_queries]
 
     def _graph(self, size: int, length: int) -> StepGraph:
         key = (size, length)
@@ -305,28 +299,31 @@ class GraphRunner(Runner):
     @torch.inference_mode()
     def _capture(self, size: int, length: int) -> StepGraph:
         queries = length + 1
-        slots = torch.full((size,), self.spare, dtype=torch.int64, device=self.device)
+        slots = torch.full((size,), self.state.spare, dtype=torch.int64, device=self.device)
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
-        graph, (step, batch, logits) = self._captured(lambda: self.forward(slots, starts, size * queries, queries))
+        batch = self.draft_batch(slots, starts, size * queries)
+        graph, target = self._captured(lambda: self.target_pass(batch, queries))
 
-        def end(margin: bool, drawing: bool) -> End:
-            def run() -> Tensor:
-                choices = argmax(logits)
+        def second(margin: bool, drawing: bool) -> VerifyGraph:
+            def run() -> tuple[Tensor, Tensor]:
+                choices = argmax(target.logits)
                 if drawing:
-                    choices = drawn(logits, choices, step, self.state, slots, starts, self.draws)
-                return self.verify(slots, starts, step, batch, logits, choices, queries, margin)
+                    choices = drawn(target.logits, choices, target.draft, self.state, slots, starts, self.draws)
+                verified = self.verify(target, choices, queries, margin)
+                return verified.result, verified.path
 
-            return End(*self._captured(run))
+            captured, (result, path) = self._captured(run)
+            return VerifyGraph(captured, result, path)
 
-        greedy = end(False, False)
-        margin = end(True, False) if length else greedy  # a margin is for drafts
-        drawing = end(bool(length), True)
+        greedy = second(False, False)
+        margin = second(True, False) if length else greedy  # a margin is for drafts
+        drawing = second(bool(length), True)
         seconds = _time(graph) + _time(greedy.graph)
-        return StepGraph(graph, slots, starts, step, batch, logits, greedy, margin, drawing, seconds)
+        return StepGraph(graph, target, greedy, margin, drawing, seconds)
 
 
 def _pieces(chunk: Chunk) -> list[Chunk]:
-    """A chunk that goes on with a prompt and is too long for a graph, cut up where that takes no longer than launching it."""
+    """A chunk that continues a prompt and is too long for a graph, cut into pieces where replays are no slower (see above)."""
     size = _PROMPT_SIZES[-1]
     if chunk.start == 0 or (chunk.end > _PIECES_UP_TO and chunk.end - chunk.start > 2 * size):
         return [chunk]
@@ -337,19 +334,34 @@ def _pieces(chunk: Chunk) -> list[Chunk]:
     ]
 
 
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Within it no cycle is collected: another engine's graphs may be in one, and freeing a graph ends a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _bucket(count: int) -> int:
     """The next power of two."""
     return 1 << (count - 1).bit_length()
 
 
-def _first(step: StepTokens, queries: int, count: int) -> StepTokens:
-    """The part of a padded step that belongs to its first `count` requests."""
-    return StepTokens(
-        step.tokens[:queries],
-        step.depths[:queries],
-        step.branch_starts[:queries],
-        step.origins[:queries],
-        step.guesses[:count],
+def _first(target: TargetPass, count: int, queries: int) -> TargetPass:
+    """The part of a padded pass that belongs to its first `count` requests of `queries` queries each."""
+    batch, total = target.batch, count * queries
+    return replace(
+        target,
+        batch=replace(
+            batch, slots=batch.slots[:count], query_starts=batch.query_starts[: count + 1], num_queries=total
+        ),
+        draft=target.draft.take(total, count),
+        logits=target.logits[:total],
+        features=None if target.features is None else target.features[:total],
     )
 
 

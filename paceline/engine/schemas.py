@@ -1,4 +1,4 @@
-"""JSON schemas as clients send them: whether their keywords have their form, and how they are put to llguidance."""
+"""JSON schemas as clients send them: checks of their keywords, and their translation for llguidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import llguidance
 
 from paceline.errors import BadGrammar
 
-LARK = "x-lark"  # in the schema of a string: the grammar it follows, enforced by formats that write strings as they are
+LARK = "x-lark"  # keyword in a string's schema: its grammar, enforced by tool formats that write strings unescaped
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _UNICODE = "json_allow_general_unicode_escapes"
 _TOO_DEEP = "the JSON schema is nested too deeply"
@@ -51,7 +51,10 @@ _COUNT: Form = (
     lambda value: _is_number(value) and value >= 0 and (isinstance(value, int) or value.is_integer()),
 )
 _NUMBER: Form = ("a number", _is_number)
-_LIMIT: Form = ("a number", lambda value: isinstance(value, (int, float)))  # an old draft has true and false here
+_LIMIT: Form = (
+    "a number",
+    lambda value: isinstance(value, (int, float)),
+)  # an old draft of the specification allows true and false here
 _FORMS: dict[str, Form] = {
     "type": (f"one of {', '.join(_TYPES)}, or a list of them", _is_type),
     "enum": ("a list", lambda value: isinstance(value, list)),
@@ -70,7 +73,7 @@ _FORMS: dict[str, Form] = {
 
 
 def problem(schema: Mapping[str, Any]) -> str:
-    """What is wrong with the form of a keyword, wherever in the schema it stands; "" where nothing is."""
+    """The first keyword whose value has a wrong form, anywhere in the schema, as a message; "" if there is none."""
     left: list[Any] = [schema]
     while left:
         each = left.pop()
@@ -85,7 +88,7 @@ def problem(schema: Mapping[str, Any]) -> str:
 
 
 def _inner(word: str, value: Any) -> Iterator[Any]:
-    """The schemas within a keyword's value, which has its form."""
+    """The schemas within a keyword's value, which has the keyword's form."""
     form = _FORMS[word]
     if form is _NAMED:
         yield from value.values()
@@ -94,7 +97,7 @@ def _inner(word: str, value: Any) -> Iterator[Any]:
 
 
 def lark(schema: Mapping[str, Any], lenient: bool = False) -> str:
-    """The schema as an expression in Lark, as `bounded` has it. Raises BadGrammar for one that is nested too deeply."""
+    """The `bounded` schema as a Lark expression. Raises BadGrammar for one that is nested too deeply."""
     try:
         return f"%json {json.dumps(bounded(schema, lenient))}"
     except RecursionError as error:
@@ -102,7 +105,7 @@ def lark(schema: Mapping[str, Any], lenient: bool = False) -> str:
 
 
 def bounded(schema: Mapping[str, Any], lenient: bool = False) -> dict[str, Any]:
-    r"""The schema as it is put to llguidance.
+    r"""The schema as it is given to llguidance.
 
     White space between the parts is free, but bounded: a model that is held where it does not want to be likes to write
     spaces for ever. Strings may be written with `\u` escapes. What the schema says of this itself, in `x-guidance`, holds.
@@ -115,7 +118,7 @@ def bounded(schema: Mapping[str, Any], lenient: bool = False) -> dict[str, Any]:
 
 
 def _within(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The schema with `change` made to those that its keywords hold."""
+    """The schema with `change` applied to the schemas within it."""
     changed: dict[str, Any] = {}
     for word, value in schema.items():
         form = _FORMS.get(word)
@@ -136,7 +139,7 @@ def _changed(schema: Any, lenient: bool) -> Any:
     if lenient and "pattern" in changed and not _compiles({"pattern": changed["pattern"]}):
         del changed["pattern"]
     if lenient and not _compiles(_names_alone(changed)):
-        if "patternProperties" in changed:  # the names that it allows are not to be refused
+        if "patternProperties" in changed:  # the names that they allow must not be refused
             changed["additionalProperties"] = True
         changed = {word: value for word, value in changed.items() if word not in _NAME_LIMITS}
     if (
@@ -144,7 +147,7 @@ def _changed(schema: Any, lenient: bool) -> Any:
         and "patternProperties" not in changed
         and changed.get("additionalProperties", True) is True
     ):
-        # the same, but a name held to an expression is written without escapes: none of the properties can come again so
+        # a name constrained by an expression is written without escapes, so no declared property can be written twice
         changed |= {"patternProperties": {"": True}, "additionalProperties": False}
     return changed
 
@@ -153,7 +156,7 @@ _NAME_LIMITS = ("patternProperties", "minProperties", "maxProperties")
 
 
 def _names_alone(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a schema says of an object's names that llguidance may refuse; empty where it says nothing of the kind."""
+    """The constraints on an object's property names that llguidance may refuse; empty if there are none."""
     if not any(word in schema for word in _NAME_LIMITS):
         return {}
     names = {word: schema[word] for word in (*_NAME_LIMITS, "required") if word in schema}
@@ -173,14 +176,14 @@ def _is_grammar(text: str) -> bool:
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties` false where an object declares properties and says nothing of others.
+    """The schema with `additionalProperties` false where an object declares properties and does not mention others.
 
     Left open is what is one of several schemas of the same object (`allOf`, or `anyOf`, `$ref` and the like beside
     properties), for each would forbid what the others declare; so is what requires a name that it does not declare.
     Raises BadGrammar for one that is nested too deeply.
     """
     may_close: dict[int, bool] = {}
-    budget = iter(range(_MOST_MEMBERS))
+    budget = iter(range(_MAX_MEMBERS))
     seen: set[tuple[int, bool]] = set()
     left: list[tuple[Any, bool]] = [(schema, False)]  # with true for one of several
     while left:
@@ -211,11 +214,13 @@ def _close(schema: Any, may_close: Mapping[int, bool]) -> Any:
 
 
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "then", "else", "dependentSchemas", "not", "if")
-_MOST_MEMBERS = 10_000  # looked at in all; beyond, objects of several schemas stay open: no body makes the search long
+_MAX_MEMBERS = (
+    10_000  # members visited in all; beyond, objects of several schemas stay open. Bounds the time for any request body
+)
 
 
 def _groups(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The other schemas of the same object, those in a group that one of which holds at a time."""
+    """The other schemas of the same object, grouped; of each group one applies at a time."""
     yield from ([each] for each in schema.get("allOf", ()))
     yield from (schema[word] for word in ("anyOf", "oneOf") if word in schema)
     yield from ([schema[word]] for word in ("then", "else") if word in schema)
@@ -225,7 +230,7 @@ def _groups(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[list
 
 
 def _names(schema: Mapping[str, Any]) -> set[str | None]:
-    """The names that a schema itself speaks of, None among them where it speaks of any."""
+    """The property names that a schema itself mentions; None among them if it covers all names."""
     names: set[str | None] = {*schema.get("properties", ()), *schema.get("required", ())}
     if any(word in schema for word in ("patternProperties", "additionalProperties")):
         names.add(None)
@@ -233,7 +238,7 @@ def _names(schema: Mapping[str, Any]) -> set[str | None]:
 
 
 def _is_whole(schema: Mapping[str, Any], root: Mapping[str, Any], budget: Iterator[int]) -> bool:
-    """Whether an object's schema declares every name that it, or others of the same object, speak of. `budget` is spent on
+    """Whether an object's schema declares every name that it, or others of the same object, mention. `budget` is spent on
     the others.
     """
     declared = schema.get("properties", {}).keys()
@@ -253,7 +258,7 @@ def _is_whole(schema: Mapping[str, Any], root: Mapping[str, Any], budget: Iterat
 
 
 def resolve(reference: str, root: Any) -> Any:
-    """What a reference into the schema itself, such as `#/$defs/Edit`, points to; None where it leads nowhere."""
+    """The target of a reference into the schema itself, such as `#/$defs/Edit`; None if it does not exist."""
     head, *names = reference.split("/")
     if head != "#":
         return None

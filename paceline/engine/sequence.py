@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -11,26 +12,45 @@ import numpy as np
 
 from paceline.drafters.chooser import Acceptance
 from paceline.engine.detokenize import Detokenizer
-from paceline.engine.grammar import Follower
+from paceline.engine.grammar import GrammarMatcher
 from paceline.errors import BadGrammar, PacelineError
 from paceline.kv.radix import Node
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
+
+
+class Status(enum.Enum):
+    """Where a sequence stands; the scheduler makes every change (see its drawing).
+
+    WAITING     in the queue: no slot and no pages
+    LOADING     has slot and pages, some of which are being filled from another tier of the cache
+    PREFILLING  has slot and pages; a part of its tokens is computed
+    RUNNING     all tokens but the last are computed or in flight: it decodes
+    FINISHED    has ended, by itself, by its user or by an error; holds nothing
+    """
+
+    WAITING = enum.auto()
+    LOADING = enum.auto()
+    PREFILLING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
 
 
 @dataclass(eq=False)
 class Sequence:
     """Everything the host knows of one request.
 
+    status      waiting, loading, prefilling, running or finished
     tokens      prompt, then the output the host has seen
     prompt      the prompt's tokens as an array, [T] int64; `sources` those of its sources
     pages       its pages in order, the first `num_shared` of them the radix tree's, locked through `node`
-    slot        its row in the device state while it runs, -1 before
+    num_written how many of its pages are in the device's page table
+    slot        its row in the device state from admission on, -1 before
     computed    tokens whose keys and values are in the cache, as far as the host knows
-    in_flight   the most tokens that launched steps may still add
-    epoch       counts preemptions: what was launched in an earlier epoch is dropped when it lands
-    follower    where its output stands in its grammar, if it has one
-    failure     what went wrong for it alone within a launched step, if anything: it ends when that lands
-    decided     the acceptance states in which the launched steps' drafts were decided, oldest first
+    in_flight   the most tokens that in-flight steps may still add
+    epoch       counts preemptions: results of steps launched in an earlier epoch are dropped
+    matcher     the state of its grammar, if it has one
+    failure     an error of its own within an in-flight step: the sequence ends when that step is read
+    draft_states  the acceptance states in which the in-flight steps' draft lengths were chosen, oldest first
     """
 
     request: Request
@@ -43,15 +63,17 @@ class Sequence:
     prompt: Any
     prompt_length: int
     sources: list[Any] = field(default_factory=list)
-    follower: Follower | None = None
+    matcher: GrammarMatcher | None = None
     pages: list[int] = field(default_factory=list)
     num_shared: int = 0
+    num_written: int = 0
     node: Node | None = None
+    status: Status = Status.WAITING
     slot: int = -1
     computed: int = 0
     in_flight: int = 0
     epoch: int = 0
-    decided: deque[int] = field(default_factory=deque)
+    draft_states: deque[int] = field(default_factory=deque)
     failure: PacelineError | None = None
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
@@ -77,11 +99,12 @@ class Sequence:
     def output(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
-    def take(
-        self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0, taken: int = 0
+    def append(
+        self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0, source_accepted: int = 0
     ) -> StepOutput:
-        """Adds a step's tokens (the first `accepted` of `drafted` ones, `taken` of them from explicit sources) up to the one
-        that ends the output.
+        """Adds a step's tokens up to the one that ends the output.
+
+        The first `accepted` of them are of `drafted` ones, `source_accepted` of those from explicit sources.
         """
         begins = not self.first_token
         if begins:
@@ -104,7 +127,7 @@ class Sequence:
             text += self.detokenizer.finish()
             count = len(kept)
         self.tokens += kept
-        if self.follower is not None and (problem := self.follower.advance(kept)):
+        if self.matcher is not None and (problem := self.matcher.advance(kept)):
             self.failure = BadGrammar(problem)
         if self.failure is not None:
             self.finish = FinishReason.FAILED
@@ -112,19 +135,19 @@ class Sequence:
         accepted = min(accepted, count)
         usage.output_tokens += count
         usage.accepted_tokens += accepted
-        usage.source_accepted_tokens += min(taken, accepted)
-        told: tuple[TokenLogprob, ...] = ()
-        if logprobs:
-            told = tuple(logprobs[:count])
-            self.logprobs += told
+        usage.source_accepted_tokens += min(source_accepted, accepted)
+        kept_logprobs = tuple(logprobs[:count])
+        self.logprobs += kept_logprobs
         if self.finish:
             usage.decode_seconds = time.perf_counter() - self.first_token
         flags = [True] * accepted + [False] * (count - accepted)
         snapshot = replace(usage) if begins or self.finish else None
         of_prompt = tuple(self.prompt_logprobs) if begins else ()
-        return StepOutput(self.name, kept, text, flags, told, self.finish, snapshot, drafted, self.failure, of_prompt)
+        return StepOutput(
+            self.name, kept, text, flags, kept_logprobs, self.finish, snapshot, drafted, self.failure, of_prompt
+        )
 
     def fail(self, error: PacelineError) -> StepOutput:
-        """Ends it by an error, with what it has."""
+        """Ends it by an error; its output so far stays."""
         self.failure, self.finish = error, FinishReason.FAILED
         return StepOutput(self.name, [], "", [], finish=self.finish, usage=replace(self.usage), error=error)

@@ -1,4 +1,4 @@
-"""Several stop strings found at once in text that comes in pieces: the automaton of Aho and Corasick (1975)."""
+"""Search for several stop strings at once in streamed text: the automaton of Aho and Corasick (1975)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import lru_cache
 
 
 class StopStrings:
-    """A trie of the strings. State 0 is its root; each step over a character is one look-up, however many strings there are.
+    """A trie of the strings with fallback links. State 0 is its root; a character costs the same for any number of strings.
 
-    `depth[state]` is how much of the text's end begins a string, `longest[state]` the length of the longest string that
-    ends there, 0 where none does. `first` finds the characters that leave the root.
+    `depth[state]` is the length of the longest end of the text that begins a string; `longest[state]` is the length of the
+    longest string that ends at the state, 0 for none. `first` matches the characters that leave the root.
     """
 
     def __init__(self, strings: tuple[str, ...]) -> None:
@@ -45,7 +45,7 @@ class StopStrings:
         self.longest[state] = len(string)
 
     def _link(self) -> None:
-        """Gives each state, parents first, the state of its longest proper end that begins a string."""
+        """Links each state, parents first, to the state of its longest proper suffix that begins a string."""
         waiting = deque(self._next[0].values())
         while waiting:
             state = waiting.popleft()
@@ -55,7 +55,7 @@ class StopStrings:
                 waiting.append(child)
 
 
-@lru_cache(maxsize=8)  # of the longest strings one takes 5 MB
+@lru_cache(maxsize=8)  # one automaton of the longest strings allowed takes 5 MB
 def stop_strings(strings: tuple[str, ...]) -> StopStrings:
-    """One for all requests with the same strings."""
+    """The automaton of the strings; requests with the same strings share one."""
     return StopStrings(strings)

@@ -1,4 +1,4 @@
-"""From the host to the device without waiting for it."""
+"""Host-to-device copies that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMPY = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float3
 
 
 def to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A list, nested list or array on the device. (numpy reads a list of thousands three times as fast as torch.)"""
+    """A list, nested list or array on the device. (numpy converts a list of thousands three times as fast as torch.)"""
     tensor = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
@@ -21,7 +21,7 @@ def to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 def together(parts: Sequence[Any], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Lists or arrays of one dimension on the device, in one copy.
 
-    Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not, at the first of them.
+    Each begins at a multiple of 16 bytes: Triton specialises kernels by pointer alignment, and compiles again for others.
     """
     arrays = [np.array(part, dtype=_NUMPY[dtype]) for part in parts]
     step = 16 // arrays[0].itemsize

@@ -23,8 +23,8 @@ class PagePool:
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """`count` pages, lowest first, so that they tend to lie in a row; the caller has checked `num_free`."""
-        assert 0 <= count <= len(self._free), f"{count} pages wanted, {len(self._free)} free"
+        """`count` pages in ascending order, which are often consecutive; the caller has checked `num_free`."""
+        assert 0 <= count <= len(self._free), f"{count} pages needed, {len(self._free)} free"
         split = len(self._free) - count
         pages = sorted(self._free[split:])
         del self._free[split:]
@@ -33,7 +33,7 @@ class PagePool:
         return pages
 
     def free(self, pages: list[int]) -> None:
-        """Takes pages back. Freeing a free page, or page 0, is a bug in the caller."""
+        """Returns pages to the list. Freeing a free page, or page 0, is a bug in the caller."""
         for page in pages:
             assert 0 < page < self.num_pages and not self._is_free[page], f"page {page} freed twice or never allocated"
             self._is_free[page] = 1

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from paceline.errors import BadWeights, UnknownModel
 from paceline.models import sampling
-from paceline.models.config import ModelConfig, from_hf
+from paceline.models.config import ModelConfig
+from paceline.models.families import from_hf
 from paceline.models.gguf import GGUFFile
+from paceline.models.stored import SafeTensor, StoredTensor, decoded
 from paceline.models.tokenizer import Tokenizer
 from paceline.types import Sampling
 
@@ -26,10 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(ABC):
-    """A model's config, weights and tokenizer, and how its makers want it sampled (`sampling`; greedy where they do not
-    say).
+    """A model's config, weights and tokenizer, and the sampling that its makers recommend (greedy where they name none).
 
-    `identity` tells two checkpoints apart by their files' sizes, heads and samples all over them; it is cheap, and no
+    `identity` is a digest of the files' sizes, of their first megabyte and of samples from all over them: cheap, and no
     proof that every weight is the same.
     """
 
@@ -38,11 +39,15 @@ class Checkpoint(ABC):
     sampling: Sampling
 
     @abstractmethod
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        """(Hugging Face name, tensor as it is stored), each once; nothing is decoded yet."""
+
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, CPU tensor of `dtype`), each once."""
+        """(Hugging Face name, CPU tensor of `dtype`), each once, decoded a few tensors ahead of the caller."""
+        return decoded(self.stored(), dtype)
 
     def tokenizer(self) -> Tokenizer:
-        """Its `eos_tokens` are those that the model can say. Warns where there is none."""
+        """The tokenizer, its `eos_tokens` limited to the model's vocabulary. Logs a warning where none is left."""
         tokenizer = self._tokenizer()
         tokenizer.eos_tokens = tuple(each for each in tokenizer.eos_tokens if 0 <= each < self.config.vocab_size)
         if not tokenizer.eos_tokens:
@@ -71,8 +76,8 @@ class _GGUF(Checkpoint):
         self.identity = _identity(self._file.paths)
         self.sampling = sampling.from_gguf(self._file.metadata)
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        return self._file.tensors(dtype)
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        return self._file.stored()
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self._file.metadata)
@@ -96,20 +101,20 @@ class _Directory(Checkpoint):
         self._check_files()
         self.identity = _identity([path / "config.json", *self._files])
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         for file in self._files:
             try:
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - the handle itself cannot be iterated
-                        yield name, opened.get_tensor(name).to(dtype)
+                opened = safe_open(file, framework="pt")
             except SafetensorError as error:
                 raise BadWeights(f"{file} is cut short or damaged: {error}") from error
+            for name in opened.keys():  # noqa: SIM118 - the handle itself cannot be iterated
+                yield name, SafeTensor(file, opened, name)
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_directory(self._path, self.config.eos_tokens)
 
     def _weight_files(self) -> list[Path]:
-        """Those that the index lists, where there is one (other files may lie beside them), else all."""
+        """The files that the index lists, where there is one (others may lie beside them), else all safetensors files."""
         index = self._json("model.safetensors.index.json")
         if index is None:
             files = sorted(self._path.glob("*.safetensors"))
@@ -128,7 +133,7 @@ class _Directory(Checkpoint):
         return files
 
     def _check_files(self) -> None:
-        """Opens each file once: the library compares its header with its length. A name may be there once only."""
+        """Opens each file once: the library compares its header with its length. A tensor's name may occur once only."""
         found: set[str] = set()
         for file in self._files:
             try:
@@ -154,7 +159,7 @@ class _Directory(Checkpoint):
 
 
 def _shards(name: str) -> list[str]:
-    """The names of all files that belong to a file of weights, as its own name tells."""
+    """The names of all files that belong together with a file of weights, read off its own name."""
     found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", name)
     if not found:
         return [name]
@@ -171,7 +176,7 @@ _HEAD, _SAMPLE, _NUM_SAMPLES = 1 << 20, 4096, 256
 def _identity(files: list[Path]) -> str:
     """A digest over each file's size, first megabyte, and 4 KB at 256 places spread over it to its end.
 
-    The head alone would not do: two fine-tunes of one model have the same sizes, shapes and vocabulary.
+    The first megabyte alone does not suffice: two fine-tunes of one model have the same sizes, shapes and vocabulary.
     """
     digest = hashlib.sha256()
     for file in files:

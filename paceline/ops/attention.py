@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.ops.dispatch import implementation
+from paceline.ops.draft import chains, unpacked
 
 
 @dataclass
@@ -23,30 +24,32 @@ class HostLengths:
 
 @dataclass
 class AttentionBatch:
-    """Where a step's T tokens stand. B requests; request b owns tokens `query_starts[b]:query_starts[b + 1]`.
+    """Positions, cache locations and masks of a step's T tokens. Request b of B owns `query_starts[b]:query_starts[b + 1]`.
 
-    The cache region of one request in one step, by slot order (not by position):
+    The cache region of one request in one step, in the order of its places (not of positions):
 
-        | committed: context_lens[b] slots | root | branch 0 ............ | branch 1 ..... |
-                                             ^ query 0                      ^ its branch_start
+        | committed: context_lens[b] tokens | root | branch 0 ............ | branch 1 ..... |
+                                              ^ query 0                      ^ its branch_start
 
-    Query i sees all committed slots, the root (query 0), and the queries j with branch_starts[i] <= j <= i.
-    With branch_starts 0 that is plain causal attention, which is what prefill and a single draft use.
+    Query i sees all committed tokens, the root (query 0), and the queries j with branch_starts[i] <= j <= i.
+    With branch_starts 0 that is plain causal attention, which is what prefill and a single draft use. With a `tree_mask`
+    query i sees all committed tokens and the queries whose bits are set instead: any tree. No query sees a later one.
 
-    positions     [T] int64   RoPE position (context_lens[b] + depth; branches overlap in position, never in slot)
-    slots         [T] int64   flat cache slot, page * page_size + offset, where the token's K and V go
-    page_table    [B, P] int32  page of each page_size run of the request's slots
-    context_lens  [B] int32   committed slots before this step
+    positions     [T] int64   RoPE position (context_lens[b] + depth; branches overlap in position, never in location)
+    locations     [T] int64   page * page_size + offset, where the token's K and V go in the cache
+    page_table    [B, P] int32  page of each page_size run of the request's tokens
+    context_lens  [B] int32   committed tokens before this step
     query_starts  [B + 1] int32
     branch_starts [T] int32
     max_query, max_context     upper bounds known to the host (they size launches, not results)
-    branching     False when every branch_start is 0, so that a plain causal kernel may be used
-    host          what the host knows of it (prefill), so that none waits for the device
-    plan          what an implementation works out once for all layers
+    branching     False when every branch_start is 0 and there is no tree, so that a plain causal kernel may be used
+    tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees query j of its request; W holds max_query
+    host          what the host knows of it (prefill), so that no kernel waits for the device
+    plan          what an implementation computes once for all layers
     """
 
     positions: Tensor
-    slots: Tensor
+    locations: Tensor
     page_table: Tensor
     context_lens: Tensor
     query_starts: Tensor
@@ -54,6 +57,7 @@ class AttentionBatch:
     max_query: int
     max_context: int
     branching: bool = False
+    tree_mask: Tensor | None = None
     host: HostLengths | None = None
     plan: Any = None
 
@@ -61,13 +65,19 @@ class AttentionBatch:
     def num_requests(self) -> int:
         return self.context_lens.shape[0]
 
+    def visible(self, first: int, last: int) -> Tensor:
+        """[Q, Q] bool for the queries `first:last` of one request: which of them each query sees."""
+        if self.tree_mask is not None:
+            return unpacked(self.tree_mask[first:last], last - first)
+        return chains(self.branch_starts[first:last])
+
     def only(self, rows: Tensor) -> AttentionBatch:
         """Just the tokens `rows` [N], each alone after all that come before it. For batches without branches."""
         requests = torch.searchsorted(self.query_starts, rows.int(), right=True) - 1
         count = len(rows)
         return AttentionBatch(
             positions=self.positions[rows],
-            slots=self.slots[rows],
+            locations=self.locations[rows],
             page_table=self.page_table[requests],
             context_lens=(self.context_lens[requests] + rows - self.query_starts[requests]).int(),
             query_starts=torch.arange(count + 1, dtype=torch.int32, device=rows.device),
@@ -80,22 +90,14 @@ class AttentionBatch:
 def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
-    """query [T, heads, dim]; caches [slots, kv_heads, dim], already holding the step's own tokens. Returns [T, heads, dim]."""
+    """query [T, heads, dim] -> [T, heads, dim]; caches [locations, kv_heads, dim] already hold the step's own tokens."""
     return implementation("paged_attention", query)(query, key_cache, value_cache, batch, page_size, scale)
-
-
-def visible(queries: int, context: int, branch_starts: Tensor) -> Tensor:
-    """The mask of AttentionBatch for one request, [queries, context + queries], True where a query sees a slot."""
-    row = torch.arange(queries, device=branch_starts.device)[:, None]
-    column = torch.arange(queries, device=branch_starts.device)[None, :]
-    own = (column <= row) & ((column == 0) | (column >= branch_starts[:, None]))
-    return torch.cat([own.new_ones(queries, context), own], dim=1)
 
 
 def reference(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
-    """The definition, and what runs where no kernel does: gather each request's slots, then one masked attention."""
+    """The definition, and what runs where no kernel does: gather each request's pages, then one masked attention."""
     output = torch.empty_like(query)
     starts = batch.query_starts.tolist()
     contexts = batch.context_lens.tolist()
@@ -113,7 +115,7 @@ def reference(
         mask = None
         causal = queries > 1 and context == 0 and not batch.branching
         if queries > 1 and not causal:
-            mask = visible(queries, context, batch.branch_starts[first:last])
+            mask = torch.nn.functional.pad(batch.visible(first, last), (context, 0), value=True)
         result = F.scaled_dot_product_attention(
             query[first:last].transpose(0, 1)[None],
             keys[None],
@@ -134,16 +136,15 @@ def reference_deterministic(
     output = torch.empty_like(query)
     starts = batch.query_starts.tolist()
     for index, context in enumerate(batch.context_lens.tolist()):
+        own = batch.visible(starts[index], starts[index + 1])
         for row in range(starts[index], starts[index + 1]):
-            own = row - starts[index]
-            first = max(1, int(batch.branch_starts[row])) if own else 0
-            places = [*range(context), *([context] if own else []), *range(context + first, context + own + 1)]
-            place = torch.tensor(places, device=query.device)
-            slots = batch.page_table[index][place // page_size].long() * page_size + place % page_size
+            seen = own[row - starts[index]].nonzero()[:, 0]
+            place = torch.cat([torch.arange(context, device=query.device), context + seen])
+            locations = batch.page_table[index][place // page_size].long() * page_size + place % page_size
             output[row] = F.scaled_dot_product_attention(
                 query[row][None, :, None],
-                key_cache[slots].transpose(0, 1)[None],
-                value_cache[slots].transpose(0, 1)[None],
+                key_cache[locations].transpose(0, 1)[None],
+                value_cache[locations].transpose(0, 1)[None],
                 scale=scale,
                 enable_gqa=query.shape[1] != key_cache.shape[1],
             )[0, :, 0]

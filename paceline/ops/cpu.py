@@ -32,9 +32,9 @@ def paged_attention(
 
 
 def _plan(batch: AttentionBatch, page_size: int) -> list[tuple[int, int, slice | Tensor, Tensor | None]]:
-    """What all layers of a step share, per request: its tokens, its slots, and which own tokens a query must not see.
+    """What all layers of a step share, per request: its tokens, its locations, and the own tokens that a query must not see.
 
-    None where that is just what comes after the query.
+    The last is None where those are just the tokens after the query.
     """
     starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
     plan = []
@@ -45,13 +45,13 @@ def _plan(batch: AttentionBatch, page_size: int) -> list[tuple[int, int, slice |
         length = context + last - first
         hidden = None
         if batch.branching and last - first > 1:
-            hidden = ~attention.visible(last - first, 0, batch.branch_starts[first:last])
+            hidden = ~batch.visible(first, last)
         plan.append((first, last, _rows(batch.page_table[index], length, page_size), hidden))
     return plan
 
 
 def _rows(pages: Tensor, length: int, page_size: int) -> slice | Tensor:
-    """The slots of the first `length` tokens; a slice where the pages lie in a row."""
+    """The locations of the first `length` tokens; a slice where the pages lie in a row."""
     used = pages[: -(-length // page_size)]
     begin = int(used[0])
     if bool((used == torch.arange(begin, begin + len(used), dtype=used.dtype)).all()):

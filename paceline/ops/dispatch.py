@@ -19,17 +19,22 @@ Implementation = Callable[..., Any]
 
 _REFERENCES = {
     "paged_attention": "paceline.ops.attention:reference",
+    "norm": "paceline.ops.linear:rms_norm",
     "linear": "paceline.ops.linear:linear_reference",
     "norm_linear": "paceline.ops.linear:norm_linear_reference",
     "linear_add": "paceline.ops.linear:linear_add_reference",
     "norm_gated": "paceline.ops.linear:norm_gated_reference",
+    "linear_gated": "paceline.ops.linear:linear_gated_reference",
+    "add_norm": "paceline.ops.linear:add_norm_reference",
+    "experts": "paceline.ops.experts:reference",
     "rope_and_cache": "paceline.ops.rope:reference",
     "argmax": "paceline.ops.argmax:reference",
     "draw": "paceline.ops.draw:reference",
     "copy_draft": "paceline.ops.copy_draft:reference",
     "decode_layout": "paceline.ops.layout:reference",
-    "accept": "paceline.ops.accept:accept_reference",
-    "compact": "paceline.ops.accept:compact_reference",
+    "copy_observe": "paceline.ops.copy_draft:observe_reference",
+    "verify": "paceline.ops.verify:reference",
+    "move_rows": "paceline.ops.move:reference",
 }
 _KERNELS: dict[str, dict[str, str]] = {
     "cpu": {
@@ -39,23 +44,31 @@ _KERNELS: dict[str, dict[str, str]] = {
         "norm_linear": "paceline.ops.native.linear:norm_linear",
         "linear_add": "paceline.ops.native.linear:linear_add",
         "norm_gated": "paceline.ops.native.linear:norm_gated",
+        "linear_gated": "paceline.ops.native.linear:linear_gated",
         "argmax": "paceline.ops.native.linear:argmax",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention",
+        "norm": "paceline.ops.triton.norm:norm",
+        "linear": "paceline.ops.triton.linear:linear",
         "norm_linear": "paceline.ops.triton.linear:norm_linear",
         "linear_add": "paceline.ops.triton.linear:linear_add",
         "norm_gated": "paceline.ops.triton.linear:norm_gated",
+        "linear_gated": "paceline.ops.triton.linear:linear_gated",
+        "add_norm": "paceline.ops.triton.norm:add_norm",
+        "experts": "paceline.ops.experts:on_cuda",
         "rope_and_cache": "paceline.ops.triton.rope:rope_and_cache",
         "argmax": "paceline.ops.triton.argmax:argmax",
         "draw": "paceline.ops.triton.draw:draw",
-        "copy_draft": "paceline.ops.triton.drafting:copy_draft",
-        "decode_layout": "paceline.ops.triton.drafting:decode_layout",
-        "accept": "paceline.ops.triton.drafting:accept",
-        "compact": "paceline.ops.triton.drafting:compact",
+        "copy_draft": "paceline.ops.triton.copy_draft:copy_draft",
+        "decode_layout": "paceline.ops.triton.layout:decode_layout",
+        "copy_observe": "paceline.ops.triton.copy_draft:copy_observe",
+        "verify": "paceline.ops.triton.verify:verify",
+        "move_rows": "paceline.ops.triton.move:move_rows",
     },
 }
-# where every row's bits must not depend on the other rows of the call; what is not here is so by itself
+# implementations for deterministic mode, where a row's bits must not depend on the other rows of the call; all other
+# implementations have that property already
 _DETERMINISTIC: dict[str, dict[str, str]] = {
     "cpu": {
         "paged_attention": "paceline.ops.native.attention:paged_attention_deterministic",
@@ -63,9 +76,13 @@ _DETERMINISTIC: dict[str, dict[str, str]] = {
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention_deterministic",
+        "norm": "paceline.ops.triton.norm:norm_deterministic",
+        "linear": "paceline.ops.triton.linear:linear_deterministic",
         "norm_linear": "paceline.ops.triton.linear:norm_linear_deterministic",
         "linear_add": "paceline.ops.triton.linear:linear_add_deterministic",
         "norm_gated": "paceline.ops.triton.linear:norm_gated_deterministic",
+        "linear_gated": "paceline.ops.triton.linear:linear_gated_deterministic",
+        "experts": "paceline.ops.experts:on_cuda_deterministic",
     },
 }
 _loaded: dict[str, Implementation] = {}

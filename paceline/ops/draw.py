@@ -14,8 +14,8 @@ from torch import Tensor
 from paceline.ops.dispatch import implementation
 
 MIXING = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_BLOCK = 128  # tokens of the vocabulary summed up together
-_TOGETHER = 256  # rows whose distributions are worked out at once
+_BLOCK = 128  # tokens of the vocabulary summed together, before the search within one block
+_TOGETHER = 256  # rows whose distributions are computed at once: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def reference(logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, dr
     for begin in range(0, len(drawing), _TOGETHER):
         rows = drawing[begin : begin + _TOGETHER]
         kept = weights(logits[rows], best[rows], draws.filters[slots[rows]])
-        drawn[rows] = _reached_by(kept, uniform(draws.seeds[slots[rows]], positions[rows]))
+        drawn[rows] = _inverted(kept, uniform(draws.seeds[slots[rows]], positions[rows]))
     return drawn
 
 
 def weights(logits: Tensor, best: Tensor, filters: Tensor) -> Tensor:
-    """What each token weighs after filters [R, 4], [R, V] float32: the likeliest 1, filtered ones 0."""
+    """Each token's weight after filters [R, 4], [R, V] float32: 1 for the likeliest, 0 for filtered ones."""
     temperature, top_k, top_p, min_p = filters.T
     logits = logits.float()
     every = torch.exp((logits - logits.gather(1, best[:, None])) / temperature[:, None])
@@ -62,8 +62,9 @@ def weights(logits: Tensor, best: Tensor, filters: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
-    """[R] float64 in [0, 1): a number for each seed and position, both [R] int64, by the splitmix64 finaliser (Steele, Lea,
-    Flood 2014).
+    """[R] float64 in [0, 1): a number for each seed and position, both [R] int64.
+
+    By the finaliser of splitmix64 (Steele, Lea, Flood 2014).
     """
     mixed = positions * signed(MIXING[0]) + seeds
     for shift, factor in ((30, MIXING[1]), (27, MIXING[2])):
@@ -97,9 +98,10 @@ def _least(every: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return least
 
 
-def _reached_by(kept: Tensor, numbers: Tensor) -> Tensor:
-    """Where the sums over weights [R, V] reach shares [R] of the whole: first the block of the vocabulary, then the token
-    in it.
+def _inverted(kept: Tensor, numbers: Tensor) -> Tensor:
+    """The token [R] at which the cumulative sum of weights [R, V] first exceeds `numbers` [R] times their total.
+
+    Finds the block of the vocabulary first, then the token within it.
     """
     count, vocab = kept.shape
     blocks = torch.nn.functional.pad(kept, (0, -vocab % _BLOCK)).view(count, -1, _BLOCK)
@@ -112,7 +114,7 @@ def _reached_by(kept: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _first_above(sums: Tensor, target: Tensor) -> Tensor:
-    """The first place [R, 1] at which sums [R, N] that never fall are above target [R, 1], or else come to their end."""
+    """The first index [R, 1] at which non-decreasing sums [R, N] exceed target [R, 1], or else reach their last value."""
     under_all = torch.nextafter(sums[:, -1:], torch.zeros_like(target))
     return torch.searchsorted(sums, torch.minimum(target, under_all), right=True).clamp(max=sums.shape[1] - 1)
 

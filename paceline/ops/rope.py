@@ -13,7 +13,7 @@ def rope_and_cache(
     qkv: Tensor,
     table: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    locations: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
     num_heads: int,
@@ -22,10 +22,12 @@ def rope_and_cache(
     """Splits qkv, normalises heads where `norms` (query weight, key weight, eps) is given, rotates, writes K and V.
 
     qkv [T, (heads + 2 * kv_heads) * dim]; table [max positions, dim] float32, cosines then sines of half the
-    dimensions each; caches [slots, kv_heads, dim] (written at `slots`). Returns the queries, [T, heads, dim].
+    dimensions each; caches [locations, kv_heads, dim] (written at `locations`). Returns the queries, [T, heads, dim].
     Halves are rotated as in Llama's reference: dimension i pairs with i + dim / 2.
     """
-    return implementation("rope_and_cache", qkv)(qkv, table, positions, slots, key_cache, value_cache, num_heads, norms)
+    return implementation("rope_and_cache", qkv)(
+        qkv, table, positions, locations, key_cache, value_cache, num_heads, norms
+    )
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def reference(
     qkv: Tensor,
     table: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    locations: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
     num_heads: int,
@@ -54,6 +56,6 @@ def reference(
         turned = torch.cat([rms_norm(query, norms[0], norms[2]), rms_norm(key, norms[1], norms[2])], dim=1)
     cosines, sines = table[positions][:, None, :].chunk(2, dim=-1)
     query, key = rotate(turned, cosines, sines).split([num_heads, num_kv_heads], dim=1)
-    key_cache.index_copy_(0, slots, key)
-    value_cache.index_copy_(0, slots, value)
+    key_cache.index_copy_(0, locations, key)
+    value_cache.index_copy_(0, locations, value)
     return query.contiguous()

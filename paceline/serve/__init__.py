@@ -1,1 +1,1 @@
-"""HTTP in front of one engine: OpenAI's and Anthropic's forms, and Morph's apply. Needs the extra `serve`."""
+"""The HTTP server of one engine: OpenAI's and Anthropic's APIs, and Morph's apply. Needs the extra `serve`."""

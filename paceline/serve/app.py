@@ -1,4 +1,4 @@
-"""The routes, the keys in front of them, and the engine's life around them."""
+"""The ASGI application: routes, API keys, and starting and stopping the engine's thread."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.errors import BadField, NotFound, PacelineError, SlowBody, Unauthorized
 from paceline.serve.chat import chat
-from paceline.serve.compact import compacted
+from paceline.serve.compact import compact_conversation
 from paceline.serve.completions import completions
 from paceline.serve.cors import allow_origins
-from paceline.serve.journal import ROUTE, Journal
 from paceline.serve.messages import count_tokens, messages
 from paceline.serve.models import model, models
 from paceline.serve.openapi import document
-from paceline.serve.page import live, page
+from paceline.serve.page import live_events, page
+from paceline.serve.request_log import ROUTE_KEY, RequestLog
 from paceline.serve.responses import (
-    compacted_response,
-    forgotten,
+    compact_response,
+    delete_response,
+    get_response,
     input_items,
     input_tokens,
     responses,
-    stored,
 )
-from paceline.serve.service import TENANT, Service
+from paceline.serve.service import TENANT_KEY, Service
 from paceline.serve.tokenize import detokenize, tokenize, tokenizer_info
 from paceline.serve.trace import tracer
-from paceline.serve.wire import ANTHROPIC, OpenAIForm, form_for, reply
+from paceline.serve.wire import ANTHROPIC, OpenAIErrorFormat, error_format_for, reply
 
 _log = logging.getLogger(__name__)
 _MODELS, _MODEL = "/v1/models", "/v1/models/{model}"
@@ -45,8 +45,8 @@ Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The whole server as an ASGI application, which starts and stops the service's host with its lifespan."""
-    service.host.watch(service.live)
+    """The whole server as an ASGI application. Its lifespan starts and stops the service's host."""
+    service.host.add_observer(service.live_stats)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
@@ -57,7 +57,7 @@ def make_app(service: Service) -> ASGIApp:
             await service.host.stop()
 
     endpoints = _Endpoints(service)
-    app = Journal(_Keys(Router(default=endpoints, lifespan=lifespan), service.keys), tracer(service.names[0]))
+    app = RequestLog(_ApiKeys(Router(default=endpoints, lifespan=lifespan), service.keys), tracer(service.names[0]))
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -68,69 +68,69 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _find_route(scope: Scope) -> None:
-    """Says in the scope which of ROUTES its path is of, and what stands in the path where the route has a {name}.
+    """Writes the matching route of ROUTES into the scope, and the values of its {name} parts into `path_params`.
 
-    Most paths are fixed, so a dictionary finds them; the library's matching would come before every first text. Paths are
-    found without their /v1 and with it twice, too: clients differ in whether their base URL has it.
+    Most paths are fixed, so a dictionary lookup finds them; Starlette's route matching would add to every time to first
+    token. A path also matches without its /v1 and with /v1 twice: clients differ in whether their base URL has it.
     """
     path = scope["path"].rstrip("/") or "/"
     for each in (path, f"/v1{path}", path.removeprefix("/v1")):
         if each in ROUTES:
-            scope["path"] = scope[ROUTE] = each
+            scope["path"] = scope[ROUTE_KEY] = each
             return
         for route, pattern in _PATTERNS:
             if match := pattern.fullmatch(each):
-                scope["path"], scope[ROUTE], scope["path_params"] = each, route, match.groupdict()
+                scope["path"], scope[ROUTE_KEY], scope["path_params"] = each, route, match.groupdict()
                 return
 
 
 def _pattern(route: str) -> re.Pattern[str]:
-    """A {name} is one segment of a path, a {model} any number: names of models have slashes."""
+    """The pattern of a route. {name} is one path segment, {model} one or more: names of models contain slashes."""
     return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.replace("{model}", "(?P<model>.+)")))
 
 
 class _Endpoints:
-    """Calls the handler of a request's route and method; errors become replies in the form of its API."""
+    """Calls the handler of a request's route and method. Errors become replies in the format of the route's API."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, _in_time(receive, self._service.body_seconds))
+        request = Request(scope, _with_deadline(receive, self._service.body_seconds))
         response = await self._response(request)
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:
         method, path = request.method, request.scope["path"]
-        form = _form(request.scope)
-        handlers = ROUTES.get(request.scope.get(ROUTE, ""), {})
+        error_format = _error_format(request.scope)
+        handlers = ROUTES.get(request.scope.get(ROUTE_KEY, ""), {})
         handler = handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             error = NotFound(f"{method} {path} is not served")
             allow = ", ".join(each.replace("GET", "GET, HEAD") for each in handlers)
-            return reply(form.body(error), 405, {"allow": allow}) if handlers else form.response(error)
+            return reply(error_format.body(error), 405, {"allow": allow}) if handlers else error_format.response(error)
         try:
             return await handler(self._service, request)
         except ClientDisconnect:
             return Response(status_code=499)
         except PacelineError as error:
-            return form.response(error)
-        except RecursionError:  # JSON that can be read but is too deep for the template, say
-            return form.response(BadField("the body is nested too deeply"))
+            return error_format.response(error)
+        except RecursionError:  # for example JSON that parses but is nested too deeply for the chat template
+            return error_format.response(BadField("the body is nested too deeply"))
         except Exception:
             _log.exception("a request to %s failed", path)
-            return form.response(PacelineError("the server failed; its log says why"))
+            return error_format.response(PacelineError("the server failed; its log says why"))
 
 
-def _form(scope: Scope) -> OpenAIForm:
-    """The form of a request's errors: its path's, or where that may be either API's or no API's, its client's."""
-    either = scope.get(ROUTE, _MODEL).startswith(_MODELS)
+def _error_format(scope: Scope) -> OpenAIErrorFormat:
+    """The error format of a request: that of its path's API. On paths of both APIs or of none, that of its client's API."""
+    either = scope.get(ROUTE_KEY, _MODEL).startswith(_MODELS)
     asks = either and any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return ANTHROPIC if asks else form_for(scope["path"])
+    return ANTHROPIC if asks else error_format_for(scope["path"])
 
 
-def _in_time(receive: Receive, seconds: float) -> Receive:
-    """`receive` that raises SlowBody where the body is not whole after `seconds`."""
+def _with_deadline(receive: Receive, seconds: float) -> Receive:
+    """Wraps `receive` so that it raises SlowBody if the body is not complete after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     whole = False
 
@@ -142,36 +142,36 @@ def _in_time(receive: Receive, seconds: float) -> Receive:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            raise SlowBody(f"the body was not whole after {seconds:g} seconds") from None
+            raise SlowBody(f"the body was not complete after {seconds:g} seconds") from None
         whole = not message.get("more_body")
         return message
 
     return timed
 
 
-class _Keys:
-    """Refuses requests without one of the keys, where there are any. Keys are kept and compared as hashes."""
+class _ApiKeys:
+    """Refuses requests without a valid API key, if keys are configured. Keys are stored and compared as hashes."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[bytes]) -> None:
         self._app = app
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = self._known(scope) if scope["type"] == "http" and self._keys else None
+        key = self._matching_key(scope) if scope["type"] == "http" and self._keys else None
         if key is not None:
-            scope[TENANT] = key.hex()
+            scope[TENANT_KEY] = key.hex()
         if key is not None or scope["type"] != "http" or not self._keys or scope["path"] in _OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        error = Unauthorized("no API key, or a wrong one: send it as a bearer token or as x-api-key")
-        await _form(scope).response(error)(scope, receive, send)
+        error = Unauthorized("the API key is missing or wrong: send it as a bearer token or as x-api-key")
+        await _error_format(scope).response(error)(scope, receive, send)
 
-    def _known(self, scope: Scope) -> bytes | None:
-        """The one of the keys that was sent."""
+    def _matching_key(self, scope: Scope) -> bytes | None:
+        """The hash of the key that the request sent, None if that is none of the configured ones."""
         headers = Request(scope).headers
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
-        hashes = [_hash(each.encode("latin-1")) for each in given if each]  # the bytes as they came
+        hashes = [_hash(each.encode("latin-1")) for each in given if each]  # headers are Latin-1
         matches = [key for each in hashes for key in self._keys if hmac.compare_digest(each, key)]
         return matches[0] if matches else None
 
@@ -185,7 +185,7 @@ def _hash(key: bytes) -> bytes:
 
 
 async def health(service: Service, request: Request) -> Response:
-    """200 while requests are taken, 503 otherwise."""
+    """200 while the server accepts requests, 503 otherwise."""
     state = service.host.state
     return reply({"status": state}, 200 if state == "ready" else 503)
 
@@ -199,7 +199,7 @@ async def openapi(service: Service, request: Request) -> Response:
 
 
 async def home(service: Service, request: Request) -> Response:
-    """The status page for browsers, the greeting for everyone else."""
+    """The status page for browsers, the greeting for all other clients."""
     wants_page = "text/html" in request.headers.get("accept", "")
     response = page() if wants_page else await hello(service, request)
     response.headers["vary"] = "accept"
@@ -215,12 +215,12 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/completions": {"POST": completions},
     "/v1/responses": {"POST": responses},
     "/v1/responses/input_tokens": {"POST": input_tokens},
-    "/v1/responses/compact": {"POST": compacted_response},
-    "/v1/responses/{response}": {"GET": stored, "DELETE": forgotten},
+    "/v1/responses/compact": {"POST": compact_response},
+    "/v1/responses/{response}": {"GET": get_response, "DELETE": delete_response},
     "/v1/responses/{response}/input_items": {"GET": input_items},
     "/v1/messages": {"POST": messages},
     "/v1/messages/count_tokens": {"POST": count_tokens},
-    "/v1/compact": {"POST": compacted},
+    "/v1/compact": {"POST": compact_conversation},
     _MODELS: {"GET": models},
     _MODEL: {"GET": model},
     "/tokenize": {"POST": tokenize},
@@ -230,7 +230,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/metrics": {"GET": metrics},
     "/openapi.json": {"GET": openapi},
     "/": {"GET": home},
-    "/live": {"GET": live},
+    "/live": {"GET": live_events},
     "/api/hello": {"GET": hello},
 }
 _PATTERNS = [(route, _pattern(route)) for route in ROUTES if "{" in route]

@@ -1,4 +1,4 @@
-"""Grammars of tool calls, one a format: what holds a model to calling."""
+"""Grammars of tool calls, one for each call format. Constrained decoding uses them to force or to check calls."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from paceline.serve.tools import (
 from paceline.serve.tools.values import kinds_of
 
 TEXT = r"/(.|\n)*/"
-SPACE = r"/[ \n]{0,8}/"  # bounded: a model held where it does not want to be would write it for ever
+SPACE = r"/[ \n]{0,8}/"  # bounded: a model that is forced to call may otherwise emit white space without end
 
 
 class Rules:
-    """Lark under construction. `special` are the tokenizer's added tokens: text in a grammar never stands for one.
+    """Builds a Lark grammar. `special` are the tokenizer's added tokens: text in a grammar never matches one of them.
 
-    Schemas put into it are `lenient` until that is changed.
+    JSON schemas are added as `lenient` (see `engine.schemas`) until that attribute is set to False.
     """
 
     lenient = True
@@ -42,7 +42,7 @@ class Rules:
         self.rules: list[str] = []
 
     def text(self, text: str) -> str:
-        """An expression for `text`; a marker that is a token of its own stands as that token."""
+        """A Lark expression that matches `text`. A marker that is a special token is matched as that token."""
         return " ".join(
             f"<[{self._special[part]}]>" if index % 2 else json.dumps(part, ensure_ascii=False)
             for index, part in enumerate(self._split.split(text))
@@ -55,7 +55,7 @@ class Rules:
         return name
 
     def grammar(self, text: str) -> str:
-        """A grammar of its own, whose names are its own too."""
+        """Adds a nested grammar with its own rule names; returns the rule that matches it."""
         return self.rule("%lark {\n" + text + "\n}")
 
     def json(self, schema: Mapping[str, Any]) -> str:
@@ -64,7 +64,7 @@ class Rules:
         return self.rule(lark(_without_lark(whole), self.lenient))
 
     def value(self, schema: Any, root: Any, end: str) -> str:
-        """A parameter where strings stand as they are and all else as JSON; then `end`. As `tools.values` reads it."""
+        """A parameter value followed by `end`: strings unquoted, other types as JSON, as `tools.values` parses them."""
         known = schema if isinstance(schema, Mapping) else {}
         kinds = kinds_of(known, root)
         if kinds and "string" not in kinds:
@@ -77,15 +77,15 @@ class Rules:
         return self.until(end)
 
     def until(self, end: str) -> str:
-        """Any text up to `end`, and that."""
+        """Any text up to and including `end`."""
         head = self._split.split(end)[0]
-        if head != end:  # what follows the head is a token, which no text holds
+        if head != end:  # a special token follows the head, and text in a grammar never contains one
             last = re.escape(head).replace("/", "\\/").replace("\\\n", "\\n")
             return f"{self.rule(f'{TEXT[:-1]}{last}/')} {self.text(end.removeprefix(head))}"
         return self.rule(f"{TEXT} {self.text(end)}", "[lazy]")
 
     def parameters(self, schema: Mapping[str, Any], before: Callable[[str], str], after: str) -> str:
-        """A schema's properties in their order, those not required optional."""
+        """A schema's properties in their order; those that are not required are optional."""
         required = schema.get("required") or ()
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         written = []
@@ -101,8 +101,8 @@ def _without_lark(schema: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a format writes calls: `call` gives one; around all of them stand `before` and `after`."""
+class CallFormat:
+    """How a format writes calls. `call` builds the parts of one call; `before` and `after` enclose all calls."""
 
     call: Callable[[Rules, str, Mapping[str, Any]], list[str]]
     before: str = ""
@@ -150,15 +150,15 @@ def _minimax(rules: Rules, name: str, schema: Mapping[str, Any]) -> list[str]:
     return [rules.text(f'<invoke name="{name}">\n'), inner, rules.text("</invoke>\n")]
 
 
-FORMS: dict[type[CallParser], Form] = {
-    HermesParser: Form(_hermes),
-    DeepSeekParser: Form(_deepseek, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-    DsmlParser: Form(_dsml, "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
-    Dsml4Parser: Form(_dsml, "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"),
-    KimiParser: Form(_kimi, "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
-    QwenCoderParser: Form(_qwen_coder),
-    GlmParser: Form(_glm),
-    MiniMaxParser: Form(_minimax, "<minimax:tool_call>\n", "</minimax:tool_call>"),
+CALL_FORMATS: dict[type[CallParser], CallFormat] = {
+    HermesParser: CallFormat(_hermes),
+    DeepSeekParser: CallFormat(_deepseek, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    DsmlParser: CallFormat(_dsml, "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
+    Dsml4Parser: CallFormat(_dsml, "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"),
+    KimiParser: CallFormat(_kimi, "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    QwenCoderParser: CallFormat(_qwen_coder),
+    GlmParser: CallFormat(_glm),
+    MiniMaxParser: CallFormat(_minimax, "<minimax:tool_call>\n", "</minimax:tool_call>"),
 }
 
 
@@ -170,13 +170,13 @@ def calls_grammar(
     several: bool = True,
     strict: Collection[str] = (),
 ) -> str:
-    """The grammar of an output that is a call of one of `tools`, of which there is one, or `several`: as `kind` reads it.
+    """The grammar of an output that consists of one call of one of `tools`, or of `several`, in the format that `kind` parses.
 
-    White space may stand between calls and after the last: Qwen2.5-Coder writes a line's end before it ends its turn, and
-    where only another call may follow that it calls for ever. Schemas but those of the tools named in `strict` are
-    lenient. Arguments have no keys but those declared, where the schema does not say otherwise (`schemas.closed`).
+    White space is allowed between calls and after the last one: Qwen2.5-Coder writes a newline before it ends its turn,
+    and if only another call could follow that newline, it would call without end. Schemas are lenient except those of the
+    tools named in `strict`. Arguments have only declared keys, unless the schema says otherwise (`schemas.closed`).
     """
-    how, rules = FORMS[kind], Rules(special)
+    how, rules = CALL_FORMATS[kind], Rules(special)
     calls = []
     for name, schema in tools.items():
         rules.lenient = name not in strict

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, in OpenAI's form."""
+"""POST /v1/chat/completions, OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import morph
-from paceline.serve.chat_input import ChatBody, Toolbox, begun, encode, text_of, toolbox
+from paceline.serve.chat_input import ChatBody, ChatTools, chat_tools, continued_text, encode, text_of
 from paceline.serve.choices import Choices
 from paceline.serve.custom_tools import input_of
-from paceline.serve.sampling import numbered_choices
-from paceline.serve.service import Asked, Service, aside_if_long, joined, logprob_of, usage_of
-from paceline.serve.tools import Call, Event, Text, Thought
-from paceline.serve.wire import OPENAI, event, read_body, written
+from paceline.serve.sampling import choice_requests
+from paceline.serve.service import (
+    PreparedRequest,
+    Service,
+    merge_adjacent,
+    openai_logprob,
+    openai_usage,
+    run_in_worker_thread_if_large,
+)
+from paceline.serve.tools import Call, Event, ReasoningText, Text
+from paceline.serve.wire import OPENAI, answer_response, event, read_body
 from paceline.types import FinishReason, TokenLogprob
 
 
@@ -36,36 +43,36 @@ async def chat(service: Service, http: HttpRequest) -> Response:
         return await morph.apply(service, http, body.model, edit, stream, body.wants_usage, options, namespace)
     body.model = service.check_model(body.model)
     if body.echo:
-        raise BadField("echo is for completions", "echo")
-    box, asked = await aside_if_long(http, _asked, service, body, namespace)
-    each = [functools.partial(service.start, one) for one in numbered_choices(asked, body.num_choices)]
+        raise BadField("echo is supported in /v1/completions only", "echo")
+    tools, prepared = await run_in_worker_thread_if_large(http, _prepare_request, service, body, namespace)
+    each = [functools.partial(service.start, one) for one in choice_requests(prepared, body.num_choices)]
     choices = await Choices.begin(each, len(each), len(each))
-    writer = Writer(body, box, choices, service.host.tokenizer)
-    return await written(http, writer, bool(body.stream), OPENAI, choices.close)
+    writer = _Writer(body, tools, choices, service.host.tokenizer)
+    return await answer_response(http, writer, bool(body.stream), OPENAI, choices.close)
 
 
-def _asked(service: Service, body: ChatBody, namespace: str) -> tuple[Toolbox, Asked]:
+def _prepare_request(service: Service, body: ChatBody, namespace: str) -> tuple[ChatTools, PreparedRequest]:
     sampling = body.sampling(service, body.num_logprobs)
-    box = toolbox(body)
-    prompt = encode(service.host.tokenizer, body.messages, body, box.shown)
-    sources, continued = _predicted(service.host.tokenizer, body), begun(body.messages, body)
-    return box, service.asked(prompt, sampling, box.calls, body.limit, sources, namespace, continued)
+    tools = chat_tools(body)
+    prompt = encode(service.host.tokenizer, body.messages, body, tools.definitions)
+    sources, continued = _prediction_tokens(service.host.tokenizer, body), continued_text(body.messages, body)
+    return tools, service.prepare_request(prompt, sampling, tools.calls, body.limit, sources, namespace, continued)
 
 
-def _predicted(tokenizer: Tokenizer, body: ChatBody) -> tuple[list[int], ...]:
-    """The tokens of what is predicted, if anything is."""
+def _prediction_tokens(tokenizer: Tokenizer, body: ChatBody) -> tuple[list[int], ...]:
+    """The tokens of the request's `prediction` as a draft source: one list, or none without a prediction."""
     if body.prediction is None:
         return ()
     predicted = tokenizer.encode(text_of(body.prediction.content, "prediction.content", ""))
     return (predicted + list(tokenizer.eos_tokens[:1]),) if predicted else ()
 
 
-class Writer:
-    """Writes answers as a completion or as its chunks."""
+class _Writer:
+    """Writes answers as one chat completion or as its streaming chunks."""
 
-    def __init__(self, body: ChatBody, box: Toolbox, choices: Choices, tokenizer: Tokenizer) -> None:
+    def __init__(self, body: ChatBody, tools: ChatTools, choices: Choices, tokenizer: Tokenizer) -> None:
         self._body = body
-        self._box = box
+        self._tools = tools
         self._choices = choices
         self._tokenizer = tokenizer
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
@@ -94,7 +101,7 @@ class Writer:
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async with contextlib.aclosing(self._choices.pieces()) as pieces:
             async for index, events, logprobs in pieces:
-                for each in joined(events) or [Text("")]:
+                for each in merge_adjacent(events) or [Text("")]:
                     if (delta := self._delta(index, each)) is not None or logprobs:
                         yield self._chunk(index, delta or {"content": ""}, logprobs)
                     logprobs = ()
@@ -106,24 +113,24 @@ class Writer:
 
     def _message(self, index: int, events: list[Event]) -> dict[str, Any]:
         text = "".join(each.text for each in events if isinstance(each, Text))
-        thought = "".join(each.text for each in events if isinstance(each, Thought))
+        reasoning = "".join(each.text for each in events if isinstance(each, ReasoningText))
         calls = [self._call(index, each) for each in events if isinstance(each, Call)]
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
-        if thought and self._body.include_reasoning is not False:
-            message["reasoning_content"] = thought
+        if reasoning and self._body.include_reasoning is not False:
+            message["reasoning_content"] = reasoning
         if calls:
-            message |= {"function_call": calls[0]["function"]} if self._box.legacy else {"tool_calls": calls}
+            message |= {"function_call": calls[0]["function"]} if self._tools.legacy else {"tool_calls": calls}
         return message
 
     def _delta(self, index: int, each: Event) -> dict[str, Any] | None:
-        """An event as a chunk's delta, None for what the client does not want to see."""
+        """An event as a chunk's delta; None for reasoning that the client does not want to receive."""
         if isinstance(each, Text):
             return {"content": each.text}
-        if isinstance(each, Thought):
+        if isinstance(each, ReasoningText):
             return {"reasoning_content": each.text} if self._body.include_reasoning is not False else None
         number = self._num_calls[index]
         made = self._call(index, each)
-        if self._box.legacy:
+        if self._tools.legacy:
             return {"function_call": made["function"]}
         return {"tool_calls": [{"index": number, **made}]}
 
@@ -138,7 +145,7 @@ class Writer:
     def _call(self, index: int, each: Call) -> dict[str, Any]:
         self._num_calls[index] += 1
         identity = f"call_{secrets.token_hex(12)}"
-        if each.name in self._box.custom:
+        if each.name in self._tools.custom:
             return {
                 "id": identity,
                 "type": "custom",
@@ -147,16 +154,16 @@ class Writer:
         return {"id": identity, "type": "function", "function": {"name": each.name, "arguments": each.arguments}}
 
     def _usage(self) -> dict[str, Any]:
-        return usage_of(self._choices.usage, self._body.prediction is not None, self._choices.reasoning_tokens)
+        return openai_usage(self._choices.usage, self._body.prediction is not None, self._choices.reasoning_tokens)
 
     def _reason(self, index: int) -> str:
         if self._choices[index].finish is FinishReason.LENGTH:
             return "length"
         if not self._num_calls[index]:
             return "stop"
-        return "function_call" if self._box.legacy else "tool_calls"
+        return "function_call" if self._tools.legacy else "tool_calls"
 
     def _logprobs(self, values: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
             return None
-        return {"content": [logprob_of(self._tokenizer, each) for each in values], "refusal": None}
+        return {"content": [openai_logprob(self._tokenizer, each) for each in values], "refusal": None}

@@ -1,4 +1,4 @@
-"""What a body of the chat API asks for: its messages as templates take them, its tools as functions the model can call."""
+"""Reads a body of the chat API: its messages in the chat template's format, its tools as functions for the model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from msgspec import Struct
 from paceline.errors import BadField, RequestError
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import custom_tools, morph
-from paceline.serve.constrain import Calls, openai_calls
+from paceline.serve.constrain import AllowedCalls, openai_calls
 from paceline.serve.conversation import (
-    Message,
-    call,
-    checked_variables,
-    fold_systems,
-    numbered,
-    thinking,
-    tool,
-    unseen,
+    TemplateMessage,
+    checked_template_variables,
+    fold_system_messages,
+    number_tool_calls,
+    placeholder,
+    reasoning_variables,
+    tool_call,
+    tool_definition,
 )
 from paceline.serve.sampling import SamplingBody, checked_limit
 
 _ROLES = {each: each for each in ("system", "user", "assistant", "tool")} | {"developer": "system", "function": "tool"}
-_TEXTS = ("text", "input_text", "output_text")
-_DROPPED = ("thinking", "redacted_thinking", "reasoning")  # of an assistant: templates have their own place for it
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# left out of assistant messages: templates have a field of its own for reasoning
+_REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 
 
 class Part(Struct):
@@ -52,9 +53,9 @@ class ToolCall(Struct):
 
 
 class ChatMessage(Struct):
-    """`function_call` and the role `function`, with `name`, are those of before there were tools.
+    """A message. `function_call`, and the role `function` with `name`, are OpenAI's deprecated form of tool calls.
 
-    `prefix` (DeepSeek's and Mistral's) asks for the last message to be continued.
+    `prefix` (DeepSeek's and Mistral's) asks to continue the last message.
     """
 
     role: str
@@ -93,7 +94,7 @@ class Prediction(Struct):
 
 
 class Conversation(Protocol):
-    """The fields of a body of which, besides its messages, a prompt is made. (A struct has one base with fields.)"""
+    """The body fields besides the messages that go into a prompt. A Protocol, as a Struct can have one base with fields."""
 
     tools: list[Tool] | None
     add_generation_prompt: bool | None
@@ -140,182 +141,191 @@ class ChatBody(SamplingBody, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Toolbox:
-    """The tools of a body: as the template shows them, and what of them may be called.
+class ChatTools:
+    """The tools of a body: their definitions for the chat template, and the calls that are allowed.
 
-    `custom` are the names of those that take a text. With `legacy` the body has `functions`, and so has its reply.
+    `custom` are the names of the custom tools, which take text. With `legacy` the body has `functions` instead of `tools`,
+    and the reply has `function_call`.
     """
 
-    shown: list[Message]
-    calls: Calls
+    definitions: list[TemplateMessage]
+    calls: AllowedCalls
     custom: frozenset[str] = frozenset()
     legacy: bool = False
 
 
-def toolbox(body: ChatBody) -> Toolbox:
-    """Raises BadField for a tool or a choice there is not."""
+def chat_tools(body: ChatBody) -> ChatTools:
+    """The tools of the body. Raises BadField for an unknown tool type, and for a choice of a tool that is not defined."""
     if body.functions is None:
         if body.function_call not in (None, "auto", "none"):
             raise BadField("function_call needs functions", "function_call")
-        return _toolbox(body.tools or [], body.tool_choice, body.parallel_tool_calls)
+        return _chat_tools(body.tools or [], body.tool_choice, body.parallel_tool_calls)
     if body.tools is not None:
         raise BadField("functions and tools cannot be used together", "functions")
     choice = body.function_call
     names = [each.name for each in body.functions]
     if isinstance(choice, dict):
         if choice.get("name") not in names:
-            raise BadField(f"function_call names {choice.get('name')!r}, none of the functions", "function_call")
+            raise BadField(
+                f"function_call names {choice.get('name')!r}, which is none of the functions", "function_call"
+            )
         choice = {"type": "function", "function": choice}
     elif choice not in (None, "auto", "none"):
-        raise BadField("function_call can be auto, none, or name a function", "function_call")
-    box = _toolbox([Tool(each) for each in body.functions], choice, False)
-    return Toolbox(box.shown, box.calls, legacy=True)
+        raise BadField("function_call must be auto, none, or name a function", "function_call")
+    box = _chat_tools([Tool(each) for each in body.functions], choice, False)
+    return ChatTools(box.definitions, box.calls, legacy=True)
 
 
-def _toolbox(tools: list[Tool], choice: str | dict[str, Any] | None, parallel: bool | None) -> Toolbox:
-    shown, schemas = _described(tools)
+def _chat_tools(tools: list[Tool], choice: str | dict[str, Any] | None, parallel: bool | None) -> ChatTools:
+    definitions, schemas = _definitions_and_schemas(tools)
     strict = [each.function.name for each in tools if each.function is not None and each.function.strict]
     custom = {each.custom.name: each.custom.format for each in tools if each.custom is not None}
-    strict += [name for name, form in custom.items() if custom_tools.is_held(form)]
+    strict += [name for name, form in custom.items() if custom_tools.has_grammar(form)]
     calls = openai_calls(choice, 1 if parallel is False else None, schemas, strict)
-    return Toolbox(shown if calls.schemas else [], calls, frozenset(custom))
+    return ChatTools(definitions if calls.schemas else [], calls, frozenset(custom))
 
 
-def _described(tools: Sequence[Tool]) -> tuple[list[Message], dict[str, Any]]:
-    """The tools as the template shows them, and the schemas of their parameters by name."""
-    shown: list[Message] = []
+def _definitions_and_schemas(tools: Sequence[Tool]) -> tuple[list[TemplateMessage], dict[str, Any]]:
+    """The tools' definitions for the chat template, and the schemas of their parameters by tool name."""
+    definitions: list[TemplateMessage] = []
     schemas: dict[str, Any] = {}
     for index, each in enumerate(tools):
         if each.type == "custom" and each.custom is not None:
             words = custom_tools.description(each.custom.description, each.custom.format)
-            shown.append(tool(each.custom.name, words, custom_tools.PARAMETERS))
+            definitions.append(tool_definition(each.custom.name, words, custom_tools.PARAMETERS))
             schemas[each.custom.name] = custom_tools.parameters(each.custom.format, f"tools[{index}]")
         elif each.type == "function" and each.function is not None:
             own = each.function
-            shown.append(tool(own.name, own.description or "", own.parameters or {}))
+            definitions.append(tool_definition(own.name, own.description or "", own.parameters or {}))
             schemas[own.name] = own.parameters
         else:
-            raise BadField("a tool has the type function or custom, and a field of that name", f"tools[{index}]")
-    return shown, schemas
+            raise BadField("a tool needs the type function or custom, and a field of that name", f"tools[{index}]")
+    return definitions, schemas
 
 
 def encode(
-    tokenizer: Tokenizer, messages: list[ChatMessage], conversation: Conversation, tools: list[Message]
+    tokenizer: Tokenizer, messages: list[ChatMessage], conversation: Conversation, tools: list[TemplateMessage]
 ) -> list[int]:
-    """The prompt's tokens. Those of a conversation's next turn begin with them."""
+    """The prompt's tokens. They are a prefix of the prompt of the conversation's next turn."""
     variables = _variables(conversation)
     plain = template_messages(messages)
-    opens, goes_on = conversation.add_generation_prompt is not False, continues(messages, conversation)
-    if goes_on and not (plain[-1]["content"] or plain[-1].get("reasoning_content")):
-        del plain[-1]  # its beginning is what a new turn begins with
-        opens, goes_on = True, False
+    opens_turn, continued = conversation.add_generation_prompt is not False, is_continued(messages, conversation)
+    if continued and not (plain[-1]["content"] or plain[-1].get("reasoning_content")):
+        del plain[-1]  # continuing an empty message is opening a new turn
+        opens_turn, continued = True, False
     try:
-        return tokenizer.encode_chat(plain, tools or None, opens, variables, continue_final=goes_on)
+        return tokenizer.encode_chat(plain, tools or None, opens_turn, variables, continue_final=continued)
     except RequestError as error:
-        if not goes_on:
+        if not continued:
             raise
         raise BadField(f"{error} (add_generation_prompt: true opens a new turn)", "messages") from error
 
 
 def _variables(conversation: Conversation) -> dict[str, Any]:
-    """What the chat template is told besides messages and tools. Raises BadField for what it cannot be."""
+    """The chat template's variables besides messages and tools. Raises BadField for those that a client cannot set."""
     effort = conversation.reasoning_effort
-    asked = {} if effort is None else {**thinking(effort != "none"), "reasoning_effort": effort}
+    requested = {} if effort is None else {**reasoning_variables(effort != "none"), "reasoning_effort": effort}
     given = {} if conversation.documents is None else {"documents": conversation.documents}
-    return asked | given | checked_variables(conversation.chat_template_kwargs)
+    return requested | given | checked_template_variables(conversation.chat_template_kwargs)
 
 
 def encode_tokenize(tokenizer: Tokenizer, messages: list[ChatMessage], conversation: Conversation) -> list[int]:
-    """As `encode`, of all the tools that the conversation has."""
-    return encode(tokenizer, messages, conversation, _described(conversation.tools or ())[0])
+    """As `encode`, with all tools of the conversation."""
+    return encode(tokenizer, messages, conversation, _definitions_and_schemas(conversation.tools or ())[0])
 
 
-def begun(messages: list[ChatMessage], conversation: Conversation) -> str:
-    """The text that the reply goes on with, empty where it opens a new turn."""
-    return _read(messages[-1], "messages", False) if continues(messages, conversation) else ""
+def continued_text(messages: list[ChatMessage], conversation: Conversation) -> str:
+    """The text of the message that the reply continues; empty if the reply opens a new turn."""
+    return _message_text(messages[-1], "messages", False) if is_continued(messages, conversation) else ""
 
 
-def continues(messages: list[ChatMessage], conversation: Conversation) -> bool:
-    """Whether the reply goes on with the last message: where that is an assistant's, unless a new turn is asked for.
+def is_continued(messages: list[ChatMessage], conversation: Conversation) -> bool:
+    """Whether the reply continues the last message: if that is an assistant's, unless the body requests a new turn.
 
-    Raises BadField where it is asked for and cannot be.
+    Raises BadField if the body requests continuation of a message that cannot be continued.
     """
     last = messages[-1]
     field = "continue_final_message" if conversation.continue_final_message else f"messages[{len(messages) - 1}].prefix"
-    asked = bool(conversation.continue_final_message or last.prefix)
+    requested = bool(conversation.continue_final_message or last.prefix)
     able = last.role == "assistant" and not last.tool_calls and not last.function_call
-    if asked and conversation.add_generation_prompt:
-        raise BadField("the last message is either continued or closed: not with add_generation_prompt", field)
-    if asked and not able:
+    if requested and conversation.add_generation_prompt:
+        raise BadField("the last message cannot be continued together with add_generation_prompt", field)
+    if requested and not able:
         raise BadField("only a last message of role assistant, without calls, can be continued", field)
     if conversation.continue_final_message is False or conversation.add_generation_prompt:
-        return asked
+        return requested
     return able
 
 
-def template_messages(messages: list[ChatMessage]) -> list[Message]:
-    """As chat templates take them. Raises BadField for a role there is not, and for a new message that says nothing."""
-    plain: list[Message] = []
+def template_messages(messages: list[ChatMessage]) -> list[TemplateMessage]:
+    """The messages in the chat template's format.
+
+    Raises BadField for an unknown role, and for a new message without text that the model can read.
+    """
+    plain: list[TemplateMessage] = []
     for index, message in enumerate(messages):
         role = _ROLES.get(message.role)
         if role is None:
-            raise BadField(f"there is no role {message.role!r}", f"messages[{index}].role")
-        text = _read(message, f"messages[{index}].content", index == len(messages) - 1)
-        one: Message = {"role": role, "content": text}
+            raise BadField(f"the role {message.role!r} is not supported", f"messages[{index}].role")
+        text = _message_text(message, f"messages[{index}].content", index == len(messages) - 1)
+        one: TemplateMessage = {"role": role, "content": text}
         if role == "assistant":
-            one |= _said(message, f"messages[{index}]")
+            one |= _assistant_fields(message, f"messages[{index}]")
         if role == "tool":
             one["tool_call_id"] = _legacy_id(message.name) if message.role == "function" else message.tool_call_id
         plain.append(one)
-    return numbered(fold_systems(plain))
+    return number_tool_calls(fold_system_messages(plain))
 
 
-def _said(message: ChatMessage, field: str) -> Message:
-    """What an assistant's message has besides its text."""
+def _assistant_fields(message: ChatMessage, field: str) -> TemplateMessage:
+    """The fields of an assistant's message besides its text: calls and reasoning."""
     calls = []
     for index, each in enumerate(message.tool_calls or ()):
         if each.custom is not None:
-            calls.append(call(each.custom.name, {"input": each.custom.input}, each.id))
+            calls.append(tool_call(each.custom.name, {"input": each.custom.input}, each.id))
         elif each.function is not None:
-            calls.append(call(each.function.name, each.function.arguments, each.id))
+            calls.append(tool_call(each.function.name, each.function.arguments, each.id))
         else:
-            raise BadField("a tool call has a function, or is custom", f"{field}.tool_calls[{index}]")
+            raise BadField("a tool call needs the field function or custom", f"{field}.tool_calls[{index}]")
     if made := message.function_call:
-        calls.append(call(made.name, made.arguments, _legacy_id(made.name)))
-    one: Message = {"tool_calls": calls} if calls else {}
+        calls.append(tool_call(made.name, made.arguments, _legacy_id(made.name)))
+    one: TemplateMessage = {"tool_calls": calls} if calls else {}
     if message.reasoning_content:
-        one["reasoning_content"] = message.reasoning_content  # templates that know none ignore it
+        one["reasoning_content"] = message.reasoning_content  # ignored by templates without reasoning
     return one
 
 
 def _legacy_id(name: str | None) -> str:
-    """What joins a function's call and its result, which have its name alone."""
+    """A call id made from the function's name: deprecated function calls and their results have no id."""
     return f"function {name}"
 
 
-def _read(message: ChatMessage, field: str, new: bool) -> str:
-    """A message's text. What the model cannot take becomes a few words; BadField where a new message is nothing else."""
+def _message_text(message: ChatMessage, field: str, new: bool) -> str:
+    """A message's text. Content that the model cannot read becomes a placeholder.
+
+    Raises BadField if a `new` user message has nothing else.
+    """
     content = message.content
     if not isinstance(content, list):
         return content or message.refusal or ""
     texts = []
     seen = False
     for index, part in enumerate(content):
-        if part.type in _TEXTS or part.type == "refusal":
+        if part.type in _TEXT_PARTS or part.type == "refusal":
             text = part.refusal if part.type == "refusal" else part.text
             if text is None:
-                raise BadField(f"a part of type {part.type} needs a text", f"{field}[{index}]")
+                raise BadField(f"a part of type {part.type} needs text", f"{field}[{index}]")
             seen |= bool(text)
             texts.append(text)
-        elif message.role != "assistant" or part.type not in _DROPPED:
-            texts.append(unseen(part.type))
+        elif message.role != "assistant" or part.type not in _REASONING_PARTS:
+            texts.append(placeholder(part.type))
     if texts and not seen and new and message.role == "user":
-        raise BadField(f"this model takes text only: {texts[0].strip('()')}", f"{field}[0]")
+        raise BadField(f"this model reads text only: {texts[0].strip('()')}", f"{field}[0]")
     return "\n".join(texts)
 
 
 def text_of(content: str | list[Part] | None, field: str, separator: str = "\n") -> str:
-    """Content as one text. Raises BadField for parts that are no text."""
+    """Content as one text. Raises BadField for a part that is not text."""
     if content is None or isinstance(content, str):
         return content or ""
     for index, part in enumerate(content):

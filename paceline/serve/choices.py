@@ -1,4 +1,4 @@
-"""Several answers to one request, under way together."""
+"""Several answers to one request (`n` choices, several prompts), generated concurrently."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ Piece = tuple[int, list[Event], tuple[TokenLogprob, ...]]
 
 
 class Choices:
-    """The answers to `starts`, `size` in a row of each prompt, at most `width` of them under way.
+    """The answers that `starts` submit: `size` consecutive ones for each prompt, at most `width` of them running.
 
-    Those of one prompt begin when the first of them writes, so that they find the prompt in the cache.
+    The later answers of a prompt start after its first one has produced output, so that they hit the prefix cache.
     """
 
     def __init__(self, starts: Sequence[Start], size: int, width: int) -> None:
         self._starts = starts
         self._size = size
-        self._places = asyncio.Semaphore(max(width, 1))
-        self._found: dict[int, Answer] = {}
+        self._running_limit = asyncio.Semaphore(max(width, 1))
+        self._answers: dict[int, Answer] = {}
         self._num_running = 0
-        self._writing = [asyncio.Event() for _ in starts[::size]]
+        self._first_piece = [asyncio.Event() for _ in starts[::size]]
         self._pieces: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(1)
 
     @classmethod
     async def begin(cls, starts: Sequence[Start], size: int = 1, width: int = 1) -> Choices:
-        """With the first one begun, so that what is wrong with the request is raised here. The caller closes them."""
+        """Starts the first answer, so that an invalid request raises here. The caller calls `close`."""
         choices = cls(starts, size, width)
-        choices._found[0] = await starts[0]()
+        choices._answers[0] = await starts[0]()
         choices._num_running = 1
         return choices
 
     def __getitem__(self, index: int) -> Answer:
-        """One that has begun."""
-        return self._found[index]
+        """The answer `index`, which must have started."""
+        return self._answers[index]
 
     def __len__(self) -> int:
         return len(self._starts)
 
     @property
     def usage(self) -> Usage:
-        """The sums of what has been, each prompt counted once."""
+        """The usage of all answers so far, with each prompt counted once."""
         total = Usage()
-        for index, answer in self._found.items():
+        for index, answer in self._answers.items():
             for each in dataclasses.fields(Usage):
                 prompts = each.name in ("prompt_tokens", "cached_tokens")
                 if not prompts or index % self._size == 0:
@@ -58,12 +58,12 @@ class Choices:
 
     @property
     def reasoning_tokens(self) -> int:
-        return sum(each.reasoning_tokens for each in self._found.values())
+        return sum(each.reasoning_tokens for each in self._answers.values())
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The pieces of all answers as they come, each with its answer's index. The first error of one ends them all."""
+        """Yields the pieces of all answers as they arrive, each with its answer's index. The first error ends all answers."""
         if len(self) == 1:
-            async for events, logprobs in self._found[0].pieces():
+            async for events, logprobs in self._answers[0].pieces():
                 yield 0, events, logprobs
             return
         tasks = [asyncio.ensure_future(self._run(index)) for index in range(len(self))]
@@ -83,25 +83,27 @@ class Choices:
             self.close()
 
     async def _run(self, index: int) -> None:
-        """Puts the pieces of one answer into the queue, then None or the error that it ended by."""
-        writing = self._writing[index // self._size]
+        """Puts the pieces of one answer into the queue, then None, or the error that ended it."""
+        first_piece = self._first_piece[index // self._size]
         try:
             if index % self._size:
-                await writing.wait()
-            async with self._places:
-                if index not in self._found:
-                    self._found[index] = await self._start(index)
-                async for events, logprobs in self._found[index].pieces():
-                    writing.set()
+                await first_piece.wait()
+            async with self._running_limit:
+                if index not in self._answers:
+                    self._answers[index] = await self._start(index)
+                async for events, logprobs in self._answers[index].pieces():
+                    first_piece.set()
                     await self._pieces.put((index, events, logprobs))
                 self._num_running -= 1
-            writing.set()
+            first_piece.set()
             await self._pieces.put(None)
-        except Exception as error:  # raised again by `pieces`
+        except Exception as error:  # `pieces` raises it again
             await self._pieces.put(error)
 
     async def _start(self, index: int) -> Answer:
-        """Begins an answer. Where others have the places it waits as long as one of ours is to end, and tries once more."""
+        """Starts an answer. While the server is overloaded it retries until none of this request's answers runs, then once
+        more.
+        """
         waits = True
         while True:
             self._num_running += 1
@@ -115,5 +117,5 @@ class Choices:
                 await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        for answer in self._found.values():
+        for answer in self._answers.values():
             answer.close()

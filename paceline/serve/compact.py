@@ -1,4 +1,4 @@
-"""POST /v1/compact, in Morph's form: a conversation in, its lines worth most out. No model runs; its tokenizer counts."""
+"""POST /v1/compact, Morph's compact API: keeps a conversation's highest-scoring lines. No model runs; its tokenizer counts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from paceline.errors import BadField
 from paceline.serve.chat_input import Part, text_of
-from paceline.serve.service import Service, aside
+from paceline.serve.service import Service, run_in_worker_thread
 from paceline.serve.wire import read_body, reply
 from paceline.tasks.compact import LEAST_RATIO, Compacted, Range, compact
-from paceline.tasks.scoring import Message
+from paceline.tasks.scoring import ConversationMessage
 
 MORPH_COMPACTOR = "morph-compactor"
 
@@ -28,7 +28,7 @@ class CompactMessage(Struct):
 
 
 class CompactBody(Struct):
-    """`messages` go before `input`; fields that are null are as if not sent."""
+    """`messages` take precedence over `input`. A field that is null counts as not sent."""
 
     input: str | list[CompactMessage] | None = None
     messages: list[CompactMessage] | None = None
@@ -41,8 +41,8 @@ class CompactBody(Struct):
     include_markers: bool | None = None
 
     @property
-    def asked(self) -> str | list[Message]:
-        """What to compact. Raises BadField for nothing, and for content that is no text."""
+    def conversation(self) -> str | list[ConversationMessage]:
+        """The text or messages to compact. Raises BadField if there are none, and for content that is not text."""
         field = "input" if self.messages is None else "messages"
         given = self.input if self.messages is None else self.messages
         if isinstance(given, str):
@@ -50,7 +50,7 @@ class CompactBody(Struct):
         if not given:
             raise BadField("input or messages must be given, and not be empty", field)
         return [
-            Message(each.role, text_of(each.content, f"{field}[{index}].content"), each.name)
+            ConversationMessage(each.role, text_of(each.content, f"{field}[{index}].content"), each.name)
             for index, each in enumerate(given)
         ]
 
@@ -58,7 +58,9 @@ class CompactBody(Struct):
     def ratio(self) -> float:
         ratio = 0.5 if self.compression_ratio is None else self.compression_ratio
         if not LEAST_RATIO <= ratio <= 1:
-            raise BadField(f"compression_ratio is the share to keep, {LEAST_RATIO} to 1", "compression_ratio")
+            raise BadField(
+                f"compression_ratio must be between {LEAST_RATIO} and 1: the share to keep", "compression_ratio"
+            )
         return ratio
 
     @property
@@ -69,18 +71,18 @@ class CompactBody(Struct):
         return number
 
 
-async def compacted(service: Service, http: HttpRequest) -> Response:
+async def compact_conversation(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CompactBody, service.body_limit)
     if body.model != MORPH_COMPACTOR:
         service.check_model(body.model)
     began = time.perf_counter()
-    done = await aside(_compact, service, body)
+    done = await run_in_worker_thread(_compact, service, body)
     return reply(_reply(body, done, round(1000 * (time.perf_counter() - began))))
 
 
 def _compact(service: Service, body: CompactBody) -> Compacted:
     return compact(
-        body.asked,
+        body.conversation,
         body.query or None,
         ratio=body.ratio,
         preserve_recent=body.num_preserved,

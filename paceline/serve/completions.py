@@ -1,4 +1,4 @@
-"""POST /v1/completions, in OpenAI's form: texts to continue, or a gap to fill."""
+"""POST /v1/completions, OpenAI's completions API: continues texts, or fills in the middle."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from starlette.responses import Response
 from paceline.errors import BadField, EmptyPrompt
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.choices import Choices
-from paceline.serve.sampling import SamplingBody, checked_limit, numbered_choices
-from paceline.serve.service import LEAST_LOGPROB, Asked, Service, aside_if_long, usage_of
+from paceline.serve.sampling import SamplingBody, checked_limit, choice_requests
+from paceline.serve.service import LEAST_LOGPROB, PreparedRequest, Service, openai_usage, run_in_worker_thread_if_large
 from paceline.serve.tools import Text
-from paceline.serve.wire import OPENAI, event, read_body, written
+from paceline.serve.wire import OPENAI, answer_response, event, read_body
 from paceline.types import FinishReason, Request, TokenLogprob
 
-_FILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-_FILL_ENDS = (*_FILL, "<|fim_pad|>", "<|endoftext|>", "<|repo_name|>", "<|file_sep|>")
+_FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+_FIM_END_MARKERS = (*_FIM_MARKERS, "<|fim_pad|>", "<|endoftext|>", "<|repo_name|>", "<|file_sep|>")
 _DEFAULT_LIMIT = 16  # OpenAI's
-_MOST_PROMPTS = 128
-_Row = tuple[str, float | None, dict[str, float] | None, int]  # token, its log-probability, the best ones, its place
+_MOST_PROMPTS = 128  # bounds the prompts of one request
+_LogprobRow = tuple[
+    str, float | None, dict[str, float] | None, int
+]  # token text, log-probability, alternatives, text offset
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -41,38 +43,43 @@ class CompletionBody(SamplingBody, kw_only=True):
     add_special_tokens: bool | None = None
 
     @property
-    def writes(self) -> bool:
-        """False where the prompt alone is wanted back, with its log-probabilities perhaps."""
+    def generates(self) -> bool:
+        """False if only the prompt is requested back (`echo` with `max_tokens` 0), for its log-probabilities."""
         return not (self.echo and self.max_tokens == 0)
 
     @property
     def limit(self) -> int:
-        limit = checked_limit(self.max_tokens, "max_tokens") if self.writes else 1  # a step there must be
+        # the engine runs at least one step
+        limit = checked_limit(self.max_tokens, "max_tokens") if self.generates else 1
         return _DEFAULT_LIMIT if limit is None else limit
 
 
 async def completions(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CompletionBody, service.body_limit)
     body.model = service.check_model(body.model)
-    prompts, asked = await aside_if_long(http, _asked, service, body, service.namespace(http, body.cache_salt))
-    starts = [functools.partial(service.start, each) for each in asked]
+    prompts, prepared = await run_in_worker_thread_if_large(
+        http, _prepare_requests, service, body, service.namespace(http, body.cache_salt)
+    )
+    starts = [functools.partial(service.start, each) for each in prepared]
     choices = await Choices.begin(starts, body.num_choices, service.host.engine.config.max_batch)
     writer = _Writer(body, prompts, choices, service.host.tokenizer)
-    return await written(http, writer, bool(body.stream), OPENAI, choices.close)
+    return await answer_response(http, writer, bool(body.stream), OPENAI, choices.close)
 
 
 class _Prompt(NamedTuple):
-    """A prompt's tokens and its text, to which the first `num_added` of them do not belong."""
+    """A prompt's tokens and its text. The first `num_added` tokens were added by the tokenizer and are not in the text."""
 
     tokens: list[int]
     text: str
     num_added: int = 0
 
 
-def _asked(service: Service, body: CompletionBody, namespace: str) -> tuple[list[_Prompt], list[Asked]]:
-    """The prompts, and what is asked of the engine: all choices of each in a row."""
+def _prepare_requests(
+    service: Service, body: CompletionBody, namespace: str
+) -> tuple[list[_Prompt], list[PreparedRequest]]:
+    """The prompts and the engine requests: the choices of one prompt are consecutive."""
     specials = service.host.tokenizer.special_tokens
-    ends = tuple(specials[each] for each in _FILL_ENDS if each in specials) if body.suffix is not None else ()
+    ends = tuple(specials[each] for each in _FIM_END_MARKERS if each in specials) if body.suffix is not None else ()
     sampling = body.sampling(service, body.logprobs, ends)
     if body.echo:
         sampling = dataclasses.replace(sampling, prompt_logprobs=body.logprobs)
@@ -81,11 +88,13 @@ def _asked(service: Service, body: CompletionBody, namespace: str) -> tuple[list
         Request(each.tokens, service.fit(each.tokens, sampling, body.limit), namespace=namespace) for each in prompts
     ]
     count = body.num_choices
-    return prompts, [one for each in requests for one in numbered_choices(Asked(each, tells_end=True), count)]
+    return prompts, [
+        one for each in requests for one in choice_requests(PreparedRequest(each, include_end_logprob=True), count)
+    ]
 
 
 def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
-    """Raises BadField for what is no prompt, EmptyPrompt for one without tokens."""
+    """The prompts of the body. Raises BadField for a malformed prompt, EmptyPrompt for one without tokens."""
     given: Any = body.prompt
     one = isinstance(given, str) or not given or all(isinstance(each, int) for each in given)
     prompts = [given] if one else given
@@ -96,18 +105,18 @@ def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
     for index, prompt in enumerate(prompts):
         field = "prompt" if one else f"prompt[{index}]"
         if isinstance(prompt, int):
-            raise BadField("a prompt is a text or a list of tokens; several are a list of these", field)
+            raise BadField("a prompt must be a text or a list of tokens; several prompts a list of these", field)
         read = _prompt(service.host.tokenizer, prompt, body)
         if not read.tokens:
             raise EmptyPrompt(f"{field} has no tokens")
         if not 0 <= min(read.tokens) <= max(read.tokens) < vocab_size:
-            raise BadField(f"{field} holds a token outside the vocabulary of {vocab_size}", field)
+            raise BadField(f"{field} has a token outside the vocabulary of {vocab_size}", field)
         found.append(read)
     return found
 
 
 def _prompt(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionBody) -> _Prompt:
-    """A prompt as it is asked for; with a suffix, prefix and suffix between the model's fill-in-the-middle tokens."""
+    """Encodes a prompt. With a suffix, prefix and suffix are put between the model's fill-in-the-middle tokens."""
     if body.suffix is not None and (body.echo or not isinstance(prompt, str)):
         raise BadField("suffix needs a prompt that is text, and is not supported with echo", "suffix")
     if not isinstance(prompt, str):
@@ -118,14 +127,14 @@ def _prompt(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionBody)
             return _Prompt(plain(), prompt)
         tokens = tokenizer.encode_prompt(prompt)
         return _Prompt(tokens, prompt, len(tokens) - len(plain()))
-    if any(each not in tokenizer.special_tokens for each in _FILL):
+    if any(each not in tokenizer.special_tokens for each in _FIM_MARKERS):
         raise BadField("this model has no fill-in-the-middle tokens, so suffix is not supported", "suffix")
-    before, between, after = (tokenizer.special_tokens[each] for each in _FILL)
+    before, between, after = (tokenizer.special_tokens[each] for each in _FIM_MARKERS)
     return _Prompt([before, *tokenizer.encode(prompt), between, *tokenizer.encode(body.suffix), after], "")
 
 
 class _Writer:
-    """Writes answers as a completion or as its chunks; with echo each begins with its prompt."""
+    """Writes answers as one completion or as its streaming chunks. With `echo` each answer begins with its prompt."""
 
     def __init__(
         self, body: CompletionBody, prompts: Sequence[_Prompt], choices: Choices, tokenizer: Tokenizer
@@ -134,8 +143,8 @@ class _Writer:
         self._prompts = prompts
         self._choices = choices
         self._size = body.num_choices
-        self._tables = [_Table(tokenizer) for _ in range(len(choices))]
-        self._begun = [not body.echo] * len(choices)
+        self._tables = [_LogprobTable(tokenizer) for _ in range(len(choices))]
+        self._echoed = [not body.echo] * len(choices)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -145,8 +154,8 @@ class _Writer:
 
     async def whole(self) -> dict[str, Any]:
         texts: list[list[str]] = [[] for _ in range(len(self._choices))]
-        rows: list[list[_Row]] = [[] for _ in texts]
-        async with contextlib.aclosing(self._written()) as pieces:
+        rows: list[list[_LogprobRow]] = [[] for _ in texts]
+        async with contextlib.aclosing(self._pieces()) as pieces:
             async for index, text, more in pieces:
                 texts[index].append(text)
                 rows[index] += more
@@ -156,7 +165,7 @@ class _Writer:
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        async with contextlib.aclosing(self._written()) as pieces:
+        async with contextlib.aclosing(self._pieces()) as pieces:
             async for index, text, rows in pieces:
                 yield event({**self._head, "choices": [self._choice(index, text, rows, None)]})
         for index in range(len(self._choices)):
@@ -165,21 +174,21 @@ class _Writer:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
-    async def _written(self) -> AsyncGenerator[tuple[int, str, list[_Row]], None]:
-        """(choice, text, its tokens), what is echoed before what is new."""
+    async def _pieces(self) -> AsyncGenerator[tuple[int, str, list[_LogprobRow]], None]:
+        """Yields (choice, text, its tokens' log-probabilities); the echoed prompt of a choice comes before its output."""
         async with contextlib.aclosing(self._choices.pieces()) as pieces:
             async for index, events, values in pieces:
-                if not self._begun[index]:
+                if not self._echoed[index]:
                     yield self._echo(index)
-                if self._body.writes:
+                if self._body.generates:
                     text = "".join(each.text for each in events if isinstance(each, Text))
                     yield index, text, [self._tables[index].row(each) for each in values]
-        for index, begun in enumerate(self._begun):
-            if not begun:  # its output had no text
+        for index, echoed in enumerate(self._echoed):
+            if not echoed:  # the output had no text
                 yield self._echo(index)
 
-    def _echo(self, index: int) -> tuple[int, str, list[_Row]]:
-        self._begun[index] = True
+    def _echo(self, index: int) -> tuple[int, str, list[_LogprobRow]]:
+        self._echoed[index] = True
         prompt, table = self._prompts[index // self._size], self._tables[index]
         if self._body.logprobs is None:
             return index, prompt.text, []
@@ -189,25 +198,25 @@ class _Writer:
         return index, prompt.text, rows
 
     def _reason(self, index: int) -> str:
-        ended = self._body.writes and self._choices[index].finish is not FinishReason.LENGTH
+        ended = self._body.generates and self._choices[index].finish is not FinishReason.LENGTH
         return "stop" if ended else "length"
 
     def _usage(self) -> dict[str, Any]:
         usage = self._choices.usage
-        return usage_of(usage if self._body.writes else dataclasses.replace(usage, output_tokens=0))
+        return openai_usage(usage if self._body.generates else dataclasses.replace(usage, output_tokens=0))
 
-    def _choice(self, index: int, text: str, rows: list[_Row], reason: str | None) -> dict[str, Any]:
+    def _choice(self, index: int, text: str, rows: list[_LogprobRow], reason: str | None) -> dict[str, Any]:
         names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         shown = {name: [row[column] for row in rows] for column, name in enumerate(names)}
         logprobs = None if self._body.logprobs is None else shown
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-class _Table:
-    """Writes log-probabilities of a text's tokens in OpenAI's form.
+class _LogprobTable:
+    """Writes the log-probabilities of a text's tokens in OpenAI's completions format.
 
-    A token's alternatives have itself among them, as OpenAI's have: one more than asked for, where it is none of the best.
-    Offsets are in characters; a token that begins within one is at the next.
+    The alternatives of a token include the token itself, as OpenAI's do: one more than requested if it is not among the
+    best. Offsets are in characters; a token that begins within a character has the offset of the next one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -215,21 +224,21 @@ class _Table:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def row(self, value: TokenLogprob) -> _Row:
-        """Of a token of the output, whose text has no control tokens."""
+    def row(self, value: TokenLogprob) -> _LogprobRow:
+        """The row of an output token. Control tokens are not part of the output's text."""
         return self._row(value.token, value, self._tokenizer.text_bytes(value.token))
 
-    def prompt_row(self, token: int, value: TokenLogprob | None, in_text: bool) -> _Row:
-        """Of a token of the prompt. The first has no probability, and those that were added are not in its text."""
+    def prompt_row(self, token: int, value: TokenLogprob | None, in_text: bool) -> _LogprobRow:
+        """The row of a prompt token. The first token has no probability; added tokens (not `in_text`) have no text."""
         return self._row(token, value, self._tokenizer.token_bytes(token) if in_text else b"")
 
-    def _row(self, token: int, value: TokenLogprob | None, data: bytes) -> _Row:
+    def _row(self, token: int, value: TokenLogprob | None, data: bytes) -> _LogprobRow:
         offset = self._offset
         self._offset += len(self._decoder.decode(data))
         if value is None:
             return self._text(token), None, None, offset
         top: dict[str, float] = {}
-        for each, logprob in (*value.top, (token, value.logprob)):  # the better one of two with the same text
+        for each, logprob in (*value.top, (token, value.logprob)):  # of two tokens with the same text, the better one
             top.setdefault(self._text(each), max(logprob, LEAST_LOGPROB))
         return self._text(token), max(value.logprob, LEAST_LOGPROB), top, offset
 

@@ -1,4 +1,4 @@
-"""What each client must be told to use a server: variables, a settings file, or the options to start it with."""
+"""The settings with which each client uses a server: environment variables, a settings file, or command-line options."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from paceline.serve.settings_files import SettingsFile
 from paceline.tasks.files import write_text
 
 Environment = Mapping[str, str]
-_NO_KEY = "none"  # clients insist on a key where the server does not
-_LEAST_COMPACT_WINDOW = 100_000  # Claude Code takes a smaller auto-compact window as this
+_NO_KEY = "none"  # clients require a key even if the server does not
+_LEAST_COMPACT_WINDOW = 100_000  # Claude Code raises a smaller auto-compact window to this
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server as clients see it. `url` has no /v1; `context` is in tokens, None where it is unknown; a key may be ""."""
+    """A server as clients see it. `url` has no /v1; `context` is in tokens, None if unknown; `api_key` may be ""."""
 
     url: str
     model: str
@@ -36,16 +36,17 @@ class Server:
 
     @property
     def output(self) -> int | None:
-        """The tokens a client may reserve for one reply, so that most of a small context is left for the prompt."""
+        """The tokens that a client may reserve for one reply: a quarter of the context at most, so that the prompt fits."""
         return None if self.context is None else min(32_000, self.context // 4)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How one client is told of a server.
+    """The settings of one client for a server.
 
-    `environment` with `needed` is enough, and so are `files` with `exported`. To start the client, `own_files` (none of the
-    user's) are written, `launch` is added to the environment, what is in `unset` taken from it, and `arguments` come first.
+    Two ways suffice to configure a client: `environment` together with the `needed` files, or `files` together with the
+    `exported` variables. `start` writes `own_files` (never the user's), adds `launch` to the environment, removes the
+    variables in `unset`, and puts `arguments` before the user's.
     """
 
     environment: Environment
@@ -59,7 +60,7 @@ class Settings:
     note: str = ""
 
     def shown(self) -> str:
-        """Shell commands that set the variables, then each needed file's text under its path."""
+        """Shell commands that set the variables, then the text of each needed file under its path."""
         lines = [f"unset {name}" for name in self.unset] + exports(self.environment)
         parts = ["\n".join(lines)] if lines else []
         parts += [f"# {each.path}\n{each.text().rstrip()}" for each in self.needed]
@@ -72,23 +73,23 @@ def exports(environment: Environment) -> list[str]:
 
 
 def find_server(url: str, model: str | None = None, api_key: str = "") -> Server:
-    """The server at `url`, by what it says of itself; where none answers, by `model` alone.
+    """The server at `url`, described by its /v1/models; if no server answers, by `model` alone.
 
-    Raises Offline without both, Unauthorized for a wrong key, UnknownModel for a model that is not served there, ConfigError
-    for what is no address.
+    Raises Offline if no server answers and no model is given, Unauthorized for a wrong key, UnknownModel for a model that
+    is not served there, ConfigError if `url` is not an address.
     """
     url = url.strip().rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise ConfigError(f"{url!r} is no address of a server: it begins with http:// or https://") from error
+        raise ConfigError(f"{url!r} is not the address of a server: it must begin with http:// or https://") from error
     except httpx.TransportError as error:
         if model is None:
-            raise Offline(f"no server answers at {url}: start one (paceline serve), or say --model NAME") from error
+            raise Offline(f"no server answers at {url}: start one (paceline serve), or give --model NAME") from error
         return Server(url, model, None, api_key)
     if reply.status_code in (401, 403):
-        raise Unauthorized(f"the server at {url} wants one of its keys: give --api-key")
+        raise Unauthorized(f"the server at {url} requires one of its keys: give --api-key")
     return _read_models(reply, url, model, api_key)
 
 
@@ -97,7 +98,7 @@ def _read_models(reply: httpx.Response, url: str, model: str | None, api_key: st
         contexts = {str(each["id"]): each.get("max_model_len") for each in reply.raise_for_status().json()["data"]}
         name = next(iter(contexts)) if model is None else model
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ServeError(f"what answers at {url}/v1/models is no model server ({reply.status_code})") from error
+        raise ServeError(f"{url}/v1/models does not answer like a model server (status {reply.status_code})") from error
     if name not in contexts:
         raise UnknownModel(f"the model {name!r} is not served at {url}; served: {', '.join(contexts)}")
     context = contexts[name]
@@ -201,7 +202,7 @@ def _mini(server: Server, environ: Environment) -> Settings:
 
 
 def _morph(server: Server, environ: Environment) -> Settings:
-    note = f"// in code, since the SDK reads no variable for it\nmorphApiUrl: {json.dumps(server.url)}"
+    note = f"// set in code: the SDK reads no environment variable for it\nmorphApiUrl: {json.dumps(server.url)}"
     return Settings({"MORPH_API_KEY": server.api_key or _NO_KEY}, note=note)
 
 
@@ -215,7 +216,7 @@ def _config_home(environ: Environment) -> Path:
 
 @dataclass(frozen=True)
 class Client:
-    """`program` is what is started, "" for a library; `install` the command that installs it."""
+    """A client. `program` is its executable, "" for a library; `install` is the command that installs it."""
 
     settings: Callable[[Server, Environment], Settings]
     program: str
@@ -236,14 +237,17 @@ _OTHER_NAMES = {"mini": "mini-swe-agent"}
 def find_client(name: str) -> Client:
     client = CLIENTS.get(_OTHER_NAMES.get(name, name))
     if client is None:
-        raise InputError(f"there is no client {name!r}; known: {', '.join(CLIENTS)}")
+        raise InputError(f"the client {name!r} is unknown; known: {', '.join(CLIENTS)}")
     return client
 
 
 def start(client: Client, server: Server, arguments: Sequence[str], environ: Environment) -> NoReturn:
-    """Becomes the client: its exit status and its signals are this process's own. The user's files stay as they are."""
+    """Replaces this process by the client (execve), so that its exit status and signals are the client's.
+
+    The user's files are not changed.
+    """
     if not client.program:
-        raise InputError("this client is a library: `paceline connect` says what to set in code")
+        raise InputError("this client is a library: `paceline connect` prints what to set in code")
     program = shutil.which(client.program, path=environ.get("PATH"))
     if program is None:
         raise ConfigError(f"{client.program} is not installed (or not on PATH): {client.install}")
@@ -252,7 +256,7 @@ def start(client: Client, server: Server, arguments: Sequence[str], environ: Env
         each.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(each.path, each.text())
     kept = {name: value for name, value in environ.items() if name not in settings.unset}
-    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores these, and what it starts would too
+    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores these; the client would inherit that
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     sys.stdout.flush()

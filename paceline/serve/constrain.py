@@ -1,4 +1,4 @@
-"""What a client wants output held to, as a grammar: a response format, or calls of tools in the model's own format."""
+"""Constrained decoding: the grammar of an output, from a response format or from tool calls in the model's own format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from paceline.engine.schemas import problem
 from paceline.errors import BadField
 from paceline.serve.call_grammars import SPACE, TEXT, Rules, calls_grammar
 from paceline.serve.tools import CallParser, Schemas
-from paceline.serve.tools.thoughts import BEGIN, END
+from paceline.serve.tools.reasoning import BEGIN, END
 
-_LONGEST = 1 << 15  # characters of a client's own grammar
-_MOST_CHOICES = 4096  # whose grammar takes the engine 50 ms to read
+_MAX_GRAMMAR_LENGTH = 1 << 15  # characters of a client's grammar or regular expression
+_MAX_CHOICES = 4096  # a choice grammar of this size takes the engine about 50 ms to compile
 _GBNF_RULE = re.compile(r"^\s*[A-Za-z][\w-]*\s*::=", re.MULTILINE)
 _CODE_POINT = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))")
 
@@ -44,7 +44,7 @@ class ResponseFormat(Struct):
 class StructuredOutputs(Struct):
     """vLLM's structured_outputs: one of a JSON schema, any JSON object, a regular expression, texts to choose from, a grammar.
 
-    The rest is refused.
+    The other fields are refused.
     """
 
     json: dict[str, Any] | str | None = None
@@ -59,10 +59,10 @@ class StructuredOutputs(Struct):
 
 
 class Constraints(Struct, kw_only=True):
-    """All that a body can say of the output's form: OpenAI's, vLLM's of today and of before, llama.cpp's, SGLang's.
+    """All fields that constrain the output: OpenAI's, vLLM's current and older ones, llama.cpp's, SGLang's.
 
-    One is enforced, more are refused. So are the fields that constrain an output and cannot be enforced: nothing of the
-    kind is left unread.
+    A request may have one constraint; several are refused. Fields that constrain the output and cannot be enforced are
+    refused as well, so that none is silently ignored.
     """
 
     response_format: ResponseFormat | None = None
@@ -87,25 +87,25 @@ class Constraints(Struct, kw_only=True):
 
     @property
     def formats(self) -> dict[str, ResponseFormat | None]:
-        """The response format by the field's name. A body that has it in another place overrides this."""
+        """The response formats by field name. A body that has the format in another field overrides this."""
         return {"response_format": self.response_format}
 
     @property
     def constraint(self) -> str | None:
-        """The grammar that the output's text is held to, None for free text.
+        """The grammar that constrains the output's text, None for free text.
 
-        Raises BadField for two wishes, for one that cannot be enforced, or is malformed.
+        Raises BadField for two constraints, and for one that cannot be enforced or is malformed.
         """
         _refuse(self, _REFUSED)
-        found = {name: of_format(form, name) for name, form in self.formats.items()}
-        found["structured_outputs"] = of_structure(self.structured_outputs)
+        found = {name: response_format_grammar(form, name) for name, form in self.formats.items()}
+        found["structured_outputs"] = structured_outputs_grammar(self.structured_outputs)
         for name, make in _MAKERS.items():
             value = getattr(self, name)
             found[name] = make(value, name) if value not in (None, "") else None
         given = {name: grammar for name, grammar in found.items() if grammar is not None}
         if len(given) > 1:
             raise BadField(
-                f"{' and '.join(given)} cannot be had together: a request takes one constraint", list(given)[1]
+                f"{' and '.join(given)} are not supported together: a request may have one constraint", list(given)[1]
             )
         return next(iter(given.values()), None)
 
@@ -117,14 +117,14 @@ def _refuse(holder: Struct, names: Iterable[str], inside: str = "") -> None:
             raise BadField(f"{field} is not supported: it constrains the output and is not enforced", field)
 
 
-def of_format(form: ResponseFormat | None, field: str = "response_format") -> str | None:
-    """The grammar of a response format, None for free text. Raises BadField, naming `field`, for a format there is not."""
+def response_format_grammar(form: ResponseFormat | None, field: str = "response_format") -> str | None:
+    """The grammar of a response format, None for free text. Raises BadField, naming `field`, for an unknown format."""
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
         return json_schema(_checked(form.schema, field) if form.schema else {"type": "object"}, lenient=True)
     if form.type != "json_schema":
-        raise BadField(f"{field} can be text, json_object or json_schema", f"{field}.type")
+        raise BadField(f"{field} must be text, json_object or json_schema", f"{field}.type")
     if form.json_schema is None:
         raise BadField(f"{field} of type json_schema needs a schema", field)
     return json_schema(_checked(form.json_schema.schema, field), lenient=not form.json_schema.strict)
@@ -133,20 +133,20 @@ def of_format(form: ResponseFormat | None, field: str = "response_format") -> st
 def _checked(schema: dict[str, Any], field: str) -> dict[str, Any]:
     reason = problem(schema)
     if reason:
-        raise BadField(f"{field} has no JSON schema: {reason}", field)
+        raise BadField(f"{field} has an invalid JSON schema: {reason}", field)
     return schema
 
 
-def of_structure(asked: StructuredOutputs | None) -> str | None:
-    """The grammar of vLLM's structured_outputs. Raises BadField unless it holds exactly one wish, which can be enforced."""
-    if asked is None:
+def structured_outputs_grammar(requested: StructuredOutputs | None) -> str | None:
+    """The grammar of vLLM's structured_outputs. Raises BadField unless it has exactly one constraint, which is enforceable."""
+    if requested is None:
         return None
-    _refuse(asked, _STRUCTURE_REFUSED, "structured_outputs.")
-    wishes: dict[str, Any] = {name: getattr(asked, name) for name in _STRUCTURES}
-    given = [name for name, wish in wishes.items() if wish is not None and wish is not False]
+    _refuse(requested, _STRUCTURE_REFUSED, "structured_outputs.")
+    values: dict[str, Any] = {name: getattr(requested, name) for name in _STRUCTURES}
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if len(given) != 1:
         raise BadField(f"structured_outputs needs exactly one of {', '.join(_STRUCTURES)}", "structured_outputs")
-    return _STRUCTURES[given[0]](wishes[given[0]], f"structured_outputs.{given[0]}")
+    return _STRUCTURES[given[0]](values[given[0]], f"structured_outputs.{given[0]}")
 
 
 def _of_schema(given: dict[str, Any] | str, field: str) -> str:
@@ -163,39 +163,41 @@ def _read_schema(given: dict[str, Any] | str, field: str) -> dict[str, Any]:
     try:
         value = json.loads(given)
     except (ValueError, RecursionError) as error:
-        raise BadField(f"{field} is no JSON: {error}", field) from error
+        raise BadField(f"{field} is not valid JSON: {error}", field) from error
     if not isinstance(value, dict):
         raise BadField(f"{field} must be a schema object", field)
     return value
 
 
-def of_regex(pattern: str, field: str) -> str:
-    return regex(_short(pattern, field))
+def regex_grammar(pattern: str, field: str) -> str:
+    return regex(_checked_length(pattern, field))
 
 
 def _of_choice(choice: list[str], field: str) -> str:
     if not choice or not all(choice):
         raise BadField(f"{field} needs texts to choose from", field)
-    if len(choice) > _MOST_CHOICES:
-        raise BadField(f"{field} can have at most {_MOST_CHOICES} texts", field)
+    if len(choice) > _MAX_CHOICES:
+        raise BadField(f"{field} can have at most {_MAX_CHOICES} texts", field)
     return "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in choice)
 
 
-def of_grammar(text: str, field: str) -> str:
-    """The Lark of a client's grammar: of Lark itself, or of GBNF (`root ::= …`). Raises BadField for GBNF that is none."""
-    if not _GBNF_RULE.search(_short(text, field)):
+def client_grammar(text: str, field: str) -> str:
+    """A client's grammar as Lark: Lark itself is returned as is, GBNF (`root ::= …`) is translated.
+
+    Raises BadField for malformed GBNF.
+    """
+    if not _GBNF_RULE.search(_checked_length(text, field)):
         return text
     try:
-        return gbnf_to_lark(_CODE_POINT.sub(_character, text)).removeprefix(
-            "%llguidance {}"
-        )  # not allowed inside another
-    except Exception as error:  # it raises no class of its own for what does not resolve
+        lark = gbnf_to_lark(_CODE_POINT.sub(_character, text))
+        return lark.removeprefix("%llguidance {}")  # which is not allowed in a nested grammar
+    except Exception as error:  # llguidance has no exception class of its own for this
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadField(f"{field} is no GBNF grammar: {reason[:500]}", field) from error
+        raise BadField(f"{field} is not a valid GBNF grammar: {reason[:500]}", field) from error
 
 
 def _character(found: re.Match[str]) -> str:
-    """An escape by code point as the translator can take it over."""
+    """Rewrites a code point escape (`\\u…`, `\\U…`) as one that llguidance's translator supports."""
     code = int(found[2] or found[3], 16)
     if code < 0x80:
         return f"{found[1]}\\x{code:02x}"
@@ -206,18 +208,18 @@ def _of_any_object(given: bool, field: str) -> str | None:
     return json_schema({"type": "object"}) if given else None
 
 
-def _short(text: str, field: str) -> str:
-    if len(text) > _LONGEST:
-        raise BadField(f"{field} is longer than {_LONGEST} characters", field)
+def _checked_length(text: str, field: str) -> str:
+    if len(text) > _MAX_GRAMMAR_LENGTH:
+        raise BadField(f"{field} is longer than {_MAX_GRAMMAR_LENGTH} characters", field)
     return text
 
 
 _STRUCTURES: dict[str, Callable[[Any, str], str | None]] = {
     "json": _of_schema,
     "json_object": _of_any_object,
-    "regex": of_regex,
+    "regex": regex_grammar,
     "choice": _of_choice,
-    "grammar": of_grammar,
+    "grammar": client_grammar,
 }
 _STRUCTURE_REFUSED = (
     "structural_tag",
@@ -227,14 +229,14 @@ _STRUCTURE_REFUSED = (
 )
 _MAKERS: dict[str, Callable[[Any, str], str | None]] = {
     "guided_json": _of_schema,
-    "guided_regex": of_regex,
+    "guided_regex": regex_grammar,
     "guided_choice": _of_choice,
-    "guided_grammar": of_grammar,
+    "guided_grammar": client_grammar,
     "guided_json_object": _of_any_object,
-    "grammar": of_grammar,
+    "grammar": client_grammar,
     "json_schema": _of_lenient_schema,
-    "regex": of_regex,
-    "ebnf": of_grammar,
+    "regex": regex_grammar,
+    "ebnf": client_grammar,
 }
 _REFUSED = (
     "guided_whitespace_pattern",
@@ -249,80 +251,89 @@ _REFUSED = (
 
 
 @dataclass(frozen=True)
-class Calls:
-    """What the model may call: schemas of parameters by name, at most `most` times where that is said. `forced`: it must.
+class AllowedCalls:
+    """The tool calls that an output may have.
 
-    `strict` names tools whose schemas are enforced as they are, or refused; where there is one, all calls have their
-    schemas also where none is forced.
+    `schemas` are the parameters' JSON schemas by tool name, `max_calls` is the limit of calls (None: no limit). With
+    `forced` the output must be a call. `strict` names tools whose schemas are enforced exactly or refused; if it is not
+    empty, the schemas of all tools are enforced even if no call is forced.
     """
 
     schemas: Schemas
     forced: bool = False
-    most: int | None = None
+    max_calls: int | None = None
     strict: Collection[str] = ()
 
 
 def check_schemas(schemas: Schemas) -> None:
-    """Raises BadField for parameters that are no JSON schema of an object: every keyword must have its form."""
+    """Raises BadField for parameters that are not a JSON schema of an object, or have a keyword of the wrong type."""
     for name, schema in schemas.items():
         reason = problem(schema or {})
         if not reason and "object" not in (schema or {}).get("type", "object"):
             reason = "type must be object"
         if reason:
-            raise BadField(f"the parameters of the tool {name!r} are no JSON schema of an object: {reason}", "tools")
+            raise BadField(f"the parameters of the tool {name!r} are not a JSON schema of an object: {reason}", "tools")
 
 
 def openai_calls(
-    choice: str | dict[str, Any] | None, most: int | None, schemas: Schemas, strict: Collection[str] = ()
-) -> Calls:
-    """What OpenAI's tool_choice, in either of its APIs' forms, makes of the tools; there may be at most `most` calls.
+    choice: str | dict[str, Any] | None, max_calls: int | None, schemas: Schemas, strict: Collection[str] = ()
+) -> AllowedCalls:
+    """The allowed calls under OpenAI's tool_choice, in the format of either of its APIs, and a limit of `max_calls`.
 
-    A choice of allowed tools that forces nothing leaves all of them: the model reads what it may not call anyway. Raises
-    BadField for a choice there is not, or of a tool there is not.
+    `allowed_tools` without mode `required` allows all tools, as the prompt lists all of them anyway. Raises BadField for
+    an unknown choice, and for one of a tool that is not defined.
     """
     if choice in (None, "auto"):
-        return Calls(schemas, most=most, strict=strict)
+        return AllowedCalls(schemas, max_calls=max_calls, strict=strict)
     if choice == "none":
-        return Calls({})
+        return AllowedCalls({})
     if choice == "required":
-        return force(schemas, schemas, most, strict)
+        return forced_calls(schemas, schemas, max_calls, strict)
     if isinstance(choice, dict):
         kind, own = choice.get("type"), choice.get(str(choice.get("type")))
         inner = own if isinstance(own, dict) else choice
         if kind in ("function", "custom"):
-            return force([inner.get("name")], schemas, 1, strict)
+            return forced_calls([inner.get("name")], schemas, 1, strict)
         if kind == "allowed_tools" and isinstance(inner.get("tools"), list):
             if inner.get("mode") != "required":
-                return Calls(schemas, most=most, strict=strict)
+                return AllowedCalls(schemas, max_calls=max_calls, strict=strict)
             named = [each.get("function", each) for each in inner["tools"] if isinstance(each, dict)]
-            return force([each.get("name") for each in named if isinstance(each, dict)], schemas, most, strict)
-    raise BadField("tool_choice can be auto, none, required, or name a tool", "tool_choice")
+            return forced_calls(
+                [each.get("name") for each in named if isinstance(each, dict)], schemas, max_calls, strict
+            )
+    raise BadField("tool_choice must be auto, none, required, or name a tool", "tool_choice")
 
 
-def force(names: Iterable[Any], schemas: Schemas, most: int | None, strict: Collection[str] = ()) -> Calls:
-    """Calls of the tools `names`. Raises BadField where there is none, or one is not among the tools."""
+def forced_calls(
+    names: Iterable[Any], schemas: Schemas, max_calls: int | None, strict: Collection[str] = ()
+) -> AllowedCalls:
+    """A forced call of one of the tools `names`. Raises BadField if `names` is empty or has an unknown tool."""
     chosen = list(names)
     for name in chosen:
         if not isinstance(name, str) or name not in schemas:
             raise BadField(f"tool_choice names {name!r}, which is none of the tools", "tool_choice")
     if not chosen:
-        raise BadField("tool_choice forces a call and there are no tools", "tool_choice")
-    return Calls({name: schemas[name] for name in chosen}, forced=True, most=most, strict=strict)
+        raise BadField("tool_choice forces a call, but there are no tools", "tool_choice")
+    return AllowedCalls({name: schemas[name] for name in chosen}, forced=True, max_calls=max_calls, strict=strict)
 
 
-def held(
-    answer: str | None, calls: Calls, kind: type[CallParser] | None, special: Mapping[str, int], thinking: bool | None
+def output_grammar(
+    answer: str | None,
+    calls: AllowedCalls,
+    kind: type[CallParser] | None,
+    special: Mapping[str, int],
+    thinking: bool | None,
 ) -> str | None:
-    """The grammar of an output, None for a free one.
+    """The grammar of an output, None for unconstrained output.
 
-    `answer` is that of its text; where tools may be called, so they may instead. Strict calls may follow free text, in a
-    model whose calls begin with a token of their own. `thinking` is None for a model that knows no reasoning, else
-    whether the prompt has opened it: reasoning is free.
+    `answer` is the grammar of the output's text; if calls are allowed, the output may be calls instead. Strict calls may
+    follow free text, if the model's calls begin with a special token (one of `special`). `thinking` is None for a model
+    without reasoning, else whether the prompt has opened the reasoning, which is never constrained.
     """
     grammar = answer
     strict = bool(calls.strict) and answer is None and kind is not None and kind.begin in special
     if kind is not None and calls.schemas and (calls.forced or strict or answer is not None):
-        grammar = calls_grammar(kind, calls.schemas, special, several=calls.most != 1, strict=calls.strict)
+        grammar = calls_grammar(kind, calls.schemas, special, several=calls.max_calls != 1, strict=calls.strict)
         if not calls.forced:
             rules = Rules(special)
             written = rules.grammar(grammar)
@@ -332,5 +343,5 @@ def held(
         return grammar
     rules = Rules(special)
     rest = f"{rules.until(END)} {SPACE}"
-    thought = rest if thinking else f"({rules.text(BEGIN)} {rest})? {SPACE if calls.forced else ''}"
-    return "\n".join([f"start: {thought} {rules.grammar(grammar)}", *rules.rules])
+    reasoning = rest if thinking else f"({rules.text(BEGIN)} {rest})? {SPACE if calls.forced else ''}"
+    return "\n".join([f"start: {reasoning} {rules.grammar(grammar)}", *rules.rules])

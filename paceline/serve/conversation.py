@@ -1,4 +1,7 @@
-"""Messages as chat templates take them, of whichever API they came by. Turn by turn the same beginning stays the same."""
+"""Messages in the chat template's format, the same for all APIs.
+
+The messages of one turn become the same beginning of the prompt in every later turn, so that the prefix cache hits.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,23 @@ from typing import Any
 
 from paceline.errors import BadField
 
-Message = dict[str, Any]
+TemplateMessage = dict[str, Any]
 _SWITCHES = ("enable_thinking", "thinking")  # Qwen 3 and GLM; DeepSeek
-_OWN = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template")
+_SERVER_VARIABLES = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template")
 
 
-def fold_systems(messages: list[Message]) -> list[Message]:
-    """The messages with a system message nowhere but at the start, where most templates alone allow one.
+def fold_system_messages(messages: list[TemplateMessage]) -> list[TemplateMessage]:
+    """The messages with a system message only at the start, which is the only place where most templates allow one.
 
-    Those at the start become one. A later one becomes user text in its place, joined to user messages beside it, so
-    that what comes after never changes what came before.
+    System messages at the start are merged into one. A later one becomes user text at its position, merged with adjacent
+    user messages. Messages that follow never change the ones before.
     """
     leading = 0
     while leading < len(messages) and messages[leading]["role"] == "system":
         leading += 1
     head = "\n\n".join(each["content"] for each in messages[:leading] if each["content"])
-    folded: list[Message] = [{"role": "system", "content": head}] if head else []
-    texts: list[str] = []  # of the last message of `folded`, where that is a user's
+    folded: list[TemplateMessage] = [{"role": "system", "content": head}] if head else []
+    texts: list[str] = []  # the texts of the last message of `folded`, if that is a user message
     joins = False
     for message in messages[leading:]:
         late = message["role"] == "system"
@@ -32,28 +35,28 @@ def fold_systems(messages: list[Message]) -> list[Message]:
         if texts and message["role"] == "user" and (late or joins):
             texts.append(message["content"])
         else:
-            _settle(folded, texts)
+            _join_texts(folded, texts)
             texts = [message["content"]] if message["role"] == "user" else []
             folded.append(message)
         joins = late
-    _settle(folded, texts)
+    _join_texts(folded, texts)
     return folded
 
 
-def _settle(folded: list[Message], texts: list[str]) -> None:
-    """Joins the texts that have come together in the last message: once, for there may be very many."""
+def _join_texts(folded: list[TemplateMessage], texts: list[str]) -> None:
+    """Joins the collected texts of the last message, all at once: there may be very many, and joining one by one is O(n²)."""
     if len(texts) > 1:
         folded[-1] = {"role": "user", "content": "\n\n".join(texts)}
 
 
-def numbered(messages: list[Message]) -> list[Message]:
-    """The messages with calls and their results named by tool and number, `functions.read:0`, whatever ids they came with.
+def number_tool_calls(messages: list[TemplateMessage]) -> list[TemplateMessage]:
+    """The messages with new ids for calls and their results: `functions.NAME:NUMBER`, for example `functions.read:0`.
 
-    Kimi K2's template writes nothing else of a call's name; other templates write no ids.
+    Kimi K2's template writes a call's name only as part of this id; other templates write no ids.
     """
     names: dict[str, str] = {}
     count = 0
-    result: list[Message] = []
+    result: list[TemplateMessage] = []
     for message in messages:
         calls = []
         for each in message.get("tool_calls", ()):
@@ -68,8 +71,8 @@ def numbered(messages: list[Message]) -> list[Message]:
     return result
 
 
-def call(name: str, arguments: Any, identity: str) -> Message:
-    """An earlier tool call. Arguments that are a JSON object, as text or not, are given as an object: templates write it."""
+def tool_call(name: str, arguments: Any, identity: str) -> TemplateMessage:
+    """An earlier tool call in the template's format. Arguments that are the text of a JSON object become that object."""
     if isinstance(arguments, str):
         try:
             value = json.loads(arguments or "{}", strict=False)
@@ -79,26 +82,26 @@ def call(name: str, arguments: Any, identity: str) -> Message:
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def tool(name: str, description: str, parameters: dict[str, Any]) -> Message:
+def tool_definition(name: str, description: str, parameters: dict[str, Any]) -> TemplateMessage:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def thinking(wanted: bool | None) -> dict[str, Any]:
-    """The template variables that turn reasoning on or off, by every name that a template may know; none where unsaid."""
+def reasoning_variables(wanted: bool | None) -> dict[str, Any]:
+    """The template variables that switch reasoning on or off, under every name in use; none if `wanted` is None."""
     return {} if wanted is None else dict.fromkeys(_SWITCHES, wanted)
 
 
-def checked_variables(given: dict[str, Any] | None) -> dict[str, Any]:
-    """A client's own template variables. Raises BadField for the server's, and for a switch that is no boolean."""
+def checked_template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    """A client's template variables. Raises BadField for one that the server sets, and for a switch that is not a boolean."""
     for name, value in (given or {}).items():
-        if name in _OWN:
+        if name in _SERVER_VARIABLES:
             raise BadField(f"chat_template_kwargs cannot set {name!r}", "chat_template_kwargs")
-        if name in _SWITCHES and not isinstance(value, bool):  # a template would take "false" for true
+        if name in _SWITCHES and not isinstance(value, bool):  # a template treats "false" as true
             raise BadField(f"chat_template_kwargs.{name} must be true or false", "chat_template_kwargs")
     return given or {}
 
 
-_UNSEEN = {
+_PLACEHOLDERS = {
     "image": "an image, which this model cannot see",
     "audio": "audio, which this model cannot hear",
     "video": "a video, which this model cannot see",
@@ -107,10 +110,10 @@ _UNSEEN = {
 }
 
 
-def unseen(kind: str) -> str:
-    """What stands in a conversation for content of a type that the model cannot take, such as `image_url`.
+def placeholder(kind: str) -> str:
+    """The text that replaces content of a type that the model cannot read, such as `image_url`.
 
-    Refusing it where it comes again with every later turn would end the conversation for good.
+    It is not refused: the content is sent again in every later turn, so that a refusal would end the conversation.
     """
-    words = next((words for name, words in _UNSEEN.items() if name in kind), None)
+    words = next((words for name, words in _PLACEHOLDERS.items() if name in kind), None)
     return f"({words or f'content of type {kind}, which this model cannot read'})"

@@ -1,4 +1,4 @@
-"""Custom tools of OpenAI's APIs: the model has functions only, so that one is a function with a text as its parameter."""
+"""Custom tools of OpenAI's APIs, which take text. For the model, one is a function with a single string parameter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from paceline.engine.schemas import LARK
 from paceline.errors import BadField
-from paceline.serve.constrain import of_grammar, of_regex
+from paceline.serve.constrain import client_grammar, regex_grammar
 
-# what the model is told that a custom tool takes
+# a custom tool's parameters as the model sees them
 PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 
 
@@ -21,7 +21,10 @@ class Grammar(Struct):
 
 
 class InputFormat(Struct):
-    """The form of a custom tool's input: `text`, or `grammar`, told beside the type (responses) or within `grammar` (chats)."""
+    """The format of a custom tool's input: `text` or `grammar`.
+
+    The grammar's fields are beside `type` (Responses API) or within `grammar` (chat API).
+    """
 
     type: str = "text"
     syntax: str = ""
@@ -29,44 +32,46 @@ class InputFormat(Struct):
     grammar: Grammar | None = None
 
     @property
-    def asked(self) -> Grammar:
-        """The grammar, empty where the input is free."""
+    def grammar_spec(self) -> Grammar:
+        """The grammar of the input; its `definition` is empty for free text."""
         return self.grammar or Grammar(self.syntax, self.definition)
 
 
 def description(text: str | None, form: InputFormat | None) -> str:
-    """What the model is told of a custom tool: its description, and the grammar of its input."""
-    asked = form.asked if form is not None else Grammar()
-    if not asked.definition:
+    """A custom tool's description for the model, with the grammar of its input."""
+    grammar_spec = form.grammar_spec if form is not None else Grammar()
+    if not grammar_spec.definition:
         return text or ""
-    return f"{text or ''}\n\n`input` follows this {asked.syntax} grammar:\n{asked.definition}".strip()
+    return f"{text or ''}\n\n`input` follows this {grammar_spec.syntax} grammar:\n{grammar_spec.definition}".strip()
 
 
 def parameters(form: InputFormat | None, field: str = "tools") -> dict[str, Any]:
-    """The schema that calls are held to. One with a grammar is to be named among `Calls.strict`: see `is_held`.
+    """The schema that constrains calls. A tool with a grammar (`has_grammar`) must be in `AllowedCalls.strict`.
 
-    Raises BadField for a format there is not.
+    Raises BadField for an unknown format.
     """
-    if not is_held(form):
+    if not has_grammar(form):
         return PARAMETERS
     assert form is not None
-    asked = form.asked
-    if asked.syntax not in ("lark", "regex"):
-        raise BadField(f"a custom tool's grammar has the syntax lark or regex, not {asked.syntax!r}", field)
-    make = of_regex if asked.syntax == "regex" else of_grammar
-    return {**PARAMETERS, "properties": {"input": {"type": "string", LARK: make(asked.definition, field)}}}
+    grammar_spec = form.grammar_spec
+    if grammar_spec.syntax not in ("lark", "regex"):
+        raise BadField(
+            f"a custom tool's grammar must have the syntax lark or regex, not {grammar_spec.syntax!r}", field
+        )
+    make = regex_grammar if grammar_spec.syntax == "regex" else client_grammar
+    return {**PARAMETERS, "properties": {"input": {"type": "string", LARK: make(grammar_spec.definition, field)}}}
 
 
-def is_held(form: InputFormat | None) -> bool:
-    """Whether a format says what the input must be. Raises BadField for a type of format there is not."""
+def has_grammar(form: InputFormat | None) -> bool:
+    """Whether a format constrains the input by a grammar. Raises BadField for an unknown type of format."""
     if form is not None and form.type not in ("text", "grammar"):
-        raise BadField(f"a custom tool's format can be text or grammar, not {form.type!r}", "tools")
-    if form is not None and form.type == "grammar" and not form.asked.definition:
+        raise BadField(f"a custom tool's format must be text or grammar, not {form.type!r}", "tools")
+    if form is not None and form.type == "grammar" and not form.grammar_spec.definition:
         raise BadField("a custom tool's format of type grammar needs a definition", "tools")
     return form is not None and form.type == "grammar"
 
 
 def input_of(arguments: str) -> str:
-    """A custom tool's input from a call's arguments; where they are others than asked for, the client sees them all."""
+    """A custom tool's input from a call's arguments. Arguments without a string `input` are returned whole."""
     value = json.loads(arguments).get("input")
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else arguments

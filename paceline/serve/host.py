@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, and its outputs on an event loop.
+"""Runs the engine in its own thread and hands its outputs to the event loop.
 
 handlers (event loop)                        engine thread
 submit  -- _Submit --------> inbox --------> engine.submit
@@ -19,36 +19,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from paceline.config import EngineConfig
+from paceline.engine.client import EngineClient
 from paceline.errors import EngineFailed, EngineStopped, Overloaded, PacelineError, TimedOut
-from paceline.models.tokenizer import Tokenizer
 from paceline.types import FinishReason, Request, StepOutput, Usage
 
 _log = logging.getLogger(__name__)
-_EACH_SECONDS = 0.00025  # between two deliveries for each open request, so that writing them leaves the engine its time
-
-
-class Steps(Protocol):
-    """What the host needs of an engine."""
-
-    tokenizer: Tokenizer
-    config: EngineConfig
-
-    @property
-    def busy(self) -> bool: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def submit(self, request: Request) -> str: ...
-
-    def cancel(self, name: str) -> None: ...
-
-    def step(self) -> list[StepOutput]: ...
+# Time between two deliveries of outputs, for each open request: it bounds the share of a core that writing streams takes
+# from the engine's thread. Tuned by `python -m benchmarks.serve` (64 streams).
+_DELIVERY_SECONDS_PER_REQUEST = 0.00025
 
 
 class Observer(Protocol):
-    """Sees what passes, on the event loop's thread."""
+    """Is notified of the streams' events, on the event loop's thread."""
 
     def opened(self, stream: Stream) -> None: ...
 
@@ -58,7 +40,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Both:
+class _ObserverPair:
     first: Observer
     second: Observer
 
@@ -76,10 +58,11 @@ class _Both:
 
 
 class Stream(AsyncIterator[StepOutput]):
-    """One request's outputs; those that wait come as one. `close` cancels what has not finished; at any time, twice too.
+    """The outputs of one request. Outputs that have queued up are merged into one.
 
-    started, first and latest are when it was submitted and when the first and last output came, by `time.perf_counter`;
-    first is 0 before there is one, usage None before the end.
+    `close` cancels a request that has not finished; it may be called at any time and more than once. `started`, `first`
+    and `latest` are the times of submission and of the first and latest output, by `time.perf_counter`. `first` is 0
+    before the first output, `usage` is None before the end.
     """
 
     def __init__(self, host: Host, request: Request, name: str) -> None:
@@ -92,9 +75,9 @@ class Stream(AsyncIterator[StepOutput]):
         self.usage: Usage | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._host = host
-        self._waiting: list[StepOutput] = []
+        self._pending: list[StepOutput] = []
         self._error: PacelineError | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._wakeup: asyncio.Future[None] | None = None
         self._ended = False
 
     def put(self, output: StepOutput) -> None:
@@ -104,11 +87,11 @@ class Stream(AsyncIterator[StepOutput]):
         self.num_tokens += len(output.tokens)
         if output.finish is not None:
             self.usage = output.usage
-        self._waiting.append(output)
+        self._pending.append(output)
         self._wake()
 
     def fail(self, error: PacelineError) -> None:
-        """Raises `error` in who waits for the stream, after the outputs that have come."""
+        """Ends the stream by `error`: the consumer receives the outputs so far, then the error is raised."""
         if not self.accepted.done():
             self.accepted.set_exception(error)
         self._error = error
@@ -117,34 +100,34 @@ class Stream(AsyncIterator[StepOutput]):
     async def __anext__(self) -> StepOutput:
         if self._ended:
             raise StopAsyncIteration
-        if not self._waiting and self._error is None:
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-        if not self._waiting:
+        if not self._pending and self._error is None:
+            self._wakeup = asyncio.get_running_loop().create_future()
+            await self._wakeup
+        if not self._pending:
             assert self._error is not None
             self._ended = True
             raise self._error
-        output = _joined(self._waiting)
-        self._waiting = []
+        output = _merge_outputs(self._pending)
+        self._pending = []
         self._ended = output.finish is not None
         return output
 
     def close(self) -> None:
         self._ended = True
-        self._host.forget(self)
+        self._host.cancel(self)
 
     def end(self, usage: Usage) -> None:
-        """Ends a request whose output is whole as far as it is wanted, and has used that much."""
+        """Ends a request early as if it had finished: the consumer needs no more output. `usage` is the usage to report."""
         self._ended = True
         self._host.finish(self, usage)
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
 
-def _joined(outputs: list[StepOutput]) -> StepOutput:
-    """Outputs of one request in a row, as one: what has queued up is parsed, encoded and sent once."""
+def _merge_outputs(outputs: list[StepOutput]) -> StepOutput:
+    """Consecutive outputs of one request as one, so that queued outputs are parsed, encoded and sent once."""
     last = outputs[-1]
     if len(outputs) == 1:
         return last
@@ -177,18 +160,18 @@ class _Stop:
 
 
 class Host:
-    """Runs an engine for an event loop. Everything but the engine's own calls happens on the loop's thread.
+    """Runs an engine for an event loop. All calls of the engine happen on its thread, everything else on the loop's thread.
 
-    At most `max_open` requests are under way, waiting ones included; one more raises Overloaded. One that takes longer
-    than `time_limit` seconds from submission raises TimedOut. `capacity` is the most tokens a prompt and its output may
-    have together.
+    At most `max_open` requests are open, waiting ones included; a further one raises Overloaded. A request that takes
+    longer than `time_limit` seconds from submission raises TimedOut. `capacity` is the most tokens that a prompt and its
+    output may have together, by default the engine's.
     """
 
     stop_seconds = 5.0
 
     def __init__(
         self,
-        engine: Steps,
+        engine: EngineClient,
         *,
         capacity: int | None = None,
         max_open: int | None = None,
@@ -198,7 +181,7 @@ class Host:
     ) -> None:
         self.engine = engine
         self.tokenizer = engine.tokenizer
-        self.capacity = capacity or engine.config.max_context or 0
+        self.capacity = capacity or engine.capacity
         self.max_open = max_open or 4 * engine.config.max_batch
         self.state = "starting"  # then ready, draining, stopped or crashed
         self._time_limit = time_limit
@@ -212,7 +195,7 @@ class Host:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that a request may name: the model's, or the tokenizer's where that has fewer."""
+        """The number of tokens that a request may use: the model's, or the tokenizer's if that has fewer."""
         return min(self.engine.vocab_size, self.tokenizer.vocab_size)
 
     @property
@@ -220,13 +203,13 @@ class Host:
         return len(self._open)
 
     @property
-    def computing(self) -> bool:
-        """Whether the thread has not ended."""
+    def thread_alive(self) -> bool:
+        """Whether the engine's thread has not ended."""
         return self._thread.is_alive()
 
-    def watch(self, observer: Observer) -> None:
-        """Lets one more observer see what passes, after those there are. To be called before `start`."""
-        self._observer = observer if self._observer is None else _Both(self._observer, observer)
+    def add_observer(self, observer: Observer) -> None:
+        """Adds an observer, which is notified after the existing ones. Must be called before `start`."""
+        self._observer = observer if self._observer is None else _ObserverPair(self._observer, observer)
 
     def start(self) -> None:
         """Starts the engine's thread for the running event loop."""
@@ -234,16 +217,16 @@ class Host:
         self._thread.start()
 
     async def submit(self, request: Request) -> Stream:
-        """Hands a request to the engine and waits until it is accepted. The caller closes the stream.
+        """Submits a request to the engine and waits until it is accepted. The caller closes the stream.
 
-        Raises the engine's RequestError for one that cannot be served, Overloaded, EngineStopped or TimedOut.
+        Raises the engine's RequestError for a request that cannot be served, Overloaded, EngineStopped or TimedOut.
         """
         if self.state in ("crashed", "stopped"):
             raise EngineStopped("the engine has stopped; see the server's log")
         if self.state == "draining":
-            raise self._going()
+            raise self._shutdown_error()
         if len(self._open) >= self.max_open:
-            raise Overloaded(f"{len(self._open)} requests are under way or waiting; try again shortly")
+            raise Overloaded(f"{len(self._open)} requests are running or waiting; try again shortly")
         name = f"request-{next(self._numbers)}"
         stream = Stream(self, request, name)
         self._open[name] = stream
@@ -259,31 +242,31 @@ class Host:
             raise
         return stream
 
-    def forget(self, stream: Stream) -> None:
-        """Ends a stream: the engine drops the request before its next step. Called by `Stream.close`."""
+    def cancel(self, stream: Stream) -> None:
+        """Cancels a request: the engine drops it before its next step. Called by `Stream.close`."""
         if stream.name in self._open:
             self._inbox.put(_Cancel(stream.name))
             self._close(stream, False)
 
     def finish(self, stream: Stream, usage: Usage) -> None:
-        """Ends a stream as if its output had ended. Called by `Stream.end`."""
+        """Cancels a request in the engine, and ends its stream as finished. Called by `Stream.end`."""
         if stream.name in self._open:
             self._inbox.put(_Cancel(stream.name))
             self._deliver([StepOutput(stream.name, [], "", [], finish=FinishReason.STOP, usage=usage)])
 
     def drain(self) -> None:
-        """Takes no more requests; those under way go on."""
+        """Stops accepting requests; open requests continue."""
         if self.state in ("starting", "ready"):
             self.state = "draining"
 
-    def cut(self) -> None:
-        """Ends the drain: requests still under way raise Overloaded."""
-        self._fail(self._going())
+    def fail_open(self) -> None:
+        """Ends the drain: requests that are still open raise Overloaded."""
+        self._fail(self._shutdown_error())
 
     async def stop(self) -> None:
-        """Ends the thread; requests still under way raise EngineStopped.
+        """Ends the engine's thread; requests that are still open raise EngineStopped.
 
-        A step or a warm-up that goes on for `stop_seconds` is left to end with the process.
+        Waits `stop_seconds` for a running step or warm-up; a longer one ends with the process.
         """
         self._inbox.put(_Stop())
         await asyncio.to_thread(self._thread.join, self.stop_seconds)
@@ -291,7 +274,7 @@ class Host:
             self._end("stopped")
 
     def _run(self) -> None:
-        waiting: list[StepOutput] = []
+        pending: list[StepOutput] = []
         delivered = 0.0
         try:
             if self._warm_up is not None:
@@ -299,43 +282,43 @@ class Host:
             self._call(self._ready)
             while self._read_inbox():
                 if self.engine.busy:
-                    waiting += self.engine.step()
+                    pending += self.engine.step()
                     now = time.perf_counter()
-                    # a request's first output and its last, which have usage, do not wait
-                    at_once = any(output.usage is not None for output in waiting)
-                    if waiting and (at_once or now - delivered >= _EACH_SECONDS * len(self._open)):
-                        self._call(self._deliver, waiting)
-                        waiting, delivered = [], now
+                    # a request's first and last output, which have `usage`, are delivered without delay
+                    at_once = any(output.usage is not None for output in pending)
+                    if pending and (at_once or now - delivered >= _DELIVERY_SECONDS_PER_REQUEST * len(self._open)):
+                        self._call(self._deliver, pending)
+                        pending, delivered = [], now
         except BaseException:
-            self._call(self._deliver, waiting)
-            _log.critical("the engine's thread ended by an error; every request will fail", exc_info=True)
+            self._call(self._deliver, pending)
+            _log.critical("the engine's thread ended with an error; all requests will fail", exc_info=True)
             self._call(self._end, "crashed")
 
     def _read_inbox(self) -> bool:
-        """Does what the handlers ask for, waiting for it while there is nothing to compute; False to stop."""
+        """Executes the commands in the inbox, and waits for one while the engine is idle. False for a stop command."""
         while not self.engine.busy or not self._inbox.empty():
-            order = self._inbox.get()
-            if isinstance(order, _Stop):
+            command = self._inbox.get()
+            if isinstance(command, _Stop):
                 return False
-            if isinstance(order, _Cancel):
-                self.engine.cancel(order.name)
+            if isinstance(command, _Cancel):
+                self.engine.cancel(command.name)
             else:
-                self._submit(order)
+                self._submit(command)
         return True
 
-    def _submit(self, order: _Submit) -> None:
+    def _submit(self, command: _Submit) -> None:
         try:
-            self.engine.submit(replace(order.request, id=order.name))
+            self.engine.submit(replace(command.request, id=command.name))
         except PacelineError as error:
-            self._call(self._accept, order.name, error)
-        except Exception:  # a bug that one request met; the engine has not taken it, the others go on
-            _log.exception("request %s could not be submitted", order.name)
-            self._call(self._accept, order.name, EngineFailed("the engine failed on this request"))
+            self._call(self._accept, command.name, error)
+        except Exception:  # a bug on this request: the engine has not accepted it, other requests continue
+            _log.exception("request %s could not be submitted", command.name)
+            self._call(self._accept, command.name, EngineFailed("the engine failed on this request"))
         else:
-            self._call(self._accept, order.name, None)
+            self._call(self._accept, command.name, None)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        """Runs `function` on the loop's thread; nothing where the loop is gone already."""
+        """Runs `function` on the loop's thread; does nothing if the loop is already closed."""
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
@@ -377,16 +360,16 @@ class Host:
 
     def _expire(self, stream: Stream) -> None:
         stream.fail(TimedOut(f"the request took longer than the {self._time_limit:g} seconds that this server allows"))
-        self.forget(stream)
+        self.cancel(stream)
 
     def _end(self, state: str) -> None:
         self.state = state
         self._fail(EngineStopped("the engine has stopped; see the server's log"))
 
-    def _going(self) -> Overloaded:
+    def _shutdown_error(self) -> Overloaded:
         return Overloaded("the server is shutting down; try again shortly", retry_after=10)
 
     def _fail(self, error: PacelineError) -> None:
         for stream in list(self._open.values()):
             stream.fail(error)
-            self.forget(stream)
+            self.cancel(stream)

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens, in Anthropic's form."""
+"""POST /v1/messages and /v1/messages/count_tokens, Anthropic's messages API."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.messages_input import CountBody, MessagesBody, encode
-from paceline.serve.sampling import checked_limit, defaulted
-from paceline.serve.service import Answer, Asked, Service, aside_if_long, joined
-from paceline.serve.tools import Call, Event, Text, Thought
-from paceline.serve.wire import ANTHROPIC, event, read_body, reply, written
+from paceline.serve.sampling import checked_limit, with_defaults
+from paceline.serve.service import Answer, PreparedRequest, Service, merge_adjacent, run_in_worker_thread_if_large
+from paceline.serve.tools import Call, Event, ReasoningText, Text
+from paceline.serve.wire import ANTHROPIC, answer_response, event, read_body, reply
 from paceline.types import FinishReason
 
 
@@ -23,14 +23,16 @@ async def messages(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, MessagesBody, service.body_limit)
     name = service.check_model(body.model, "claude")
     checked_limit(body.max_tokens, "max_tokens")
-    asked = await aside_if_long(http, _asked, service, body, service.namespace(http, body.cache_salt))
-    answer = await service.start(asked)
+    prepared = await run_in_worker_thread_if_large(
+        http, _prepare_request, service, body, service.namespace(http, body.cache_salt)
+    )
+    answer = await service.start(prepared)
     writer = _Writer(name, body, answer, service.host.tokenizer)
-    return await written(http, writer, bool(body.stream), ANTHROPIC, answer.close)
+    return await answer_response(http, writer, bool(body.stream), ANTHROPIC, answer.close)
 
 
-def _asked(service: Service, body: MessagesBody, namespace: str) -> Asked:
-    sampling = defaulted(
+def _prepare_request(service: Service, body: MessagesBody, namespace: str) -> PreparedRequest:
+    sampling = with_defaults(
         service,
         {"stop": "stop_sequences"},
         temperature=body.temperature,
@@ -40,22 +42,24 @@ def _asked(service: Service, body: MessagesBody, namespace: str) -> Asked:
         grammar=body.grammar,
     )
     prompt = encode(service.host.tokenizer, body)
-    return service.asked(prompt, sampling, body.calls, body.max_tokens, namespace=namespace, continued=body.begun)
+    return service.prepare_request(
+        prompt, sampling, body.calls, body.max_tokens, namespace=namespace, continued=body.continued_text
+    )
 
 
 async def count_tokens(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, CountBody, service.body_limit)
     service.check_model(body.model, "claude")
-    return reply({"input_tokens": await aside_if_long(http, _count, service.host.tokenizer, body)})
+    return reply({"input_tokens": await run_in_worker_thread_if_large(http, _count, service.host.tokenizer, body)})
 
 
 def _count(tokenizer: Tokenizer, body: CountBody) -> int:
-    _ = body.grammar  # refuses what a message's would be refused for
+    _ = body.grammar  # raises for an output format that /v1/messages would refuse
     return len(encode(tokenizer, body))
 
 
 class _Writer:
-    """Writes an answer as a message or as its events: blocks in turn, each opened, filled and closed."""
+    """Writes an answer as one message or as its events: each content block is started, filled and stopped in turn."""
 
     def __init__(self, model: str, body: MessagesBody, answer: Answer, tokenizer: Tokenizer) -> None:
         self._model = model
@@ -63,23 +67,23 @@ class _Writer:
         self._answer = answer
         self._tokenizer = tokenizer
         self._id = f"msg_{secrets.token_hex(12)}"
-        self._called = False
+        self._has_calls = False
 
     async def whole(self) -> dict[str, Any]:
         events: list[Event] = []
         async for more, _ in self._answer.pieces():
             events += more
-        content = [self._block(each, whole=True) for each in joined(events)]
+        content = [self._block(each, whole=True) for each in merge_adjacent(events)]
         reason, stop = self._end()
         return self._message(content, self._usage()) | {"stop_reason": reason, "stop_sequence": stop}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        index, opened, begun = 0, None, False
+        index, opened, started = 0, None, False
         async for events, _ in self._answer.pieces():
-            if not begun:  # not before: what the cache had is known with the first output
+            if not started:  # the cached tokens in its usage are known only with the first output
                 yield self._start()
-                begun = True
-            for each in joined(events):
+                started = True
+            for each in merge_adjacent(events):
                 if opened and not isinstance(each, opened):
                     yield _closing(index, opened)
                     index, opened = index + 1, None
@@ -90,7 +94,7 @@ class _Writer:
                 if opened is Call:
                     yield _closing(index, opened)
                     index, opened = index + 1, None
-        if not begun:
+        if not started:
             yield self._start()
         if opened:
             yield _closing(index, opened)
@@ -117,10 +121,10 @@ class _Writer:
 
     def _block(self, each: Event, whole: bool) -> dict[str, Any]:
         if isinstance(each, Text):
-            return {"type": "text", "text": each.text if whole else ""}  # no citations: null is refused by the AI SDK
-        if isinstance(each, Thought):
+            return {"type": "text", "text": each.text if whole else ""}  # without `citations`: the AI SDK refuses null
+        if isinstance(each, ReasoningText):
             return {"type": "thinking", "thinking": each.text if whole else "", "signature": ""}
-        self._called = True
+        self._has_calls = True
         arguments = msgspec.Raw(each.arguments.encode()) if whole else {}
         return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": each.name, "input": arguments}
 
@@ -142,10 +146,10 @@ class _Writer:
             return ("max_tokens" if whole else "model_context_window_exceeded"), None
         if not answer.ended_by_token:
             return "stop_sequence", self._stop_sequence()
-        return ("tool_use" if self._called else "end_turn"), None
+        return ("tool_use" if self._has_calls else "end_turn"), None
 
     def _stop_sequence(self) -> str | None:
-        """The stop sequence that ended the output: the one that is whole first."""
+        """The stop sequence that ended the output: the one that is complete first."""
         stops = self._body.stop_sequences or []
         text = b"".join(self._tokenizer.token_bytes(each) for each in self._answer.tokens).decode("utf-8", "replace")
         found = [(place + len(stop), place, stop) for stop in stops if (place := text.find(stop)) >= 0]
@@ -155,15 +159,15 @@ class _Writer:
 def _delta(each: Event) -> dict[str, Any]:
     if isinstance(each, Text):
         return {"type": "text_delta", "text": each.text}
-    if isinstance(each, Thought):
+    if isinstance(each, ReasoningText):
         return {"type": "thinking_delta", "thinking": each.text}
     return {"type": "input_json_delta", "partial_json": each.arguments}
 
 
 def _closing(index: int, kind: type[Event]) -> bytes:
-    """The end of a block. That of reasoning brings its signature: none, as its text is sent whole."""
+    """The events that end a block. A reasoning block ends with an empty signature, as its text is not encrypted."""
     signed = b""
-    if kind is Thought:
+    if kind is ReasoningText:
         signed = _event("content_block_delta", index=index, delta={"type": "signature_delta", "signature": ""})
     return signed + _event("content_block_stop", index=index)
 

@@ -1,4 +1,4 @@
-"""Counters and histograms in Prometheus' form, one registry a server; names and meanings as vLLM has them."""
+"""Prometheus metrics, with one registry for each server. Names and meanings are vLLM's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from prometheus_client import Counter as Total
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from paceline.engine.engine import Engine
+from paceline.engine.client import EngineClient
 from paceline.serve.host import Stream
 from paceline.types import StepOutput, Usage
 
+# bounds of the histogram buckets, in seconds
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Observes a host's streams. A request waits until its first output and runs from then on, or as `watch` says."""
+    """An Observer of a host's streams that counts metrics.
+
+    A request counts as waiting until its first output and as running from then on. After `watch_engine` these numbers come
+    from the engine instead.
+    """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
@@ -36,30 +41,35 @@ class Metrics:
 
         self.running = gauge("num_requests_running", "requests in the batch")
         self.waiting = gauge("num_requests_waiting", "requests that wait for a place in the batch")
-        self.cache_use = gauge("kv_cache_usage_perc", "part of the KV cache that requests hold, 1 is all")
-        self.first = histogram("time_to_first_token_seconds", "from arrival to the first output")
-        self.between = histogram("inter_token_latency_seconds", "a step's time over its tokens, one value a step")
-        self.whole = histogram("e2e_request_latency_seconds", "from arrival to the last output")
-        self.queued = histogram("request_queue_time_seconds", "from arrival to a place in the batch")
+        self.cache_use = gauge("kv_cache_usage_perc", "share of the KV cache that requests hold, from 0 to 1")
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "from arrival to the first output")
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds", "a step's time divided by its tokens, one value for each step"
+        )
+        self.request_latency = histogram("e2e_request_latency_seconds", "from arrival to the last output")
+        self.queue_time = histogram("request_queue_time_seconds", "from arrival to a place in the batch")
         self.prompt = counter("prompt_tokens", "prompt tokens of finished requests")
-        self.generated = counter("generation_tokens", "tokens written")
-        self.queried = counter("prefix_cache_queries", "prompt tokens looked up in the prefix cache")
-        self.hits = counter("prefix_cache_hits", "prompt tokens found in the prefix cache")
-        self.succeeded = counter("request_success", "requests that came to their end")
-        self.cancelled = counter("request_cancelled", "requests that were given up or failed")
-        self.drafts = Drafts(model)
+        self.generated = counter("generation_tokens", "tokens generated")
+        self.prefix_queries = counter("prefix_cache_queries", "prompt tokens looked up in the prefix cache")
+        self.prefix_hits = counter("prefix_cache_hits", "prompt tokens found in the prefix cache")
+        self.succeeded = counter("request_success", "requests that finished")
+        self.cancelled = counter("request_cancelled", "requests that were cancelled or failed")
+        self.drafts = DraftMetrics(model)
         self.registry.register(self.drafts)
 
-    def watch(self, engine: Engine) -> None:
-        """From now on `engine` is asked what runs, what waits and what its cache holds, whenever metrics are."""
-        scheduler = engine.scheduler
+    def watch_engine(self, engine: EngineClient) -> None:
+        """Reads running and waiting requests and the use of the KV cache from `engine`, each time metrics are rendered."""
+
+        def running() -> int:
+            stats = engine.stats()
+            return stats.num_running + stats.num_prefilling
 
         def used() -> float:
-            held, _, total = scheduler.page_counts
-            return held / total
+            stats = engine.stats()
+            return stats.pages_held / stats.pages_total
 
-        self.running.set_function(lambda: len(scheduler.running) + len(scheduler.prefilling))
-        self.waiting.set_function(lambda: len(scheduler.waiting))
+        self.running.set_function(running)
+        self.waiting.set_function(lambda: engine.stats().num_waiting)
         self.cache_use.set_function(used)
 
     def opened(self, stream: Stream) -> None:
@@ -70,15 +80,15 @@ class Metrics:
         if stream.num_outputs == 0:
             self.waiting.dec()
             self.running.inc()
-            self.first.observe(now - stream.started)
+            self.time_to_first_token.observe(now - stream.started)
         elif output.tokens:
-            self.between.observe((now - stream.latest) / len(output.tokens))
+            self.inter_token_latency.observe((now - stream.latest) / len(output.tokens))
         self.generated.inc(len(output.tokens))
         if output.drafted:
             self.drafts.add(bool(stream.request.sources), output.drafted, sum(output.accepted))
         if output.finish is not None and output.usage is not None:
             self._finished(output.usage)
-            self.whole.observe(now - stream.started)
+            self.request_latency.observe(now - stream.started)
 
     def closed(self, stream: Stream, finished: bool) -> None:
         (self.running if stream.num_outputs else self.waiting).dec()
@@ -89,29 +99,29 @@ class Metrics:
 
     def _finished(self, usage: Usage) -> None:
         self.prompt.inc(usage.prompt_tokens)
-        self.queried.inc(usage.prompt_tokens)
-        self.hits.inc(usage.cached_tokens)
-        self.queued.observe(usage.queue_seconds)
+        self.prefix_queries.inc(usage.prompt_tokens)
+        self.prefix_hits.inc(usage.cached_tokens)
+        self.queue_time.observe(usage.queue_seconds)
 
 
-class _Drafter:
+class _DrafterCounts:
     def __init__(self) -> None:
         self.drafts = self.drafted = 0
-        self.accepted: Counter[int] = Counter()  # drafts by how many of their tokens were right
+        self.accepted: Counter[int] = Counter()  # number of drafts by accepted tokens
 
 
-class Drafts(Collector):
-    """Counts of drafting by drafter. `copy` follows the prompt alone, `prediction` what the request said would come, too.
+class DraftMetrics(Collector):
+    """Counts of speculative decoding by drafter, collected by Prometheus' registry.
 
-    Positions are counted from 0, each draft's first token.
+    `copy` drafts from the prompt only, `prediction` also from the request's sources. Position 0 is a draft's first token.
     """
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._by_name = {"copy": _Drafter(), "prediction": _Drafter()}
+        self._by_name = {"copy": _DrafterCounts(), "prediction": _DrafterCounts()}
 
     def add(self, predicted: bool, drafted: int, accepted: int) -> None:
-        """One draft of `drafted` tokens, of which the first `accepted` were right."""
+        """Counts one draft of `drafted` tokens, of which the first `accepted` were accepted."""
         drafter = self._by_name["prediction" if predicted else "copy"]
         drafter.drafts += 1
         drafter.drafted += drafted

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{model}: the names served, each an object with OpenAI's fields and Anthropic's."""
+"""GET /v1/models and /v1/models/{model}: the served names, each as an object with OpenAI's and Anthropic's fields."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starlette.responses import Response
 
 from paceline.errors import BadField
 from paceline.serve.service import Service
-from paceline.serve.tools import thinks
+from paceline.serve.tools import has_reasoning
 from paceline.serve.wire import reply
 
-_MOST = 1000  # names in a page
+_MAX_LISTED = 1000  # names on a page; Anthropic's limit
 
 
 async def models(service: Service, request: Request) -> Response:
-    """All names, or the page of them that Anthropic's `limit`, `after_id` and `before_id` ask for."""
+    """All names, or the page of them that Anthropic's `limit`, `after_id` and `before_id` request."""
     names = list(service.names)
-    after, before = (_place(request, field, names) for field in ("after_id", "before_id"))
+    after, before = (_index_of(request, field, names) for field in ("after_id", "before_id"))
     if after is not None and before is not None:
         raise BadField("after_id and before_id cannot be used together", "before_id")
     rest = names[:before] if after is None else names[after + 1 :]
@@ -31,13 +31,13 @@ async def models(service: Service, request: Request) -> Response:
 
 
 async def model(service: Service, request: Request) -> Response:
-    """One by its name, or for Anthropic's clients by any that /v1/messages takes."""
+    """The model of a name. Anthropic's clients may use any name that /v1/messages accepts."""
     name = request.path_params["model"]
     service.check_model(name, *(["claude"] if "anthropic-version" in request.headers else []))
     return reply(_described(service, name))
 
 
-def _place(request: Request, field: str, names: list[str]) -> int | None:
+def _index_of(request: Request, field: str, names: list[str]) -> int | None:
     name = request.query_params.get(field)
     if name is not None and name not in names:
         raise BadField(f"{field}: {name[:100]!r} is none of the models", field)
@@ -45,10 +45,10 @@ def _place(request: Request, field: str, names: list[str]) -> int | None:
 
 
 def _limit(request: Request) -> int:
-    given = request.query_params.get("limit", str(_MOST))
+    given = request.query_params.get("limit", str(_MAX_LISTED))
     limit = int(given) if given.isascii() and given.isdecimal() and len(given) < 5 else 0
-    if not 1 <= limit <= _MOST:
-        raise BadField(f"limit must be between 1 and {_MOST}", "limit")
+    if not 1 <= limit <= _MAX_LISTED:
+        raise BadField(f"limit must be between 1 and {_MAX_LISTED}", "limit")
     return limit
 
 
@@ -72,9 +72,9 @@ def _described(service: Service, name: str) -> dict[str, Any]:
 
 
 def _capabilities(template: str | None) -> dict[str, Any]:
-    """Anthropic's; reasoning and strict tools are the chat template's."""
+    """Anthropic's capabilities. Whether the model has reasoning is read from its chat template."""
     yes, no = {"supported": True}, {"supported": False}
-    reasons = yes if thinks(template) else no
+    reasons = yes if has_reasoning(template) else no
     kinds = {"adaptive": yes, "between_tools": no, "disabled": yes, "enabled": reasons}
     return {
         "batch": no,

@@ -1,4 +1,4 @@
-"""GET /openapi.json: the endpoints, their bodies from the structs that read them, and both forms of an error."""
+"""GET /openapi.json: the endpoints, their bodies (from the structs that parse them), and both formats of an error."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from paceline.serve.completions import CompletionBody
 from paceline.serve.messages_input import CountBody, MessagesBody
 from paceline.serve.responses_input import ResponsesBody
 from paceline.serve.tokenize import DetokenizeBody, TokenizeBody
-from paceline.serve.wire import ANTHROPIC, form_for
+from paceline.serve.wire import ANTHROPIC, error_format_for
 
 _ERRORS = {
-    400: "the request cannot be served as it stands",
-    401: "no API key, or a wrong one",
-    404: "no such model",
-    408: "the body did not come in time",
-    413: "the body is over the limit",
+    400: "the request is invalid",
+    401: "the API key is missing or wrong",
+    404: "the model or response is unknown",
+    408: "the body did not arrive in time",
+    413: "the body exceeds the limit",
     500: "the server failed",
-    504: "the request's time is over",
+    504: "the request exceeded its time limit",
 }
-_FULL = "the queue is full, or the server is shutting down: try again after Retry-After seconds"
+_OVERLOADED = "the queue is full, or the server is shutting down: try again after Retry-After seconds"
 
 
 class OpenAIProblem(Struct):
@@ -54,7 +54,7 @@ class AnthropicError(Struct):
 
 @dataclass(frozen=True)
 class Operation:
-    """An endpoint. `reply` are the fields that its JSON reply always has; none for a reply that is no JSON."""
+    """An endpoint. `reply` are the fields that its JSON reply always has; empty for a reply that is not JSON."""
 
     method: str
     path: str
@@ -69,13 +69,13 @@ _MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_seque
 _RESPONSE = ("id", "object", "created_at", "status", "model", "output", "usage")
 OPERATIONS = (
     Operation("POST", "/v1/chat/completions", "OpenAI's chat, and Morph's apply", ChatBody, _CHOICES, True),
-    Operation("POST", "/v1/completions", "text to continue, or a gap to fill", CompletionBody, _CHOICES, True),
+    Operation("POST", "/v1/completions", "continues text, or fills in the middle", CompletionBody, _CHOICES, True),
     Operation("POST", "/v1/responses", "OpenAI's responses", ResponsesBody, _RESPONSE, True),
     Operation("POST", "/v1/responses/input_tokens", "tokens of a prompt", ResponsesBody, ("object", "input_tokens")),
-    Operation("POST", "/v1/responses/compact", "a conversation shortened", ResponsesBody, ("id", "object", "output")),
+    Operation("POST", "/v1/responses/compact", "compacts a conversation", ResponsesBody, ("id", "object", "output")),
     Operation("GET", "/v1/responses/{response}", "a stored response", None, _RESPONSE),
-    Operation("DELETE", "/v1/responses/{response}", "forgets a response", None, ("id", "object", "deleted")),
-    Operation("GET", "/v1/responses/{response}/input_items", "what it was written from", None, ("object", "data")),
+    Operation("DELETE", "/v1/responses/{response}", "deletes a stored response", None, ("id", "object", "deleted")),
+    Operation("GET", "/v1/responses/{response}/input_items", "a response's input items", None, ("object", "data")),
     Operation("POST", "/v1/messages", "Anthropic's messages", MessagesBody, _MESSAGE, True),
     Operation("POST", "/v1/messages/count_tokens", "tokens a message would have", CountBody, ("input_tokens",)),
     Operation("POST", "/v1/compact", "Morph's compact", CompactBody, ("id", "output", "messages", "usage", "model")),
@@ -84,12 +84,12 @@ OPERATIONS = (
     Operation("POST", "/tokenize", "a text's tokens, or a conversation's", TokenizeBody, ("count", "tokens")),
     Operation("POST", "/detokenize", "the text of tokens", DetokenizeBody, ("prompt", "content")),
     Operation("GET", "/tokenizer_info", "the tokenizer's markers and template", None, ("eos_token", "chat_template")),
-    Operation("GET", "/health", "200 while requests are taken", None, ("status",)),
-    Operation("GET", "/metrics", "counters in Prometheus' form", None, ()),
+    Operation("GET", "/health", "200 while requests are accepted", None, ("status",)),
+    Operation("GET", "/metrics", "metrics in Prometheus' format", None, ()),
     Operation("GET", "/openapi.json", "this document", None, ("openapi", "paths")),
-    Operation("GET", "/", "what serves here; the status page for browsers", None, ("name", "model")),
-    Operation("GET", "/live", "events of what goes on, for the status page", None, (), True),
-    Operation("GET", "/api/hello", "what serves here", None, ("name", "model")),
+    Operation("GET", "/", "the server's name and model; the status page for browsers", None, ("name", "model")),
+    Operation("GET", "/live", "events for the status page", None, (), True),
+    Operation("GET", "/api/hello", "the server's name and model", None, ("name", "model")),
 )
 
 
@@ -136,8 +136,8 @@ def _responses(operation: Operation, known: dict[type[Struct], dict[str, Any]]) 
     if operation.path == "/health":
         responses["503"] = {"description": "starting, draining, stopped or crashed", "content": content}
     if operation.body is not None or "{" in operation.path:
-        anthropic = form_for(operation.path) is ANTHROPIC
+        anthropic = error_format_for(operation.path) is ANTHROPIC
         error = {"application/json": {"schema": known[AnthropicError if anthropic else OpenAIError]}}
-        for status, words in {**_ERRORS, (529 if anthropic else 429): _FULL}.items():
+        for status, words in {**_ERRORS, (529 if anthropic else 429): _OVERLOADED}.items():
             responses[str(status)] = {"description": words, "content": error}
     return responses

@@ -1,4 +1,4 @@
-"""POST /v1/responses, in OpenAI's form: items in, items out; and what is kept of them."""
+"""POST /v1/responses, OpenAI's Responses API, and the endpoints of stored responses."""
 
 from __future__ import annotations
 
@@ -14,88 +14,101 @@ from starlette.responses import Response
 from paceline.errors import BadField, RequestError
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.responses_compact import Compaction
-from paceline.serve.responses_input import ResponsesBody, Toolbox, encode, toolbox
+from paceline.serve.responses_input import ResponsesBody, ResponsesTools, encode, responses_tools
 from paceline.serve.responses_items import converted, kind_of
-from paceline.serve.responses_writer import Keep, Ready, Writer, new_id
-from paceline.serve.service import TENANT, Asked, Service, aside, aside_if_long
-from paceline.serve.store import Item, Turn, history, read
-from paceline.serve.wire import OPENAI, read_body, reply, written
+from paceline.serve.responses_writer import GeneratedResponseWriter, ReadyResponseWriter, StoreResponse, new_id
+from paceline.serve.service import (
+    TENANT_KEY,
+    PreparedRequest,
+    Service,
+    run_in_worker_thread,
+    run_in_worker_thread_if_large,
+)
+from paceline.serve.store import Item, Turn, decode_items, history
+from paceline.serve.wire import OPENAI, answer_response, read_body, reply
 
-_MOST_LISTED = 100
+_MOST_LISTED = 100  # items on a page; OpenAI's limit
 
 
 async def responses(service: Service, http: HttpRequest) -> Response:
     body = await read_body(http, ResponsesBody, service.body_limit)
     model = service.check_model(body.model)
     body.check()
-    context = _Context(service, http, body)
-    if kind_of(body.items[-1]) == "compaction_trigger":  # how Codex asks for a compaction in a turn of its own
-        ready = await aside(_compaction_turn, service, body, model, context)
-        return await written(http, ready, bool(body.stream), OPENAI, lambda: None)
-    run = aside if context.before else functools.partial(aside_if_long, http)  # a body does not tell how long that is
-    asked, box, keep = await run(_asked, service, body, context, service.namespace(http, body.cache_salt))
-    answer = await service.start(asked)
-    writer = Writer(body, box, answer, service.host.tokenizer, model, keep)
-    return await written(http, writer, bool(body.stream), OPENAI, answer.close)
+    context = _StoredContext(service, http, body)
+    if kind_of(body.items[-1]) == "compaction_trigger":  # Codex requests a compaction in a turn of its own
+        ready = await run_in_worker_thread(_compaction_turn, service, body, model, context)
+        return await answer_response(http, ready, bool(body.stream), OPENAI, lambda: None)
+    # a stored conversation may be long even if the body is small
+    run = run_in_worker_thread if context.before else functools.partial(run_in_worker_thread_if_large, http)
+    prepared, tools, store_function = await run(
+        _prepare_request, service, body, context, service.namespace(http, body.cache_salt)
+    )
+    answer = await service.start(prepared)
+    writer = GeneratedResponseWriter(body, tools, answer, service.host.tokenizer, model, store_function)
+    return await answer_response(http, writer, bool(body.stream), OPENAI, answer.close)
 
 
-def _asked(
-    service: Service, body: ResponsesBody, context: _Context, namespace: str
-) -> tuple[Asked, Toolbox, Keep | None]:
+def _prepare_request(
+    service: Service, body: ResponsesBody, context: _StoredContext, namespace: str
+) -> tuple[PreparedRequest, ResponsesTools, StoreResponse | None]:
     sampling, earlier = body.sampling(service, body.num_logprobs), history(context.before)
-    box = toolbox(body, earlier)
-    prompt = encode(service.host.tokenizer, body, box, earlier, service.host.capacity)
-    keep = context.keep(body.items, context.before)
-    return service.asked(prompt, sampling, box.calls(body), body.limit, namespace=namespace), box, keep
+    tools = responses_tools(body, earlier)
+    prompt = encode(service.host.tokenizer, body, tools, earlier, service.host.capacity)
+    store_function = context.store_function(body.items, context.before)
+    return (
+        service.prepare_request(prompt, sampling, tools.calls(body), body.limit, namespace=namespace),
+        tools,
+        store_function,
+    )
 
 
-def _compaction_turn(service: Service, body: ResponsesBody, model: str, context: _Context) -> Ready:
-    """A response that is the compaction. A response after it goes on from what a compaction leaves."""
+def _compaction_turn(service: Service, body: ResponsesBody, model: str, context: _StoredContext) -> ReadyResponseWriter:
+    """A response whose output is the compaction. A later response continues from the compacted conversation."""
     sampling = body.sampling(service, body.num_logprobs)
-    toolbox(body)  # checks and completes them, for the reply repeats them
+    responses_tools(body)  # validates and completes the tools, which the reply repeats
     done = _compacted(service, body, context)
-    return Ready(body, sampling, model, context.keep(done.kept, None), [done.item], done.usage)
+    return ReadyResponseWriter(body, sampling, model, context.store_function(done.kept, None), [done.item], done.usage)
 
 
-def _compacted(service: Service, body: ResponsesBody, context: _Context) -> Compaction:
+def _compacted(service: Service, body: ResponsesBody, context: _StoredContext) -> Compaction:
     earlier = history(context.before)
     return Compaction(service.host.tokenizer, [*earlier, *body.items], len(earlier), service.host.capacity)
 
 
 async def input_tokens(service: Service, http: HttpRequest) -> Response:
-    """POST /v1/responses/input_tokens: how many tokens a response's prompt would have."""
+    """POST /v1/responses/input_tokens: the number of tokens that a response's prompt would have."""
     body = await read_body(http, ResponsesBody, service.body_limit)
     service.check_model(body.model)
     body.check()
-    count = await aside(_count, service.host.tokenizer, body, _Context(service, http, body))
+    count = await run_in_worker_thread(_count, service.host.tokenizer, body, _StoredContext(service, http, body))
     return reply({"object": "response.input_tokens", "input_tokens": count})
 
 
-def _count(tokenizer: Tokenizer, body: ResponsesBody, context: _Context) -> int:
+def _count(tokenizer: Tokenizer, body: ResponsesBody, context: _StoredContext) -> int:
     earlier = history(context.before)
-    return len(encode(tokenizer, body, toolbox(body, earlier), earlier))
+    return len(encode(tokenizer, body, responses_tools(body, earlier), earlier))
 
 
-async def compacted_response(service: Service, http: HttpRequest) -> Response:
-    """POST /v1/responses/compact: the items to go on with, of which the last is a compaction. No model runs."""
+async def compact_response(service: Service, http: HttpRequest) -> Response:
+    """POST /v1/responses/compact: the items to continue with, of which the last is a compaction. No model runs."""
     body = await read_body(http, ResponsesBody, service.body_limit)
     service.check_model(body.model)
-    context = _Context(service, http, body)
+    context = _StoredContext(service, http, body)
     if not body.items and context.before is None:
         raise BadField("input or previous_response_id must be given", "input")
-    done = await aside(_compacted, service, body, context)
-    return reply(done.reply([resource(each) for each in done.kept]))
+    done = await run_in_worker_thread(_compacted, service, body, context)
+    return reply(done.reply([listed_item(each) for each in done.kept]))
 
 
-async def stored(service: Service, http: HttpRequest) -> Response:
+async def get_response(service: Service, http: HttpRequest) -> Response:
     """GET /v1/responses/{response}"""
     if http.query_params.get("stream", "false").lower() == "true":
-        raise BadField("a response that is stored is not streamed again", "stream")
+        raise BadField("streaming a stored response is not supported", "stream")
     entry = service.store.get(tenant_of(http), http.path_params["response"])
     return Response(entry.response, media_type="application/json")
 
 
-async def forgotten(service: Service, http: HttpRequest) -> Response:
+async def delete_response(service: Service, http: HttpRequest) -> Response:
     """DELETE /v1/responses/{response}"""
     name = http.path_params["response"]
     service.store.delete(tenant_of(http), name)
@@ -103,69 +116,72 @@ async def forgotten(service: Service, http: HttpRequest) -> Response:
 
 
 async def input_items(service: Service, http: HttpRequest) -> Response:
-    """GET /v1/responses/{response}/input_items: all that the response was written from, the newest first."""
+    """GET /v1/responses/{response}/input_items: all input items of a response, earlier turns included, newest first."""
     query = http.query_params
     limit, order, after = query.get("limit", "20"), query.get("order", "desc"), query.get("after")
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= _MOST_LISTED):
         raise BadField(f"limit must be between 1 and {_MOST_LISTED}", "limit")
     if order not in ("asc", "desc"):
-        raise BadField("order can be asc or desc", "order")
-    items = await aside(_given, service.store.get(tenant_of(http), http.path_params["response"]).turn)
+        raise BadField("order must be asc or desc", "order")
+    items = await run_in_worker_thread(
+        _input_items, service.store.get(tenant_of(http), http.path_params["response"]).turn
+    )
     if order == "desc":
         items.reverse()
     if after is not None:
         places = [index for index, each in enumerate(items) if each.get("id") == after]
         if not places:
-            raise BadField("after is none of the items' ids", "after")
+            raise BadField("after is not the id of an item", "after")
         items = items[places[0] + 1 :]
     shown = items[: int(limit)]
     names = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
     return reply({"object": "list", "data": shown, "has_more": len(items) > len(shown), **names})
 
 
-def _given(turn: Turn) -> list[Item]:
-    return [*history(turn.before), *read(turn.given)]
+def _input_items(turn: Turn) -> list[Item]:
+    return [*history(turn.before), *decode_items(turn.given)]
 
 
 def tenant_of(http: HttpRequest) -> str:
-    """Whose responses a request may see: its key's, as a digest; without keys there is one client."""
-    return str(http.scope.get(TENANT, ""))
+    """The owner of the responses that a request may use: the digest of its API key, "" without keys."""
+    return str(http.scope.get(TENANT_KEY, ""))
 
 
-class _Context:
-    """What a request's items go on from: `before`, the turn of the response before, and how the new one is kept after it."""
+class _StoredContext:
+    """The stored conversation that a request continues: `before` is the turn of `previous_response_id`, if given."""
 
     def __init__(self, service: Service, http: HttpRequest, body: ResponsesBody) -> None:
-        """References in the body become the items that they name. Raises NotFound for what is not kept (any more)."""
+        """Replaces item references in the body by their items. Raises NotFound for an item or response that is not stored."""
         self._store, self._tenant, self._body = service.store, tenant_of(http), body
         self.before: Turn | None = None
         if body.previous_response_id is not None:
             self.before = self._store.get(self._tenant, body.previous_response_id).turn
         if any(kind_of(each) == "item_reference" for each in body.items):
-            body.input = [self._referenced(index, each) for index, each in enumerate(body.items)]
+            body.input = [self._resolve_reference(index, each) for index, each in enumerate(body.items)]
 
-    def keep(self, items: Sequence[Item], before: Turn | None) -> Keep | None:
-        """What keeps a response that was written from `items` after the turn `before`; None where it is not to be kept."""
+    def store_function(self, items: Sequence[Item], before: Turn | None) -> StoreResponse | None:
+        """The function that stores a response to `items` after the turn `before`; None if it is not to be stored."""
         if self._body.store is False or not self._store.enabled:
             return None
-        given = [resource(each) for each in items]
-        written = msgspec.json.encode(given)  # before there is an answer: what cannot be written is not asked
+        given = [listed_item(each) for each in items]
+        # encoded before generating, so that items that cannot be stored are refused early
+        encoded = msgspec.json.encode(given)
 
-        def kept(response: dict[str, Any]) -> None:
+        def store(response: dict[str, Any]) -> None:
             names = tuple(str(each["id"]) for each in (*given, *response["output"]))
             output = msgspec.json.encode(response["output"])
-            self._store.keep(response, Turn(self._tenant, before, written, output, names))
+            self._store.add(response, Turn(self._tenant, before, encoded, output, names))
 
-        return kept
+        return store
 
-    def _referenced(self, index: int, item: Item) -> Item:
+    def _resolve_reference(self, index: int, item: Item) -> Item:
         if kind_of(item) != "item_reference":
             return item
         return self._store.item(self._tenant, converted(item.get("id"), str, f"input[{index}].id"))
 
 
-def resource(item: Item) -> Item:
-    """An item of a request as it is listed: with an id, and a message's content as parts."""
+def listed_item(item: Item) -> Item:
+    """A request's item in the format of `input_items`: with an id, and a message's content as parts."""
     kind = kind_of(item)
     prefix = {"message": "msg", "function_call": "fc", "reasoning": "rs", "custom_tool_call": "ctc"}.get(kind, "item")
     shown = {**item, "type": kind, "id": item.get("id") or new_id(prefix)}
@@ -181,18 +197,18 @@ def resource(item: Item) -> Item:
 
 
 class RefusedUpgrade(asyncio.Protocol):
-    """uvicorn's WebSocket protocol, which refuses every upgrade with 426: the one status that Codex takes for an answer.
+    """A WebSocket protocol for uvicorn that refuses every upgrade with status 426, on which Codex falls back to HTTP.
 
-    Codex 0.169 (`supports_websockets = true`) posts within 0.1 s of a 426. After a 403, 404, 405 or 501 it tries six
-    times more, over six seconds, and a 400 ends its turn. uvicorn's own protocol answers 403, or, where the
-    `websockets` package is missing, takes the upgrade for a GET; with this one there is no difference.
+    Codex 0.169 (`supports_websockets = true`) sends a POST within 0.1 s of a 426. After a 403, 404, 405 or 501 it retries
+    six times, over six seconds, and a 400 ends its turn. uvicorn's own protocol answers 403, or treats the upgrade as a
+    GET if the `websockets` package is missing; this protocol behaves the same in both cases.
     """
 
     def __init__(self, **settings: object) -> None:
-        """uvicorn gives its configuration and state, which take no part."""
+        """Ignores uvicorn's configuration and state."""
 
     def connection_made(self, given: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.WriteTransport, given)  # uvloop's is no subclass
+        transport = cast(asyncio.WriteTransport, given)  # uvloop's transport is not a subclass
         error = RequestError("WebSockets are not served: POST /v1/responses")
         body = msgspec.json.encode(OPENAI.body(error))
         head = (

@@ -1,4 +1,4 @@
-"""What a body of the Responses API asks for: its items as a prompt, its tools as functions the model can call."""
+"""Reads a body of the Responses API: its items as a prompt, its tools as functions for the model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from msgspec import Meta, Struct
 from paceline.errors import BadField, ContextExceeded
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve import custom_tools
-from paceline.serve.constrain import Calls, ResponseFormat, Schema, openai_calls
-from paceline.serve.conversation import Message, thinking, tool
+from paceline.serve.constrain import AllowedCalls, ResponseFormat, Schema, openai_calls
+from paceline.serve.conversation import TemplateMessage, reasoning_variables, tool_definition
 from paceline.serve.responses_items import converted, template_messages
 from paceline.serve.sampling import SamplingBody, checked_limit
 
 LOGPROBS = "message.output_text.logprobs"
-_MOST_LOGPROBS = 20
+_MOST_LOGPROBS = 20  # OpenAI's limit
 _NO_CONVERSATIONS = "send the conversation as input, or previous_response_id"
-_ELSEWHERE = {"functions": "tools", "function_call": "tool_choice"}  # chats' older fields, by what responses have
+_CHAT_FIELDS = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+}  # deprecated chat fields and their Responses fields
 
 
 class Format(Struct):
-    """The form of the output's text."""
+    """The format of the output's text."""
 
     type: str
     name: str | None = None
@@ -35,7 +38,7 @@ class Format(Struct):
 
     @property
     def shown(self) -> dict[str, Any]:
-        """As a response repeats it."""
+        """The format as the response repeats it."""
         if self.type == "json_schema":
             more = {"description": self.description, "schema": self.schema, "strict": bool(self.strict)}
             return {"type": self.type, "name": self.name or "response", **more}
@@ -43,7 +46,7 @@ class Format(Struct):
 
 
 class Tool(Struct):
-    """A tool of any type: the fields of all those that are read."""
+    """A tool of any type, with the fields of all supported types."""
 
     type: str
     name: str = ""
@@ -68,7 +71,7 @@ Items = Annotated[list[dict[str, Any]], Meta(description="items of the Responses
 
 
 class ResponsesBody(SamplingBody, kw_only=True):
-    """`input` and `tools` are kept as they were written, for the store and the reply repeat them."""
+    """A body of POST /v1/responses. `input` and `tools` are kept in the client's form: the store and the reply repeat them."""
 
     input: str | Items | None = None
     instructions: str | None = None
@@ -102,7 +105,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens to write, also by chats' names for that."""
+        """The limit of output tokens, from `max_output_tokens` or the chat API's names for it."""
         limits = [
             checked_limit(getattr(self, name), name)
             for name in ("max_output_tokens", "max_completion_tokens", "max_tokens")
@@ -115,14 +118,14 @@ class ResponsesBody(SamplingBody, kw_only=True):
         return self.tool_choice != "none"
 
     @property
-    def most_calls(self) -> int | None:
-        """How many calls an output may have; None for any number."""
+    def max_calls(self) -> int | None:
+        """The limit of calls in an output; None for no limit."""
         most = checked_limit(self.max_tool_calls, "max_tool_calls")
         return 1 if self.parallel_tool_calls is False else most
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many alternatives each token of the text is told with; None where log-probabilities are not asked for."""
+        """The number of alternatives to report with each token; None if log-probabilities are not requested."""
         if not 0 <= (self.top_logprobs or 0) <= _MOST_LOGPROBS:
             raise BadField(f"top_logprobs must be between 0 and {_MOST_LOGPROBS}", "top_logprobs")
         if self.top_logprobs or self.logprobs or LOGPROBS in (self.include or ()):
@@ -131,14 +134,14 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
     @property
     def formats(self) -> dict[str, ResponseFormat | None]:
-        """What holds the text, by its field."""
-        form, asked = self.text.format if self.text is not None else None, None
+        """The formats that constrain the text, by field name."""
+        form, requested = self.text.format if self.text is not None else None, None
         if form is not None and form.type == "json_schema":
             schema = None if form.schema is None else Schema("", form.schema, form.strict)
-            asked = ResponseFormat(form.type, schema)
+            requested = ResponseFormat(form.type, schema)
         elif form is not None:
-            asked = ResponseFormat(form.type, schema=form.schema)
-        return {"response_format": self.response_format, "text.format": asked}
+            requested = ResponseFormat(form.type, schema=form.schema)
+        return {"response_format": self.response_format, "text.format": requested}
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -147,93 +150,97 @@ class ResponsesBody(SamplingBody, kw_only=True):
         return self.input or []
 
     def check(self) -> None:
-        """Raises BadField for what cannot be done."""
+        """Raises BadField for fields and values that are not supported."""
         if self.conversation is not None:
             raise BadField(f"conversation is not supported: {_NO_CONVERSATIONS}", "conversation")
         if self.prompt is not None:
             raise BadField("stored prompts are not supported: send instructions and input", "prompt")
         if self.background:
-            raise BadField("background is not supported: a response is written while its request waits", "background")
+            raise BadField("background is not supported: a response is generated while its request waits", "background")
         if self.truncation not in (None, "auto", "disabled"):
-            raise BadField("truncation can be auto or disabled", "truncation")
-        for name, place in _ELSEWHERE.items():
+            raise BadField("truncation must be auto or disabled", "truncation")
+        for name, place in _CHAT_FIELDS.items():
             if getattr(self, name):
-                raise BadField(f"{name} is a field of chats; responses have {place}", name)
+                raise BadField(f"{name} is a field of the chat API; the Responses API has {place}", name)
         if not self.input:
             raise BadField("input must not be empty", "input")
 
 
 @dataclass(frozen=True)
-class Called:
-    """A tool as its client knows it. A custom tool takes text as its input instead of arguments."""
+class ClientTool:
+    """A tool as its client names it. A custom tool takes text as its input instead of arguments."""
 
     name: str
     namespace: str = ""
     custom: bool = False
 
 
-class Toolbox:
-    """The tools of a body, and the names under which its client and the model know them.
+class ResponsesTools:
+    """The tools of a body, and the mapping between the client's and the model's names of them.
 
-    The model has functions only. One in a namespace is `namespace__name` to it; a custom tool is one with `input`, a
-    string, as its parameter. Tools that a server would run itself (web search and the like) are left out. Where a
-    tool is given twice the later one holds, in the place of the first.
+    The model sees functions only. A tool in a namespace is named `namespace__name`; a custom tool is a function with a
+    string parameter `input`. Tools that a server would run itself (web search and the like) are left out. If a tool is
+    given twice, the later definition replaces the first, at the first one's position.
     """
 
     def __init__(self, tools: Iterable[Tool]) -> None:
-        self.functions: list[Message] = []
+        self.functions: list[TemplateMessage] = []
         self.strict: set[str] = set()
-        self._held: dict[str, dict[str, Any]] = {}
-        self._called: dict[str, Called] = {}
-        self._names: dict[Called, str] = {}
-        for called, each in {called: each for called, each in _flat(tools)}.items():
-            name = _unused(_joined_name(called), self._called)
-            self._called[name] = called
-            self._names[called] = name
-            if called.custom:
-                told = tool(name, custom_tools.description(each.description, each.format), custom_tools.PARAMETERS)
-                self._held[name] = custom_tools.parameters(each.format)
+        self._custom_parameters: dict[str, dict[str, Any]] = {}
+        self._client_tools: dict[str, ClientTool] = {}
+        self._names: dict[ClientTool, str] = {}
+        for tool, each in {tool: each for tool, each in _flat(tools)}.items():
+            name = _unused(_joined_name(tool), self._client_tools)
+            self._client_tools[name] = tool
+            self._names[tool] = name
+            if tool.custom:
+                definition = tool_definition(
+                    name, custom_tools.description(each.description, each.format), custom_tools.PARAMETERS
+                )
+                self._custom_parameters[name] = custom_tools.parameters(each.format)
             else:
-                told = tool(name, each.description or "", each.parameters or {})
-            self.functions.append(told)
-            if each.strict or (called.custom and custom_tools.is_held(each.format)):
+                definition = tool_definition(name, each.description or "", each.parameters or {})
+            self.functions.append(definition)
+            if each.strict or (tool.custom and custom_tools.has_grammar(each.format)):
                 self.strict.add(name)
 
-    def called(self, name: str) -> Called:
-        """What the model means by a name. One that is unknown is left to the client to refuse."""
-        return self._called.get(name) or Called(name)
+    def client_tool(self, name: str) -> ClientTool:
+        """The client's tool of a model's name. An unknown name is passed on, for the client to refuse."""
+        return self._client_tools.get(name) or ClientTool(name)
 
-    def calls(self, body: ResponsesBody) -> Calls:
-        """What the model may call, by the model's names."""
-        schemas = {each["function"]["name"]: each["function"]["parameters"] for each in self.functions} | self._held
+    def calls(self, body: ResponsesBody) -> AllowedCalls:
+        """The allowed calls, by the model's names."""
+        schemas = {
+            each["function"]["name"]: each["function"]["parameters"] for each in self.functions
+        } | self._custom_parameters
         choice = body.tool_choice
         if isinstance(choice, dict) and "name" in choice:
             custom = choice.get("type") == "custom"
-            named = Called(str(choice["name"]), str(choice.get("namespace") or ""), custom)
-            choice = {**choice, "name": self.name(named)}
-        return openai_calls(choice, body.most_calls, schemas, self.strict)
+            named = ClientTool(str(choice["name"]), str(choice.get("namespace") or ""), custom)
+            choice = {**choice, "name": self.model_name(named)}
+        return openai_calls(choice, body.max_calls, schemas, self.strict)
 
-    def name(self, called: Called) -> str:
-        """How the model calls a tool, also one that is not there any more."""
-        return self._names.get(called) or _joined_name(called)
+    def model_name(self, tool: ClientTool) -> str:
+        """The model's name of a tool, also of one from an earlier turn that is not defined any more."""
+        return self._names.get(tool) or _joined_name(tool)
 
 
-def _flat(tools: Iterable[Tool], namespace: str = "") -> Iterator[tuple[Called, Tool]]:
+def _flat(tools: Iterable[Tool], namespace: str = "") -> Iterator[tuple[ClientTool, Tool]]:
     for each in tools:
         if each.type == "namespace" and not namespace:
             yield from _flat(each.tools or (), each.name)
         elif each.type in ("function", "custom"):
             if not each.name:
                 raise BadField(f"a tool of type {each.type} needs a name", "tools")
-            yield Called(each.name, namespace, each.type == "custom"), each
+            yield ClientTool(each.name, namespace, each.type == "custom"), each
 
 
-def _joined_name(called: Called) -> str:
-    return f"{called.namespace}__{called.name}" if called.namespace else called.name
+def _joined_name(tool: ClientTool) -> str:
+    return f"{tool.namespace}__{tool.name}" if tool.namespace else tool.name
 
 
 def _unused(name: str, used: Iterable[str]) -> str:
-    """The name, with the first number behind it that makes it another than all those used."""
+    """The name, with a number appended if it is already in `used`."""
     number, unused = 1, name
     while unused in used:
         number += 1
@@ -241,11 +248,11 @@ def _unused(name: str, used: Iterable[str]) -> str:
     return unused
 
 
-def toolbox(body: ResponsesBody, earlier: Sequence[dict[str, Any]] = ()) -> Toolbox:
-    """The tools of the body and of the `additional_tools` items. Raises BadField for what is no list of tools."""
+def responses_tools(body: ResponsesBody, earlier: Sequence[dict[str, Any]] = ()) -> ResponsesTools:
+    """The tools of the body and of its `additional_tools` items. Raises BadField if `tools` is not a list of tools."""
     try:
         tools = msgspec.json.decode(body.tools, type=list[Tool])
-        shown = [_shown(each) for each in msgspec.json.decode(body.tools)]
+        shown = [_complete_function(each) for each in msgspec.json.decode(body.tools)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         found = re.search(r" - at `\$(.*)`$", str(error))
         raise BadField(f"tools: {error}", f"tools{found[1] if found else ''}") from error
@@ -253,11 +260,11 @@ def toolbox(body: ResponsesBody, earlier: Sequence[dict[str, Any]] = ()) -> Tool
     for index, item in enumerate([*earlier, *body.items], -len(earlier)):
         if item.get("type") == "additional_tools":
             tools += converted(item.get("tools") or [], list[Tool], f"input[{index}].tools")
-    return Toolbox(tools)
+    return ResponsesTools(tools)
 
 
-def _shown(given: dict[str, Any]) -> dict[str, Any]:
-    """A tool as a response repeats it: a function has all its fields."""
+def _complete_function(given: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the response repeats it: a function with all its fields."""
     if given["type"] != "function":
         return given
     return {"description": None, "parameters": None, "strict": None, **given}
@@ -266,28 +273,29 @@ def _shown(given: dict[str, Any]) -> dict[str, Any]:
 def encode(
     tokenizer: Tokenizer,
     body: ResponsesBody,
-    box: Toolbox,
+    tools: ResponsesTools,
     earlier: Sequence[dict[str, Any]] = (),
     capacity: int | None = None,
 ) -> list[int]:
-    """The prompt's tokens. Those of a conversation's next turn begin with them, where it has the same tools.
+    """The prompt's tokens. They are a prefix of the prompt of the conversation's next turn, if that has the same tools.
 
-    `earlier` are the items before the body's own. Where truncation is `auto` and the prompt exceeds `capacity`, the oldest
-    turns are left out until the rest fits with room for an output; raises ContextExceeded where the last does not.
+    `earlier` are the items of stored turns, before the body's own. If truncation is `auto` and the prompt exceeds
+    `capacity`, the oldest turns are left out until the rest fits with room for an output. Raises ContextExceeded if the
+    last turn alone does not fit.
     """
     effort = body.reasoning.effort if body.reasoning is not None else None
-    asked = {} if effort is None else {**thinking(effort != "none"), "reasoning_effort": effort}
+    requested = {} if effort is None else {**reasoning_variables(effort != "none"), "reasoning_effort": effort}
     items = [*earlier, *body.items]
     messages = template_messages(
         items,
-        lambda name, namespace, custom: box.name(Called(name, namespace, custom)),
+        lambda name, namespace, custom: tools.model_name(ClientTool(name, namespace, custom)),
         body.instructions or "",
         len(earlier),
     )
-    tools = (body.may_call and box.functions) or None
+    definitions = (body.may_call and tools.functions) or None
 
-    def written(messages: Sequence[Message]) -> list[int]:
-        return tokenizer.encode_chat(messages, tools, variables=asked)
+    def written(messages: Sequence[TemplateMessage]) -> list[int]:
+        return tokenizer.encode_chat(messages, definitions, variables=requested)
 
     prompt = written(messages)
     if body.truncation != "auto" or capacity is None:
@@ -297,14 +305,14 @@ def encode(
     room = min(body.limit or capacity // 8, capacity // 2)
     head = 1 if messages[0]["role"] == "system" else 0
     starts = [index for index, each in enumerate(messages) if index > head and each["role"] == "user"]
-    low, high = 0, len(starts)  # the first start of which the rest fits
+    low, high = 0, len(starts)  # binary search for the first start from which the rest fits
     while low < high:
         middle = (low + high) // 2
         prompt = written([*messages[:head], *messages[starts[middle] :]])
         low, high = (low, middle) if len(prompt) + room <= capacity else (middle + 1, high)
     if low == len(starts):
         raise ContextExceeded(
-            f"prompt is too long: its last turn has no place beside {room} tokens of output; "
+            f"prompt is too long: its last turn does not fit together with {room} tokens of output; "
             f"this model's maximum context length is {capacity} tokens"
         )
     return written([*messages[:head], *messages[starts[low] :]])

@@ -1,6 +1,6 @@
-"""Items of the Responses API as chat templates take them: what is text stays text, for the rest stands what it was.
+"""Items of the Responses API in the chat template's format. Content that is not text becomes a placeholder.
 
-An item comes again with every later turn, so that refusing one would end its conversation for good.
+Such content is not refused: an item is sent again in every later turn, so that a refusal would end the conversation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import msgspec
 from msgspec import Struct
 
 from paceline.errors import BadField
-from paceline.serve.conversation import Message, call, fold_systems, numbered
+from paceline.serve.conversation import TemplateMessage, fold_system_messages, number_tool_calls, tool_call
 
-Kind = TypeVar("Kind")
-Name = Callable[
-    [str, str, bool], str
-]  # how the model calls a tool, by its name, its namespace, and whether it is custom
+Converted = TypeVar("Converted")
+# (a tool's name, its namespace, whether it is custom) -> the model's name of the tool
+ModelName = Callable[[str, str, bool], str]
 
 IMAGE = "(an image, which this model cannot see)"
-_UNSEEN = {
+_PLACEHOLDERS = {
     "input_image": IMAGE,
     "output_image": IMAGE,
     "image": IMAGE,
@@ -33,7 +32,7 @@ _UNSEEN = {
     "input_file": "(a file, which this model cannot read)",
 }
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-_PASSED_OVER = (
+_IGNORED = (
     "additional_tools",
     "compaction_trigger",
     "mcp_list_tools",
@@ -41,7 +40,7 @@ _PASSED_OVER = (
     "tool_search_output",
     "web_search_call",
 )
-# calls that a server made itself, and the field with what came of it; without that they are passed over
+# calls that a server executed itself, and the field with their result; calls without a result are ignored
 _HOSTED = {
     "code_interpreter_call": "outputs",
     "file_search_call": "results",
@@ -51,12 +50,12 @@ _HOSTED = {
 _COMPACTIONS = ("compaction", "compaction_summary", "context_compaction")
 _ARGUMENTS = ("arguments", "action", "operation")
 _MORE_ARGUMENTS = ("actions", "input", "code", "queries")
-_THOUGHT = {"role", "reasoning_content"}  # of a message of which only its reasoning is known yet
+_REASONING_ONLY_KEYS = {"role", "reasoning_content"}  # keys of a message that has only reasoning so far
 _TEXT_FILE = re.compile(r"data:(?:text/|application/json)[^,]*;base64,(.*)", re.DOTALL)
 _COMPACTED = b"paceline:"
 
 
-class Part(Struct):
+class ItemPart(Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
@@ -65,13 +64,13 @@ class Part(Struct):
     file_data: str | None = None
 
 
-class Item(Struct):
-    """An item of any type: the fields that are read of more than one."""
+class ResponseItem(Struct):
+    """An item of any type, with the fields that several types share."""
 
     type: str | None = None
     id: str | None = None
     role: str | None = None
-    content: str | list[Part] | None = None
+    content: str | list[ItemPart] | None = None
     name: str | None = None
     namespace: str | None = None
     call_id: str | None = None
@@ -79,17 +78,17 @@ class Item(Struct):
 
     @property
     def call_name(self) -> str:
-        """What ties a call and its output."""
+        """The id that a call and its output share."""
         return self.call_id or self.id or ""
 
 
 def kind_of(item: dict[str, Any]) -> Any:
-    """An item's type. Without one it is a message, or a reference to an item by its id."""
+    """An item's type. An item without one is a message, or a reference if it has an id and no role."""
     return item.get("type") or ("item_reference" if item.get("role") is None and item.get("id") else "message")
 
 
-def converted(value: Any, kind: type[Kind], field: str) -> Kind:
-    """A decoded JSON value as `kind`. Raises BadField, naming the place within `field`, where it does not fit."""
+def converted(value: Any, kind: type[Converted], field: str) -> Converted:
+    """A decoded JSON value converted to `kind`. Raises BadField with the path within `field` if it does not match."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -97,41 +96,44 @@ def converted(value: Any, kind: type[Kind], field: str) -> Kind:
         raise BadField(f"{field}: {error}", f"{field}{found[1] if found else ''}") from error
 
 
-def template_messages(items: Sequence[Any], name: Name, instructions: str = "", num_earlier: int = 0) -> list[Message]:
-    """Calls are part of the assistant's message before them, reasoning of the one after it.
+def template_messages(
+    items: Sequence[Any], name: ModelName, instructions: str = "", num_earlier: int = 0
+) -> list[TemplateMessage]:
+    """Items as messages in the template's format. Calls are merged into the assistant message before them, reasoning into
+    the one after it.
 
-    The first `num_earlier` items are not of this request, whose own are counted from 0 in errors. Raises BadField for what
-    is no item, for a role there is not, and where the last item is a user's message without anything that can be read.
+    The first `num_earlier` items are from stored turns; errors count the request's own items from 0. Raises BadField for
+    a malformed item, an unknown role, and if the last item is a user message without content that the model can read.
     """
-    plain: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
+    plain: list[TemplateMessage] = [{"role": "system", "content": instructions}] if instructions else []
     for index, raw in enumerate(items):
         field = f"input[{index - num_earlier}]"
-        item, kind = converted(raw, Item, field), kind_of(raw)
+        item, kind = converted(raw, ResponseItem, field), kind_of(raw)
         if kind == "message":
             _add_message(plain, item, field, asked=index == len(items) - 1)
-        elif kind == "agent_message":  # what one of Codex's agents tells another, names and all
+        elif kind == "agent_message":  # a message from one of Codex's agents to another
             plain.append({"role": "user", "content": _text(item.content)[0]})
-        elif kind == "reasoning":  # this server's; what others send is encrypted, or a summary
+        elif kind == "reasoning":  # other servers' reasoning is encrypted or a summary, and is ignored
             parts = item.content if isinstance(item.content, list) else []
-            if thought := "".join(part.text or "" for part in parts if part.type in ("reasoning_text", "text")):
-                plain.append({"role": "assistant", "reasoning_content": thought})
+            if reasoning := "".join(part.text or "" for part in parts if part.type in ("reasoning_text", "text")):
+                plain.append({"role": "assistant", "reasoning_content": reasoning})
         elif kind in _COMPACTIONS:
             if text := compacted_text(item.encrypted_content or ""):
                 plain.append({"role": "user", "content": text})
-        elif kind not in _PASSED_OVER:
+        elif kind not in _IGNORED:
             _add_tool(plain, item, raw, name, field)
     if len(plain) <= bool(instructions):
-        raise BadField("input holds nothing for the model to read", "input")
-    return numbered(fold_systems([{"content": "", **each} for each in plain]))
+        raise BadField("input has nothing that the model can read", "input")
+    return number_tool_calls(fold_system_messages([{"content": "", **each} for each in plain]))
 
 
 def encrypted(text: str) -> str:
-    """The content of a compaction item: not encrypted, but text in base64 that `compacted_text` reads again."""
+    """The `encrypted_content` of a compaction item: not encrypted, but base64 text that `compacted_text` decodes."""
     return base64.b64encode(_COMPACTED + text.encode()).decode()
 
 
 def compacted_text(content: str) -> str:
-    """What a compaction item tells the model. That of another server is encrypted, and said to be missing."""
+    """The text of a compaction item. An item of another server is encrypted and becomes a placeholder."""
     try:
         data = base64.b64decode(content, validate=True)
         text = data.removeprefix(_COMPACTED).decode() if data.startswith(_COMPACTED) else None
@@ -140,20 +142,22 @@ def compacted_text(content: str) -> str:
     return "(an earlier part of the conversation, which this model cannot read)" if text is None else text
 
 
-def _add_message(plain: list[Message], item: Item, field: str, asked: bool) -> None:
+def _add_message(plain: list[TemplateMessage], item: ResponseItem, field: str, asked: bool) -> None:
     if item.role not in _ROLES:
-        raise BadField(f"there is no role {item.role or ''!r}", f"{field}.role")
-    text, unseen = _text(item.content)
+        raise BadField(f"the role {item.role or ''!r} is not supported", f"{field}.role")
+    text, unreadable = _text(item.content)
     one = {"role": _ROLES[item.role], "content": text}
-    if asked and unseen and one["role"] == "user":
-        raise BadField(f"a message that is nothing but {unseen} is not supported: text only", f"{field}.content[0]")
-    if one["role"] == "assistant" and plain and plain[-1].keys() == _THOUGHT:
+    if asked and unreadable and one["role"] == "user":
+        raise BadField(f"a message with nothing but {unreadable} is not supported: text only", f"{field}.content[0]")
+    if one["role"] == "assistant" and plain and plain[-1].keys() == _REASONING_ONLY_KEYS:
         one = {**plain.pop(), **one}
     plain.append(one)
 
 
-def _add_tool(plain: list[Message], item: Item, raw: dict[str, Any], name: Name, field: str) -> None:
-    """A call, or the output of one, of any type."""
+def _add_tool(
+    plain: list[TemplateMessage], item: ResponseItem, raw: dict[str, Any], name: ModelName, field: str
+) -> None:
+    """Adds a call of any type, or the output of one."""
     kind = kind_of(raw)
     result = raw.get(_HOSTED[kind]) or raw.get("error") if kind in _HOSTED else None
     if kind in _HOSTED and not result:
@@ -169,7 +173,7 @@ def _add_tool(plain: list[Message], item: Item, raw: dict[str, Any], name: Name,
         named = name(item.name or kind.removesuffix("_call"), item.namespace or "", custom)
         if not plain or plain[-1]["role"] != "assistant":
             plain.append({"role": "assistant", "content": ""})
-        made = call(named, _arguments(raw, custom, field), item.call_name)
+        made = tool_call(named, _arguments(raw, custom, field), item.call_name)
         plain[-1].setdefault("tool_calls", []).append(made)
         if result:
             text = IMAGE if kind == "image_generation_call" else _output(result, field)
@@ -179,7 +183,7 @@ def _add_tool(plain: list[Message], item: Item, raw: dict[str, Any], name: Name,
 
 
 def _arguments(raw: dict[str, Any], custom: bool, field: str) -> str | dict[str, Any]:
-    """A call's arguments, as JSON or as the object, whatever its type calls them."""
+    """A call's arguments, as JSON text or as an object, from whichever field the item type has them in."""
     if custom:
         return {"input": converted(raw.get("input", ""), str, f"{field}.input")}
     for each in _ARGUMENTS:
@@ -192,17 +196,17 @@ def _arguments(raw: dict[str, Any], custom: bool, field: str) -> str | dict[str,
 
 
 def _output(value: Any, field: str) -> str:
-    """What a call gave, as one text. Raises BadField for what is neither text nor a list or object."""
+    """A call's output as one text. Raises BadField if it is neither text nor a list or object."""
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list | dict):
-        raise BadField(f"{field}: a call's output is text, or a list of parts", field)
+        raise BadField(f"{field}: a call's output must be text, or a list of parts", field)
     return "\n".join(filter(None, map(_output_part, value if isinstance(value, list) else [value])))
 
 
 def _output_part(part: Any) -> str:
-    if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in (*_UNSEEN, "refusal"):
-        return _part(converted(part, Part, "input"))[0]
+    if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in (*_PLACEHOLDERS, "refusal"):
+        return _part(converted(part, ItemPart, "input"))[0]
     if not isinstance(part, dict):
         return part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
     texts = [part[each] for each in ("text", "logs", "stdout", "stderr") if isinstance(part.get(each), str)]
@@ -215,29 +219,29 @@ def _output_part(part: Any) -> str:
     return "\n".join(filter(None, texts))
 
 
-def _text(content: str | list[Part] | None) -> tuple[str, str]:
-    """Content as one text; where nothing in it can be read, also what the first part is."""
+def _text(content: str | list[ItemPart] | None) -> tuple[str, str]:
+    """(content as one text, the placeholder of the first part if no part can be read, else "")."""
     if content is None or isinstance(content, str):
         return content or "", ""
     parts = [_part(each) for each in content]
-    unseen = bool(parts) and not any(read for _, read in parts)
-    return "\n".join(text for text, _ in parts), parts[0][0] if unseen else ""
+    unreadable = bool(parts) and not any(read for _, read in parts)
+    return "\n".join(text for text, _ in parts), parts[0][0] if unreadable else ""
 
 
-def _part(part: Part) -> tuple[str, bool]:
-    """A part's text, or what stands for it, and whether it can be read."""
-    for text in (part.text, part.refusal, part.encrypted_content):  # what this model wrote is not encrypted
+def _part(part: ItemPart) -> tuple[str, bool]:
+    """(a part's text or its placeholder, whether the model can read the part)."""
+    for text in (part.text, part.refusal, part.encrypted_content):  # this server's content is not encrypted
         if text is not None:
             return text, True
     if part.type == "input_file" and (written := _file_text(part.file_data or "")) is not None:
         return f"{part.filename}:\n{written}" if part.filename else written, True
     if part.type == "input_file" and part.filename:
         return f"(the file {part.filename[:200]}, which this model cannot read)", False
-    return _UNSEEN.get(part.type, f"(content of type {part.type[:100]}, which this model cannot see)"), False
+    return _PLACEHOLDERS.get(part.type, f"(content of type {part.type[:100]}, which this model cannot see)"), False
 
 
 def _file_text(data: str) -> str | None:
-    """The text of a text file that came as a data URL."""
+    """The text of a text file that was sent as a data URL; None for anything else."""
     found = _TEXT_FILE.fullmatch(data)
     try:
         return base64.b64decode(found[1], validate=True).decode() if found else None

@@ -1,4 +1,4 @@
-"""Answers in the form of the Responses API: a response, whole or as its events."""
+"""Answers in the format of the Responses API: a response as one object or as its streaming events."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from paceline.errors import PacelineError, RequestError
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.custom_tools import input_of
-from paceline.serve.responses_input import Reasoning, ResponsesBody, Toolbox
-from paceline.serve.service import Answer, joined, logprob_of
-from paceline.serve.tools import Call, Event, Text, Thought
+from paceline.serve.responses_input import Reasoning, ResponsesBody, ResponsesTools
+from paceline.serve.service import Answer, merge_adjacent, openai_logprob
+from paceline.serve.tools import Call, Event, ReasoningText, Text
 from paceline.serve.wire import event
 from paceline.types import FinishReason, Sampling, TokenLogprob
 
-Keep = Callable[[dict[str, Any]], None]
+StoreResponse = Callable[[dict[str, Any]], None]
 
 
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
-def usage_of(num_input: int, num_output: int, num_cached: int = 0, num_reasoning: int = 0) -> dict[str, Any]:
+def responses_usage(num_input: int, num_output: int, num_cached: int = 0, num_reasoning: int = 0) -> dict[str, Any]:
     return {
         "input_tokens": num_input,
         "input_tokens_details": {"cached_tokens": num_cached, "cache_write_tokens": 0},
@@ -36,14 +36,18 @@ def usage_of(num_input: int, num_output: int, num_cached: int = 0, num_reasoning
     }
 
 
-class Written(ABC):
-    """A response as it is written. The whole one is that of its last event; `keep`, where given, gets it before it is sent."""
+class ResponseWriter(ABC):
+    """Writes a response. The whole response is that of its last event; `store_response`, if given, stores it before it is
+    sent.
+    """
 
-    def __init__(self, body: ResponsesBody, sampling: Sampling, model: str, keep: Keep | None) -> None:
+    def __init__(
+        self, body: ResponsesBody, sampling: Sampling, model: str, store_response: StoreResponse | None
+    ) -> None:
         self._body = body
         self._sampling = sampling
         self._model = model
-        self._keep = keep
+        self._store_response = store_response
         self._identity = new_id("resp")
         self._created = int(time.time())
         self._output: list[dict[str, Any]] = []
@@ -65,8 +69,9 @@ class Written(ABC):
                 async for each in events:
                     yield event(each, each["type"])
         except PacelineError as error:
-            code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"  # clients retry the latter
-            self._keep = None
+            # clients retry on server_error
+            code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"
+            self._store_response = None
             failed = self._response("failed", error={"code": code, "message": str(error)})
             yield event(self._event("response.failed", response=failed), "response.failed")
 
@@ -76,8 +81,8 @@ class Written(ABC):
 
     def _end_all(self, status: str, usage: dict[str, Any]) -> dict[str, Any]:
         response = self._response(status, usage)
-        if self._keep is not None:
-            self._keep(response)
+        if self._store_response is not None:
+            self._store_response(response)
         return self._event(f"response.{status}", response=response)
 
     def _added(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class Written(ABC):
     def _response(
         self, status: str, usage: dict[str, Any] | None = None, error: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        """The response as it stands."""
+        """The response object with the output so far."""
         body, sampling = self._body, self._sampling
         text: dict[str, Any] = {"format": {"type": "text"}}
         if body.text is not None and body.text.format is not None:
@@ -122,7 +127,7 @@ class Written(ABC):
             "reasoning": body.reasoning or Reasoning(),
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
-            "store": self._keep is not None,
+            "store": self._store_response is not None,
             "temperature": sampling.temperature,
             "text": text,
             "tool_choice": body.tool_choice or "auto",
@@ -136,19 +141,19 @@ class Written(ABC):
         }
 
 
-class Ready(Written):
-    """A response of items that are there already."""
+class ReadyResponseWriter(ResponseWriter):
+    """Writes a response whose output items are already complete."""
 
     def __init__(
         self,
         body: ResponsesBody,
         sampling: Sampling,
         model: str,
-        keep: Keep | None,
+        store_response: StoreResponse | None,
         items: Sequence[dict[str, Any]],
         usage: dict[str, Any],
     ) -> None:
-        super().__init__(body, sampling, model, keep)
+        super().__init__(body, sampling, model, store_response)
         self._items = items
         self._usage = usage
 
@@ -162,8 +167,8 @@ class Ready(Written):
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How text of one kind is an item: the types of item and part, the stem of its events, and its id's beginning."""
+class _ItemFormat:
+    """How text of one kind is written: the types of its item and part, its events' prefix, and the prefix of its id."""
 
     item: str
     part: str
@@ -175,16 +180,16 @@ class _Form:
         return {"type": self.part, "text": text, **extras}
 
 
-_MESSAGE = _Form("message", "output_text", "response.output_text", "msg")
-_REASONING = _Form("reasoning", "reasoning_text", "response.reasoning_text", "rs")
-_FORMS: dict[type, _Form] = {Text: _MESSAGE, Thought: _REASONING}
+_MESSAGE = _ItemFormat("message", "output_text", "response.output_text", "msg")
+_REASONING = _ItemFormat("reasoning", "reasoning_text", "response.reasoning_text", "rs")
+_FORMATS: dict[type, _ItemFormat] = {Text: _MESSAGE, ReasoningText: _REASONING}
 
 
 @dataclass
-class _Open:
-    """An item that text is added to."""
+class _OpenItem:
+    """An output item under construction, to which text is added."""
 
-    form: _Form
+    form: _ItemFormat
     identity: str
     texts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
@@ -198,135 +203,143 @@ class _Open:
         return {"id": self.identity, "type": self.form.item, "status": status, **own, "content": list(content)}
 
 
-class Writer(Written):
-    """Writes an answer."""
+class GeneratedResponseWriter(ResponseWriter):
+    """Writes a response that the model generates."""
 
     def __init__(
         self,
         body: ResponsesBody,
-        box: Toolbox,
+        tools: ResponsesTools,
         answer: Answer,
         tokenizer: Tokenizer,
         model: str,
-        keep: Keep | None,
+        store_response: StoreResponse | None,
     ) -> None:
-        super().__init__(body, answer.stream.request.sampling, model, keep)
-        self._box = box
+        super().__init__(body, answer.stream.request.sampling, model, store_response)
+        self._tools = tools
         self._answer = answer
-        self._open: _Open | None = None
-        self._logprobs = _Logprobs(tokenizer)
+        self._open_item: _OpenItem | None = None
+        self._logprobs = TextLogprobs(tokenizer)
 
     async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
         for each in self._begin_all():
             yield each
         async for events, logprobs in self._answer.pieces():
-            told = self._logprobs.split(joined(events), logprobs)
-            for one, values in told:
+            split = self._logprobs.split(merge_adjacent(events), logprobs)
+            for one, values in split:
                 for each in self._call(one) if isinstance(one, Call) else self._add(one, values):
                     yield each
         status = "incomplete" if self._answer.finish is FinishReason.LENGTH else "completed"
-        if not self._output and self._open is None:
-            for each in self._begin(_MESSAGE):  # an empty reply is a message too: the next turn's prompt has its place
+        if not self._output and self._open_item is None:
+            for each in self._begin(_MESSAGE):  # an empty reply is an empty message, which the next prompt contains
                 yield each
         for each in self._end(status):
             yield each
         usage = self._answer.usage
         yield self._end_all(
             status,
-            usage_of(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens, self._answer.reasoning_tokens),
+            responses_usage(
+                usage.prompt_tokens, usage.output_tokens, usage.cached_tokens, self._answer.reasoning_tokens
+            ),
         )
 
-    def _add(self, each: Text | Thought, logprobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Adds text to the open item, or to a new one where that is of another kind."""
-        form = _FORMS[type(each)]
-        if self._open is None or self._open.form is not form:
+    def _add(self, each: Text | ReasoningText, logprobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Adds text to the open item, or to a new one if the open item is of another kind."""
+        form = _FORMATS[type(each)]
+        if self._open_item is None or self._open_item.form is not form:
             yield from self._end()
             yield from self._begin(form)
-        assert self._open is not None
-        self._open.texts.append(each.text)
-        self._open.logprobs += logprobs
+        assert self._open_item is not None
+        self._open_item.texts.append(each.text)
+        self._open_item.logprobs += logprobs
         yield self._text_event("delta", logprobs, delta=each.text)
 
-    def _begin(self, form: _Form) -> Iterator[dict[str, Any]]:
-        self._open = _Open(form, new_id(form.identity))
-        yield self._added(self._open.item("in_progress"))
-        yield self._part_event("added", self._open)
+    def _begin(self, form: _ItemFormat) -> Iterator[dict[str, Any]]:
+        self._open_item = _OpenItem(form, new_id(form.identity))
+        yield self._added(self._open_item.item("in_progress"))
+        yield self._part_event("added", self._open_item)
 
     def _end(self, status: str = "completed") -> Iterator[dict[str, Any]]:
-        """Closes the open item, where there is one."""
-        if self._open is None:
+        """Closes the open item, if there is one."""
+        if self._open_item is None:
             return
-        yield self._text_event("done", self._open.logprobs, text="".join(self._open.texts))
-        yield self._part_event("done", self._open)
-        item, self._open = self._open.item(status, self._open.content), None
+        yield self._text_event("done", self._open_item.logprobs, text="".join(self._open_item.texts))
+        yield self._part_event("done", self._open_item)
+        item, self._open_item = self._open_item.item(status, self._open_item.content), None
         yield self._done(item)
 
     def _call(self, each: Call) -> Iterator[dict[str, Any]]:
-        """A call's item, begun and ended at once: calls come whole."""
+        """A call's item, added and done at once, as the parser emits complete calls."""
         yield from self._end()
-        called = self._box.called(each.name)
+        tool = self._tools.client_tool(each.name)
         kind, prefix, name, stem = (
             ("custom_tool_call", "ctc", "input", "response.custom_tool_call_input")
-            if called.custom
+            if tool.custom
             else ("function_call", "fc", "arguments", "response.function_call_arguments")
         )
-        value = input_of(each.arguments) if called.custom else each.arguments
-        head = {"id": new_id(prefix), "type": kind, "call_id": new_id("call"), "name": called.name}
-        if called.namespace:
-            head["namespace"] = called.namespace
+        value = input_of(each.arguments) if tool.custom else each.arguments
+        head = {"id": new_id(prefix), "type": kind, "call_id": new_id("call"), "name": tool.name}
+        if tool.namespace:
+            head["namespace"] = tool.namespace
         place: dict[str, Any] = {"item_id": head["id"], "output_index": len(self._output)}
         yield self._added({**head, name: "", "status": "in_progress"})
         yield self._event(f"{stem}.delta", **place, delta=value)
-        more = {} if called.custom else {"name": called.name}
+        more = {} if tool.custom else {"name": tool.name}
         yield self._event(f"{stem}.done", **place, **more, **{name: value})
         yield self._done({**head, name: value, "status": "completed"})
 
-    def _part_event(self, name: str, item: _Open) -> dict[str, Any]:
+    def _part_event(self, name: str, item: _OpenItem) -> dict[str, Any]:
         return self._event(f"response.content_part.{name}", **self._place(item), part=item.content)
 
     def _text_event(self, name: str, logprobs: list[dict[str, Any]], **fields: str) -> dict[str, Any]:
-        assert self._open is not None
-        more: dict[str, Any] = {"logprobs": logprobs} if self._open.form is _MESSAGE else {}
-        return self._event(f"{self._open.form.stem}.{name}", **self._place(self._open), **fields, **more)
+        assert self._open_item is not None
+        more: dict[str, Any] = {"logprobs": logprobs} if self._open_item.form is _MESSAGE else {}
+        return self._event(f"{self._open_item.form.stem}.{name}", **self._place(self._open_item), **fields, **more)
 
-    def _place(self, item: _Open) -> dict[str, Any]:
+    def _place(self, item: _OpenItem) -> dict[str, Any]:
         return {"item_id": item.identity, "output_index": len(self._output), "content_index": 0}
 
 
-class _Logprobs:
-    """Tells which tokens' log-probabilities are those of an answer's text: reasoning, calls and markers have none."""
+class TextLogprobs:
+    """Assigns tokens' log-probabilities to an answer's text. Those of reasoning, calls and markers are dropped."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._waiting: list[TokenLogprob] = []
 
     def split(self, events: list[Event], logprobs: Sequence[TokenLogprob]) -> list[tuple[Event, list[dict[str, Any]]]]:
-        """The events of a step, each with the log-probabilities of its text's tokens. What has no event yet waits."""
+        """The events of a step, each with the log-probabilities of its text's tokens.
+
+        Log-probabilities whose text has not been emitted yet are kept for a later call.
+        """
         self._waiting += logprobs
         if not self._waiting:
             return [(each, []) for each in events]
-        told = []
+        split = []
         for index, each in enumerate(events):
-            taken: list[TokenLogprob] = []
+            matched: list[TokenLogprob] = []
             if isinstance(each, Text):
-                taken, self._waiting = self._take(each.text.encode())
+                matched, self._waiting = self._take(each.text.encode())
             elif index + 1 == len(events):
                 self._waiting = []
-            told.append((each, [logprob_of(self._tokenizer, value) for value in taken]))
-        return told
+            split.append((each, [openai_logprob(self._tokenizer, value) for value in matched]))
+        return split
 
     def _take(self, text: bytes) -> tuple[list[TokenLogprob], list[TokenLogprob]]:
-        """Those of the waiting tokens that the text is of, and what is left. Bytes that are no UTF-8 are found nowhere."""
+        """(the waiting tokens that form the text, the tokens after them).
+
+        Text that is not found, because it replaces bytes that are not UTF-8, takes all waiting tokens.
+        """
         parts = [self._tokenizer.token_bytes(each.token) for each in self._waiting]
         start = b"".join(parts).find(text)
         if start < 0:
             return self._waiting, []
-        taken: list[TokenLogprob] = []
+        matched: list[TokenLogprob] = []
         end = 0
         for index, part in enumerate(parts):
             begin, end = end, end + len(part)
             if begin >= start + len(text):
-                return taken, self._waiting[index:]
+                return matched, self._waiting[index:]
             if end > start:
-                taken.append(self._waiting[index])
-        return taken, []
+                matched.append(self._waiting[index])
+        return matched, []

@@ -1,4 +1,4 @@
-"""Clients' settings files: values merged into what stands there, with a copy of the old file kept beside it."""
+"""Clients' settings files: merges values into an existing file and keeps a backup copy of the old one."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Format = Literal["json", "toml", "yaml", "env"]
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """Values that a client reads from a file. YAML and env files hold one level of strings, the others tables in tables."""
+    """Values for a client's settings file. YAML and env files have one level of strings; JSON and TOML nested tables."""
 
     path: Path
     format: Format
     values: Values
 
     def text(self, before: str = "") -> str:
-        """The file's text with the values in it, all else as it was. Raises InputError where `before` cannot be read."""
+        """The text `before` with the values merged in, otherwise unchanged. Raises InputError if it cannot be merged into."""
         try:
             return _MERGES[self.format](before, self.values)
         except ValueError as error:
             raise InputError(f"{self.path} cannot be changed ({error}); add this by hand:\n{self.text()}") from error
 
     def write(self) -> tuple[bool, Path | None]:
-        """Merges the values in at once. (whether anything changed, the copy of the old file or None where none was)."""
+        """Merges the values into the file. Returns (whether it changed, the backup copy or None if there was no file)."""
         before = read_text(str(self.path)) if self.path.exists() else ""
         after = self.text(before)
         if after == before:
@@ -49,7 +49,7 @@ class SettingsFile:
 
 
 def _keep_copy(path: Path) -> Path:
-    """A copy named `NAME.bak`, or with the first free number after it; as private as the file."""
+    """Copies the file to `NAME.bak`, or with the first free number appended, with the file's permissions."""
     number = 0
     while True:
         copy = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
@@ -66,7 +66,7 @@ def _keep_copy(path: Path) -> Path:
 
 
 def _merge_json(before: str, values: Values) -> str:
-    """The indentation is kept; comments are no JSON and are refused."""
+    """Merges into JSON and keeps the indentation. Raises ValueError for comments, which JSON does not have."""
     data = json.loads(before) if before.strip() else {}
     _update(data, values)
     indent = re.search(r"\n([ \t]+)\S", before)
@@ -74,10 +74,10 @@ def _merge_json(before: str, values: Values) -> str:
 
 
 def _merge_toml(before: str, values: Values) -> str:
-    """Comments, order and, where nothing of it changes, every byte are kept.
+    """Merges into TOML. Keeps comments and order, and every byte of the parts that do not change.
 
-    Keys that are not there yet come before everything, which no table can be, and tables after everything. Where that does
-    not read as it should (within an inline table, say), tomlkit finds the place.
+    New top-level keys are put before everything, since a table must not precede them, and new tables at the end. If the
+    result does not parse as expected (for example within an inline table), tomlkit chooses the position.
     """
     try:
         import tomlkit
@@ -92,7 +92,7 @@ def _merge_toml(before: str, values: Values) -> str:
             after = merge(before, values)
             if tomllib.loads(after) == wanted:
                 return after
-    raise ValueError("it writes its tables in a way that nothing can be added to safely")
+    raise ValueError("its tables are written in a form that cannot be added to safely")
 
 
 def _added_within(before: str, values: Values) -> str:
@@ -115,7 +115,7 @@ def _added_around(before: str, values: Values) -> str:
 
 
 def _parted(document: Values, values: Values) -> tuple[Values, Values, Values]:
-    """The values whose keys are there already, other values that are no tables, and other tables, two levels deep."""
+    """(values whose keys exist already, new values that are not tables, new tables), two levels deep."""
     there: dict[str, Any] = {}
     top: dict[str, Any] = {}
     tables: dict[str, Any] = {}
@@ -130,24 +130,24 @@ def _parted(document: Values, values: Values) -> tuple[Values, Values, Values]:
 
 
 def _update(data: Any, values: Values) -> None:
-    """Sets the values in `data`, table by table. Raises ValueError where a table and something else stand for each other."""
+    """Sets the values in `data`, table by table. Raises ValueError if one side has a table and the other has not."""
     if not isinstance(data, dict):
-        raise ValueError("what should be a table is something else")
+        raise ValueError("there is a value where a table is expected")
     for key, value in values.items():
         if isinstance(value, Mapping) and key in data:
             _update(data[key], value)
         elif isinstance(data.get(key), dict):
-            raise ValueError(f"{key} is a table there")
+            raise ValueError(f"{key} is a table in the file")
         elif data.get(key) != value:
             data[key] = value
 
 
 def _merge_yaml(before: str, values: Values) -> str:
-    """Replaces each key's whole value where the key stands (the last, where it does twice), or adds it at the end."""
+    """Merges into YAML: replaces the value of each key (of the last one, if a key is repeated) or adds it at the end."""
     try:
         root = yaml.compose(before, Loader=yaml.SafeLoader)
         if root is not None and (not isinstance(root, yaml.MappingNode) or root.flow_style):
-            raise ValueError("it is no list of keys with values")
+            raise ValueError("it is not a block mapping of keys and values")
         pairs = (
             {key.value: (key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)}
             if root is not None
@@ -167,19 +167,19 @@ def _merge_yaml(before: str, values: Values) -> str:
             after = after[:start] + text + after[end:]
         after = _with_end(after, added) + added
         if yaml.safe_load(after) != {**(yaml.safe_load(before) or {}), **values}:
-            raise ValueError("it is written in a way that cannot be changed safely")
+            raise ValueError("it is written in a form that cannot be changed safely")
     except yaml.YAMLError as error:
-        raise ValueError(f"it is no YAML of one document and plain values: {' '.join(str(error).split())}") from error
+        raise ValueError(f"it is not a YAML document of plain values: {' '.join(str(error).split())}") from error
     return after
 
 
 def _yaml_edit(text: str, key: Any, value: Any, written: str) -> tuple[int, int, str]:
-    """The start and end of what is to be replaced, and by what: a value on its key's line alone, another from the key on."""
+    """(start, end, replacement) of an edit: of the value if it is on its key's line, else of everything after the key."""
     last = value
     while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
         last = last.value[-1] if isinstance(last, yaml.SequenceNode) else last.value[-1][1]
     start, end = value.start_mark.index, last.end_mark.index
-    if start < key.end_mark.index or end < start:  # a reference to what stands elsewhere
+    if start < key.end_mark.index or end < start:  # an alias, whose value is elsewhere
         raise ValueError(f"the value of {key.value} is a reference")
     end = start + len(text[start:end].rstrip())
     if "\n" not in text[key.end_mark.index : end] and end > start:
@@ -187,7 +187,7 @@ def _yaml_edit(text: str, key: Any, value: Any, written: str) -> tuple[int, int,
     return key.end_mark.index, max(end, start), f": {written}"
 
 
-# a statement of a .env file, as python-dotenv reads it; a quoted value may have many lines
+# a statement of a .env file as python-dotenv parses it; a quoted value may span lines
 _STATEMENT = re.compile(
     r"""[^\S\r\n]*(?:
         (?:export[^\S\r\n]+)?(?P<key>'[^']+'|[^=\#\s'"]+)[^\S\r\n]*
@@ -198,7 +198,7 @@ _STATEMENT = re.compile(
 
 
 def _statements(text: str) -> Iterator[re.Match[str]]:
-    """Raises ValueError at what is no statement, comment or empty line."""
+    """Yields the statements of a .env file. Raises ValueError for a line that is not a statement, comment or empty."""
     place = 0
     while place < len(text):
         found = _STATEMENT.match(text, place)
@@ -209,7 +209,7 @@ def _statements(text: str) -> Iterator[re.Match[str]]:
 
 
 def _merge_env(before: str, values: Values) -> str:
-    """As with YAML."""
+    """Merges into a .env file, as `_merge_yaml` does."""
     places = {found["key"].strip("'"): found for found in _statements(before) if found["key"]}
     edits, added = [], ""
     for key, value in values.items():
@@ -231,7 +231,7 @@ def _end_of_line(text: str) -> str:
 
 
 def _with_end(text: str, added: str) -> str:
-    """The text, with the end of its last line where something is added behind it."""
+    """The text, with a final newline if something is added after it."""
     return text + _end_of_line(text) if added and text and not text.endswith(("\n", "\r")) else text
 
 

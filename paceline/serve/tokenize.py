@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in vLLM's form and in llama.cpp's, and GET /tokenizer_info, in vLLM's."""
+"""POST /tokenize and /detokenize, in vLLM's and llama.cpp's formats, and GET /tokenizer_info, in vLLM's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from starlette.responses import Response
 from paceline.errors import BadField
 from paceline.models.tokenizer import Tokenizer
 from paceline.serve.chat_input import ChatMessage, Tool, encode_tokenize
-from paceline.serve.service import Service, aside_if_long
+from paceline.serve.service import Service, run_in_worker_thread_if_large
 from paceline.serve.wire import read_body, reply
 
 
 class TokenizeBody(Struct, kw_only=True):
-    """`prompt` (vLLM's) is read as completions read it, unless `add_special_tokens` is false; `content` (llama.cpp's) without
-    what comes before a prompt, unless `add_special`, and its markup as text where `parse_special` is false.
+    """A body with one of `prompt` (vLLM's), `content` (llama.cpp's) and `messages`.
+
+    `prompt` is encoded as in /v1/completions, without the prefix tokens (BOS) if `add_special_tokens` is false. `content`
+    is encoded with the prefix tokens only if `add_special` is true; markers in it are text if `parse_special` is false.
     """
 
     model: str = ""
@@ -35,7 +37,7 @@ class TokenizeBody(Struct, kw_only=True):
     reasoning_effort: str | None = None
 
     def encode(self, tokenizer: Tokenizer) -> list[int]:
-        """The tokens of a text."""
+        """The tokens of `prompt` or `content`."""
         text = self.prompt if self.content is None else self.content
         assert text is not None
         begins = self.add_special_tokens is not False if self.content is None else self.add_special
@@ -51,24 +53,24 @@ class DetokenizeBody(Struct, kw_only=True):
 
 
 async def tokenize(service: Service, http: HttpRequest) -> Response:
-    """The tokens of a text, or of messages as chat completions write them."""
+    """The tokens of a text, or of messages as chat completions encode them."""
     body = await read_body(http, TokenizeBody, service.body_limit)
     tokenizer = service.host.tokenizer
     if sum(each is not None for each in (body.prompt, body.content, body.messages)) != 1:
-        raise BadField("give one of prompt, messages and content", "prompt")
+        raise BadField("send exactly one of prompt, messages and content", "prompt")
     if body.messages is None:
-        tokens = await aside_if_long(http, body.encode, tokenizer)
+        tokens = await run_in_worker_thread_if_large(http, body.encode, tokenizer)
     elif body.messages:
-        tokens = await aside_if_long(http, encode_tokenize, tokenizer, body.messages, body)
+        tokens = await run_in_worker_thread_if_large(http, encode_tokenize, tokenizer, body.messages, body)
     else:
         raise BadField("messages must not be empty", "messages")
     return reply({"count": len(tokens), "max_model_len": service.host.capacity, "tokens": tokens})
 
 
 async def detokenize(service: Service, http: HttpRequest) -> Response:
-    """The text of tokens, special ones as they are written; `prompt` is vLLM's name of it, `content` llama.cpp's."""
+    """The text of tokens, special tokens included. `prompt` is vLLM's name of the field, `content` llama.cpp's."""
     body = await read_body(http, DetokenizeBody, service.body_limit)
-    text = await aside_if_long(http, _decode, service, body.tokens)
+    text = await run_in_worker_thread_if_large(http, _decode, service, body.tokens)
     return reply({"prompt": text, "content": text})
 
 
@@ -77,12 +79,12 @@ def _decode(service: Service, tokens: list[int]) -> str:
     vocab_size = max(service.host.vocab_size, tokenizer.vocab_size)
     for index, token in enumerate(tokens):
         if not 0 <= token < vocab_size:
-            raise BadField(f"{str(token)[:20]} is no token of the vocabulary", f"tokens[{index}]")
+            raise BadField(f"{str(token)[:20]} is not a token of the vocabulary", f"tokens[{index}]")
     return tokenizer.decode(tokens, skip_special=False)
 
 
 async def tokenizer_info(service: Service, request: HttpRequest) -> Response:
-    """What an evaluation harness asks of the tokenizer."""
+    """The tokenizer's BOS and EOS markers and chat template, as evaluation harnesses request them."""
     tokenizer = service.host.tokenizer
     names = {"bos_token": tokenizer.bos_tokens[:1], "eos_token": tokenizer.eos_tokens[:1]}
     markers = {name: tokenizer.decode(tokens, False) if tokens else None for name, tokens in names.items()}

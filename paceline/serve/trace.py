@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span a request, with the attributes of its conventions for generative AI."""
+"""OpenTelemetry: one span for each request, with the attributes of its conventions for generative AI."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from paceline.env import trace_endpoint
-from paceline.serve.journal import Exchange
+from paceline.serve.request_log import RequestRecord
 
 _log = logging.getLogger(__name__)
 
 
-def tracer(model: str) -> Callable[[Exchange], None] | None:
-    """Makes spans of requests, or None where OTEL_EXPORTER_OTLP_ENDPOINT is not set or the packages are absent."""
+def tracer(model: str) -> Callable[[RequestRecord], None] | None:
+    """A function that exports a span for each request; None if OTEL_EXPORTER_OTLP_ENDPOINT is not set or the packages are
+    not installed.
+    """
     if not trace_endpoint():
         return None
     try:
@@ -22,43 +24,43 @@ def tracer(model: str) -> Callable[[Exchange], None] | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        _log.warning("traces are asked for, but the packages are not there: pip install 'paceline[otel]'")
+        _log.warning("tracing is requested, but its packages are not installed: pip install 'paceline[otel]'")
         return None
     provider = TracerProvider(resource=Resource.create({"service.name": "paceline"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return spans(provider.get_tracer("paceline"), model)
 
 
-def spans(source: Any, model: str) -> Callable[[Exchange], None]:
-    """Makes a span of each request, under its caller's where it names one, with an OpenTelemetry tracer."""
+def spans(source: Any, model: str) -> Callable[[RequestRecord], None]:
+    """A function that creates a request's span with the tracer `source`, as a child of the caller's span if it sent one."""
     from opentelemetry import propagate
     from opentelemetry.trace import SpanKind, Status, StatusCode
 
-    def trace(exchange: Exchange) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
-        began = int(exchange.arrived * 1e9)
+    def trace(record: RequestRecord) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in record.headers}
+        began = int(record.arrived * 1e9)
         span = source.start_span(
-            f"{exchange.method} {exchange.path}", propagate.extract(headers), SpanKind.SERVER, start_time=began
+            f"{record.method} {record.path}", propagate.extract(headers), SpanKind.SERVER, start_time=began
         )
-        span.set_attributes(attributes(exchange, model))
-        if exchange.status >= 500 or exchange.gone:
-            span.set_status(Status(StatusCode.ERROR, "the client went" if exchange.gone else None))
-        span.end(began + int((exchange.ended - exchange.started) * 1e9))
+        span.set_attributes(attributes(record, model))
+        if record.status >= 500 or record.client_gone:
+            span.set_status(Status(StatusCode.ERROR, "the client disconnected" if record.client_gone else None))
+        span.end(began + int((record.ended - record.started) * 1e9))
 
     return trace
 
 
-def attributes(exchange: Exchange, model: str) -> dict[str, Any]:
-    fields = exchange.fields()
+def attributes(record: RequestRecord, model: str) -> dict[str, Any]:
+    fields = record.fields()
     found: dict[str, Any] = {
-        "http.request.method": exchange.method,
-        "url.path": exchange.path,
-        "http.response.status_code": exchange.status,
-        "gen_ai.response.id": exchange.id,
+        "http.request.method": record.method,
+        "url.path": record.path,
+        "http.response.status_code": record.status,
+        "gen_ai.response.id": record.id,
     }
-    if exchange.streams:
+    if record.streams:
         found |= {
-            "gen_ai.operation.name": "text_completion" if exchange.path == "/v1/completions" else "chat",
+            "gen_ai.operation.name": "text_completion" if record.path == "/v1/completions" else "chat",
             "gen_ai.provider.name": "paceline",
             "gen_ai.request.model": model,
             "gen_ai.usage.input_tokens": fields["prompt_tokens"],

@@ -1,4 +1,4 @@
-"""Bodies in, replies and errors out: what is the same for every endpoint, and the two APIs' forms of an error."""
+"""What all endpoints share: reading bodies, writing replies and event streams, and the two APIs' error formats."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ from paceline.errors import (
 
 _log = logging.getLogger(__name__)
 Body = TypeVar("Body")
-Result = TypeVar("Result")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, which others cannot reach."""
+    """Whether a name or address is this machine's loopback, which other machines cannot reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -45,7 +44,7 @@ def is_loopback(host: str) -> bool:
 
 
 async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
-    """The request's JSON body. Raises BodyTooLarge, or BadField for what is no JSON or does not fit `kind`."""
+    """The request's JSON body. Raises BodyTooLarge, or BadField if it is not JSON or does not match `kind`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"the body has {declared} bytes; the limit is {limit}")
@@ -62,7 +61,7 @@ async def read_body(request: Request, kind: type[Body], limit: int) -> Body:
         found = re.search(r" - at `\$\.?(.*)`$", str(error))
         raise BadField(str(error), found[1] if found else "") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadField(f"the body is no JSON: {error}") from error
+        raise BadField(f"the body is not valid JSON: {error}") from error
 
 
 def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -76,34 +75,34 @@ def event(content: Any, name: str = "") -> bytes:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _ErrorKind:
     status: int
     openai: str
     anthropic: str
     code: str | None = None
 
 
-_INTERNAL = _Kind(500, "server_error", "api_error")
-_KINDS: tuple[tuple[type[PacelineError], _Kind], ...] = (
-    (ContextExceeded, _Kind(400, "invalid_request_error", "invalid_request_error", "context_length_exceeded")),
-    (RequestError, _Kind(400, "invalid_request_error", "invalid_request_error")),
-    (InputError, _Kind(400, "invalid_request_error", "invalid_request_error")),
-    (Unauthorized, _Kind(401, "authentication_error", "authentication_error", "invalid_api_key")),
-    (NotFound, _Kind(404, "not_found_error", "not_found_error")),
-    (UnknownModel, _Kind(404, "not_found_error", "not_found_error", "model_not_found")),
-    (SlowBody, _Kind(408, "invalid_request_error", "timeout_error")),
-    (BodyTooLarge, _Kind(413, "invalid_request_error", "request_too_large")),
-    (Overloaded, _Kind(429, "rate_limit_error", "overloaded_error", "overloaded")),
-    (TimedOut, _Kind(504, "server_error", "timeout_error", "timeout")),
+_INTERNAL = _ErrorKind(500, "server_error", "api_error")
+_KINDS: tuple[tuple[type[PacelineError], _ErrorKind], ...] = (
+    (ContextExceeded, _ErrorKind(400, "invalid_request_error", "invalid_request_error", "context_length_exceeded")),
+    (RequestError, _ErrorKind(400, "invalid_request_error", "invalid_request_error")),
+    (InputError, _ErrorKind(400, "invalid_request_error", "invalid_request_error")),
+    (Unauthorized, _ErrorKind(401, "authentication_error", "authentication_error", "invalid_api_key")),
+    (NotFound, _ErrorKind(404, "not_found_error", "not_found_error")),
+    (UnknownModel, _ErrorKind(404, "not_found_error", "not_found_error", "model_not_found")),
+    (SlowBody, _ErrorKind(408, "invalid_request_error", "timeout_error")),
+    (BodyTooLarge, _ErrorKind(413, "invalid_request_error", "request_too_large")),
+    (Overloaded, _ErrorKind(429, "rate_limit_error", "overloaded_error", "overloaded")),
+    (TimedOut, _ErrorKind(504, "server_error", "timeout_error", "timeout")),
 )
 
 
-def _kind(error: PacelineError) -> _Kind:
+def _kind(error: PacelineError) -> _ErrorKind:
     return next((kind for each, kind in _KINDS if isinstance(error, each)), _INTERNAL)
 
 
-class OpenAIForm:
-    """Errors as OpenAI's API words them."""
+class OpenAIErrorFormat:
+    """Errors in the format of OpenAI's API."""
 
     def status(self, error: PacelineError) -> int:
         return _kind(error).status
@@ -116,8 +115,8 @@ class OpenAIForm:
     def event(self, error: PacelineError) -> bytes:
         return event(self.body(error))
 
-    def idle(self) -> bytes:
-        """What a stream with nothing to say sends, so that nobody on the way takes it for dead: a comment."""
+    def keep_alive(self) -> bytes:
+        """The keep-alive of an idle stream, an SSE comment: without it, clients or proxies may close the connection."""
         return b": waiting\n\n"
 
     def response(self, error: PacelineError) -> Response:
@@ -127,8 +126,8 @@ class OpenAIForm:
         return reply(self.body(error), self.status(error), headers)
 
 
-class AnthropicForm(OpenAIForm):
-    """Errors as Anthropic's API words them; an overload is its own 529."""
+class AnthropicErrorFormat(OpenAIErrorFormat):
+    """Errors in the format of Anthropic's API. An overload has its own status, 529."""
 
     def status(self, error: PacelineError) -> int:
         return 529 if isinstance(error, Overloaded) else _kind(error).status
@@ -139,45 +138,45 @@ class AnthropicForm(OpenAIForm):
     def event(self, error: PacelineError) -> bytes:
         return event(self.body(error), "error")
 
-    def idle(self) -> bytes:
+    def keep_alive(self) -> bytes:
         return event({"type": "ping"}, "ping")
 
 
-OPENAI, ANTHROPIC = OpenAIForm(), AnthropicForm()
+OPENAI, ANTHROPIC = OpenAIErrorFormat(), AnthropicErrorFormat()
 
 
-def form_for(path: str) -> OpenAIForm:
+def error_format_for(path: str) -> OpenAIErrorFormat:
     return ANTHROPIC if path.startswith("/v1/messages") else OPENAI
 
 
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has gone."""
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 @contextlib.asynccontextmanager
-async def while_there(receive: Receive) -> AsyncIterator[None]:
-    """Cancels what the block waits for when the client goes, and raises ClientDisconnect.
+async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client disconnects, and raises ClientDisconnect.
 
     The request's body must have been read.
     """
     task = asyncio.current_task()
     assert task is not None
-    watch = asyncio.ensure_future(_gone(receive))
-    cut = False
+    watch = asyncio.ensure_future(_disconnected(receive))
+    disconnected = False
 
     def end(watch: asyncio.Future[None]) -> None:
-        nonlocal cut
+        nonlocal disconnected
         if not watch.cancelled():
-            cut = True
+            disconnected = True
             task.cancel()
 
     watch.add_done_callback(end)
     try:
         yield
     except asyncio.CancelledError:
-        if cut and task.uncancel() == 0:  # else somebody cancels the whole task
+        if disconnected and task.uncancel() == 0:  # otherwise the whole task is being cancelled
             raise ClientDisconnect from None
         raise
     finally:
@@ -186,9 +185,9 @@ async def while_there(receive: Receive) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """Server-sent events. However it ends, `close` is called; a client that goes ends it at once.
+    """A response of server-sent events. `close` is called however it ends; a disconnect of the client ends it at once.
 
-    One in which nothing is sent for `idle_seconds` says so, in its API's form.
+    After `idle_seconds` without an event it sends a keep-alive in its API's format.
     """
 
     idle_seconds = 10.0
@@ -198,29 +197,29 @@ class EventStream(Response):
         (b"x-accel-buffering", b"no"),
     )
 
-    def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIForm, close: Callable[[], None]) -> None:
-        self.status_code, self.background = 200, None  # what Response would set; its own way makes headers of a mapping
+    def __init__(self, events: AsyncGenerator[bytes, None], form: OpenAIErrorFormat, close: Callable[[], None]) -> None:
+        self.status_code, self.background = 200, None  # set here, as Response's constructor would build its own headers
         self.raw_headers = list(self.head)
         self._events = events
         self._form = form
         self._close = close
         self._sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._idle: asyncio.Task[None] | None = None
+        self._keep_alive_task: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with contextlib.suppress(ClientDisconnect):
-                async with while_there(receive):
+                async with cancel_on_disconnect(receive):
                     await self._run(send)
         finally:
-            self._end_beat()
+            self._stop_keep_alive()
             self._close()
 
     async def _run(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._sent = asyncio.get_running_loop().time()
-        self._beat(send)
+        self._keep_alive(send)
         async with contextlib.aclosing(self._events) as events:
             try:
                 async for each in events:
@@ -232,44 +231,44 @@ class EventStream(Response):
             except Exception:
                 _log.exception("a stream failed")
                 await self._send(send, self._form.event(PacelineError("the server failed; its log says why")))
-        self._end_beat()
+        self._stop_keep_alive()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._sent = asyncio.get_running_loop().time()
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def _beat(self, send: Send) -> None:
-        """Says that nothing is to be said where that is so, and comes again when it may be so."""
+    def _keep_alive(self, send: Send) -> None:
+        """Sends a keep-alive after `idle_seconds` of silence, then re-arms the timer."""
         loop = asyncio.get_running_loop()
         left = self._sent + self.idle_seconds - loop.time()
         if left <= 0:
-            self._idle = loop.create_task(self._send(send, self._form.idle()))
+            self._keep_alive_task = loop.create_task(self._send(send, self._form.keep_alive()))
             left = self.idle_seconds
-        self._timer = loop.call_later(left, self._beat, send)
+        self._timer = loop.call_later(left, self._keep_alive, send)
 
-    def _end_beat(self) -> None:
-        for each in (self._timer, self._idle):
+    def _stop_keep_alive(self) -> None:
+        for each in (self._timer, self._keep_alive_task):
             if each is not None:
                 each.cancel()
 
 
-class Writes(Protocol):
-    """Writes one answer, whole or as its events."""
+class AnswerWriter(Protocol):
+    """Writes one answer, as a whole object or as its events."""
 
     async def whole(self) -> Any: ...
 
     def stream(self) -> AsyncGenerator[bytes, None]: ...
 
 
-async def written(
-    http: Request, writer: Writes, streamed: bool, form: OpenAIForm, close: Callable[[], None]
+async def answer_response(
+    http: Request, writer: AnswerWriter, streamed: bool, form: OpenAIErrorFormat, close: Callable[[], None]
 ) -> Response:
-    """The reply that `writer` writes. However it ends, `close` is called; a client that goes ends it at once."""
+    """The HTTP response with the output of `writer`. `close` is called however it ends; a disconnect ends it at once."""
     if streamed:
         return EventStream(writer.stream(), form, close)
     try:
-        async with while_there(http.receive):
+        async with cancel_on_disconnect(http.receive):
             return reply(await writer.whole())
     finally:
         close()

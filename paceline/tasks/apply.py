@@ -1,4 +1,4 @@
-"""Fast Apply: a rule merges the edit, the model is asked where the policy says so, checks judge the result."""
+"""Fast Apply: merges an edit by rule, asks the model if the policy says so, and checks the result."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import (
     DEFAULT_POLICY,
     Policy,
-    expected,
+    answer_start,
+    chat_messages,
+    expected_answer,
     fence_for,
-    messages,
-    opening,
+    merged_text,
     policy_named,
-    read,
-    shown,
-    stops,
-    told,
+    shown_texts,
+    stop_strings,
+    with_warnings,
 )
-from paceline.tasks.unified import unified_diff
+from paceline.tasks.unified_diff import unified_diff
 from paceline.types import FinishReason, Request, Sampling, StepOutput, Usage
 
-if TYPE_CHECKING:  # not imported for a merge that needs no model
+if TYPE_CHECKING:  # a merge without a model imports neither torch nor the engine
+    from paceline.engine.client import EngineClient
     from paceline.engine.engine import Engine
     from paceline.models.tokenizer import Tokenizer
 
-_OUTPUT_SLACK = 256  # output tokens beyond the candidate merge's own before the output is cut
+_OUTPUT_SLACK = 256  # bounds the output: tokens beyond those of the candidate merge and of the update; not tuned
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A merge. `reasons` says why it is flagged; empty means that every check passed.
+    """A merge result. It is flagged if `reasons` is not empty; then these say why. Without reasons every check passed.
 
-    `source` says whose text it is: "rule" (the candidate) or "model".
+    `source` is where the text comes from: "rule" (the candidate merge) or "model".
     """
 
     code: str
@@ -50,7 +51,7 @@ class Applied:
     source: str = "model"
 
     def diff(self) -> str:
-        """The change as a unified diff."""
+        """The change from `code` to `text` as a unified diff."""
         return unified_diff(self.code, self.text, self.path)
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An edit made ready for an engine: what to submit, and what the result is judged by."""
+    """An edit that the model is to merge: the request to submit, and what its output is checked against."""
 
     code: str
     update: str
@@ -78,25 +79,26 @@ class Prepared:
     path: str | None
 
     def conclude(self, output: str, usage: Usage, cut_off: bool) -> Applied:
-        """Reads the model's output as a file and checks it.
+        """Reads the merged file from the model's output and checks it. `cut_off`: the output ended at its token limit.
 
-        A policy with a rule takes the model's text only where it is a reading of the edit, else the candidate's.
+        A policy with `rule` accepts the model's text only if it equals one of the edit's two interpretations; otherwise the
+        candidate merge is the result.
         """
-        text = read(self.policy, self.code, output, self.fence, self.merge.text)
-        other = self.merge.other
-        reading = other if other is not None and text == other.text else self.merge
-        reasons = check(self.code, self.update, text, self.path, reading)
+        text = merged_text(self.policy, self.code, output, self.fence, self.merge.text)
+        alternative = self.merge.alternative
+        interpretation = alternative if alternative is not None and text == alternative.text else self.merge
+        reasons = check(self.code, self.update, text, self.path, interpretation)
         if cut_off:
             reasons = ("the output was cut off at its token limit", *reasons)
         source = "model"
-        if self.policy.rule and text != reading.text:
+        if self.policy.rule and text != interpretation.text:
             text, source = self.merge.text, "rule"
             reasons = check(self.code, self.update, text, self.path, self.merge)
         return Applied(self.code, text, reasons, usage, self.policy.name, self.path or "file", source)
 
 
 def prepare(
-    engine: Engine | Callable[[], Engine],
+    engine: EngineClient | Callable[[], EngineClient],
     code: str,
     update: str,
     instruction: str = "",
@@ -105,12 +107,11 @@ def prepare(
     policy: str | Policy | None = None,
     drafted: bool = True,
 ) -> Prepared | Applied:
-    """Makes the candidate merge, and the prompt where the model is to be asked; the merge itself where it is not.
+    """Makes the candidate merge. Returns the request for the model, or the result itself if no model is needed.
 
-    A policy with a rule asks the model which of two readings of the edit is meant, and so only where there are two.
-
-    `engine` may be a function that gives it, called where it is needed. With `drafted` False the candidate is not given to
-    the drafter (for comparison; the policy stays). Raises EmptyEdit, EditNotFound, ContextExceeded before any compute.
+    A policy with `rule` asks the model only about an edit that has two interpretations. `engine` may be a function that
+    returns one; it is called only if needed. `drafted=False` does not give the candidate to the drafter, for comparison.
+    Raises EmptyEdit, EditNotFound or ContextExceeded before any compute.
     """
     if not update.strip():
         raise EmptyEdit("the edit is empty")
@@ -118,12 +119,12 @@ def prepare(
     merge = candidate_merge(code, update, path, instruction)
     if chosen.rule:
         reasons = check(code, update, merge.text, path, merge)
-        if not reasons or merge.other is None:
+        if not reasons or merge.alternative is None:
             return Applied(code, merge.text, reasons, Usage(), chosen.name, path or "file", "rule")
     engine = engine() if callable(engine) else engine
     fence = fence_for(code, update, merge.text)
-    instruction = told(instruction, code, merge) if chosen.reviews else instruction
-    prompt, source, length = _ask(engine.tokenizer, chosen, code, update, instruction, merge, fence)
+    instruction = with_warnings(instruction, code, merge) if chosen.reviews else instruction
+    prompt, source, length = _prompt_draft_and_length(engine.tokenizer, chosen, code, update, instruction, merge, fence)
     limit = len(source) + length + _OUTPUT_SLACK
     context = engine.config.max_context or 0
     if len(prompt) + limit > context:
@@ -131,38 +132,38 @@ def prepare(
             f"the file and its edit need {len(prompt)} prompt and up to {limit} output tokens; "
             f"this model's maximum context length is {context} tokens"
         )
-    sampling = Sampling(max_tokens=limit, stop=stops(chosen, fence))
+    sampling = Sampling(max_tokens=limit, stop=stop_strings(chosen, fence))
     request = Request(prompt, sampling, sources=(source,) if drafted else (), margin=chosen.margin if drafted else 0.0)
     return Prepared(code, update, chosen, fence, merge, request, path)
 
 
-def ask(
+def prompt_and_draft(
     tokenizer: Tokenizer, policy: Policy, code: str, update: str, instruction: str, merge: Merge, fence: str
 ) -> tuple[list[int], list[int]]:
-    """The prompt up to where the model goes on, and what it writes if it agrees with the candidate, as tokens."""
-    return _ask(tokenizer, policy, code, update, instruction, merge, fence)[:2]
+    """(the prompt, the draft), as tokens. The draft is what the model writes if it agrees with the candidate."""
+    return _prompt_draft_and_length(tokenizer, policy, code, update, instruction, merge, fence)[:2]
 
 
-def _ask(
+def _prompt_draft_and_length(
     tokenizer: Tokenizer, policy: Policy, code: str, update: str, instruction: str, merge: Merge, fence: str
 ) -> tuple[list[int], list[int], int]:
-    """What `ask` gives, and how many tokens the update is. No long text is encoded twice, where its tokens stand apart."""
-    texts = shown(policy, code, update, merge.text)
+    """What `prompt_and_draft` returns, and the number of tokens of the update. Encodes each long text once if it can."""
+    texts = shown_texts(policy, code, update, merge.text)
     tokens = {name: tokenizer.encode(f"{text}\n") for name, text in texts.items()}
-    answer = expected(policy, code, merge.text, fence)
-    prompt = _put_in(tokenizer, policy, instruction, fence, texts, tokens)
+    answer = expected_answer(policy, code, merge.text, fence)
+    prompt = _spliced_prompt(tokenizer, policy, instruction, fence, texts, tokens)
     start = f"{texts.get('candidate')}\n"
     if prompt is not None and answer.startswith(start):
         draft = tokens["candidate"] + tokenizer.encode(answer.removeprefix(start))
     else:
         draft = tokenizer.encode(answer)
     if prompt is None:
-        prompt = tokenizer.encode_chat(messages(policy, code, update, instruction, merge.text, fence))
-    prompt += tokenizer.encode(opening(policy, fence))
+        prompt = tokenizer.encode_chat(chat_messages(policy, code, update, instruction, merge.text, fence))
+    prompt += tokenizer.encode(answer_start(policy, fence))
     return prompt, draft + list(tokenizer.eos_tokens[:1]), len(tokens["update"])
 
 
-def _put_in(
+def _spliced_prompt(
     tokenizer: Tokenizer,
     policy: Policy,
     instruction: str,
@@ -170,14 +171,14 @@ def _put_in(
     texts: dict[str, str],
     tokens: dict[str, list[int]],
 ) -> list[int] | None:
-    """The chat's tokens: those of a chat with a short text for each of `texts`, and `tokens` put in in their places.
+    """The chat's tokens, made by encoding a chat with short placeholder texts and replacing those by `tokens`.
 
-    The short ones have the ends of the long ones, so that what stands around takes them up alike. None where the tokens
-    of one are not found, or twice, as where an end's token is partly of what stands around.
+    A placeholder has the first and last 50 characters of its text, so that the tokens around it are the same. None if the
+    tokens of a placeholder are not found exactly once, as when a token spans its edge: the chat is then encoded whole.
     """
     short = {name: f'{text[:50]}"<{name}>"{text[-50:]}' for name, text in texts.items()}
     code, update, candidate = (short.get(name, "") for name in ("code", "update", "candidate"))
-    prompt = tokenizer.encode_chat(messages(policy, code, update, instruction, candidate, fence))
+    prompt = tokenizer.encode_chat(chat_messages(policy, code, update, instruction, candidate, fence))
     places = []
     for name, text in short.items():
         part = tokenizer.encode(f"{text}\n")
@@ -186,8 +187,8 @@ def _put_in(
         if len(found) != 1:
             return None
         places.append((found[0], found[0] + size, tokens[name]))
-    for start, stop, put in sorted(places, reverse=True):
-        prompt[start:stop] = put
+    for start, stop, tokens_of in sorted(places, reverse=True):
+        prompt[start:stop] = tokens_of
     return prompt
 
 
@@ -201,17 +202,17 @@ def apply(
     policy: str | Policy | None = None,
     on_step: Callable[[StepOutput], None] | None = None,
 ) -> Applied:
-    """Merges `update` into `code`. `engine` may be a function that gives it, called where the model is needed.
+    """Merges `update` into `code`; arguments and errors as for `prepare`.
 
-    `on_step` sees every step as it comes.
+    `on_step` is called with every step's output.
     """
-    needed = functools.cache(engine if callable(engine) else lambda: engine)
-    prepared = prepare(needed, code, update, instruction, path=path, policy=policy)
+    engine_of = functools.cache(engine if callable(engine) else lambda: engine)
+    prepared = prepare(engine_of, code, update, instruction, path=path, policy=policy)
     if isinstance(prepared, Applied):
         return prepared
     parts: list[str] = []
     last: StepOutput | None = None
-    for last in needed().stream(prepared.request):
+    for last in engine_of().stream(prepared.request):
         parts.append(last.text)
         if on_step is not None:
             on_step(last)
@@ -223,7 +224,7 @@ def apply(
 
 @functools.cache
 def shared_engine(model: str) -> Engine:
-    """An engine with default settings, kept for the process."""
+    """An engine with default settings, loaded once a process."""
     from paceline.engine.engine import Engine
 
     return Engine.load(model)

@@ -1,4 +1,4 @@
-"""Compact: of a conversation the lines worth most, verbatim and in order, within a share of its tokens."""
+"""Context compaction: keeps a conversation's most valuable lines, verbatim and in order, within a share of its tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.errors import InputError
-from paceline.tasks.scoring import LineScorer, Message, Scorer, split_lines
+from paceline.tasks.scoring import ConversationMessage, LineScorer, Scorer, split_lines
 
 Count = Callable[[Sequence[str]], Sequence[int]]
-LEAST_RATIO = 0.05
-_OPEN, _CLOSE = "<keepContext>", "</keepContext>"
-_PASSES = 3
+LEAST_RATIO = 0.05  # of Morph's API
+_OPENING_TAG, _CLOSING_TAG = "<keepContext>", "</keepContext>"
+_MAX_PASSES = 3  # bounds time: rounds of selection, each of which spends what the one before overcharged for markers
 
 
 @dataclass(frozen=True)
 class Range:
-    """Lines of a message as it came, the first one 1, both ends inside."""
+    """Lines of the original message, counted from 1, both ends included."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Range:
 
 @dataclass(frozen=True)
 class CompactedMessage:
-    """`dropped` are the lines that went, `kept` those that `<keepContext>` kept, its own two lines with them."""
+    """`dropped` are the dropped lines; `kept` those that `<keepContext>` tags kept, including the tags' own lines."""
 
     role: str
     content: str
@@ -38,10 +38,10 @@ class CompactedMessage:
 
 @dataclass(frozen=True)
 class Compacted:
-    """Sizes are in what `count` counts: tokens, or characters without a tokenizer.
+    """The compacted messages. Sizes are in the unit of `count`: tokens, or characters.
 
-    `budget` is what the lines open to dropping, and the markers for those dropped, may come to, `spent` what they do.
-    `spent` exceeds `budget` only where the lines kept by force and the markers alone do.
+    `budget` is the largest size allowed for the lines open to compaction and the markers of dropped lines; `spent` is their
+    size. `spent` exceeds `budget` only if the lines that must stay and the markers exceed it alone.
     """
 
     messages: tuple[CompactedMessage, ...]
@@ -52,6 +52,7 @@ class Compacted:
 
     @property
     def text(self) -> str:
+        """All contents, joined by line feeds."""
         return "\n".join(each.content for each in self.messages)
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Compacted:
 
 
 def compact(
-    messages: str | Sequence[Message],
+    messages: str | Sequence[ConversationMessage],
     query: str | None = None,
     *,
     ratio: float = 0.5,
@@ -69,182 +70,198 @@ def compact(
     scorer: Scorer | None = None,
     count: Count | None = None,
 ) -> Compacted:
-    """Drops the lines that matter least to `query` until `ratio` of the size is left; what stays is as it was.
+    """Drops the lines that matter least to `query` until `ratio` of the size is left. Kept lines are unchanged.
 
-    A text is one message that may be compacted; of messages, the last `preserve_recent` stay whole, and system messages
-    too without `compress_system`. These are outside the ratio, which is a share of the rest. Lines from a line
-    `<keepContext>` to a line `</keepContext>` (or the message's end) stay and count. A run of dropped lines becomes
-    "(filtered N lines)", or an empty line without `markers`; that counts as well. Without a query the last user message
-    is one. Raises InputError for a ratio outside 0.05 to 1 or a negative `preserve_recent`.
+    A text counts as one message that may be compacted. Of messages, the last `preserve_recent` stay whole, and so do system
+    messages unless `compress_system`; `ratio` is a share of the other messages. Lines between the tags `<keepContext>` and
+    `</keepContext>` (or the message's end) stay and count against the budget. A run of dropped lines becomes the marker
+    "(filtered N lines)", or an empty line without `markers`; markers count too. `count` returns the size of each text of a
+    batch, by default its characters. Without a query the last user message is the query. Raises InputError for a ratio outside
+    0.05 to 1 or a negative `preserve_recent`.
     """
     if not LEAST_RATIO <= ratio <= 1:
-        raise InputError(f"the ratio is the share to keep, {LEAST_RATIO} to 1, not {ratio}")
+        raise InputError(f"the ratio is the share to keep and must be {LEAST_RATIO} to 1, not {ratio}")
     if preserve_recent < 0:
         raise InputError("preserve_recent must be 0 or more")
     if isinstance(messages, str):
-        messages, preserve_recent = (Message("user", messages),), 0
+        messages, preserve_recent = (ConversationMessage("user", messages),), 0
     texts = [split_lines(message.content) for message in messages]
     sizes = _sizes(texts, count or _characters)
-    fixed = [
+    outside_ratio = [
         index >= len(messages) - preserve_recent or (message.role == "system" and not compress_system)
         for index, message in enumerate(messages)
     ]
-    forced = [_forced(lines) for lines in texts]
-    open_size = sum(sum(each) for each, stays in zip(sizes, fixed, strict=True) if not stays)
+    forced = [_forced_lines(lines) for lines in texts]
+    open_size = sum(sum(each) for each, outside in zip(sizes, outside_ratio, strict=True) if not outside)
     budget = open_size if ratio == 1 else int(ratio * open_size + 1e-9)
-    marker = _Marker(markers, count or _characters)
-    bound = [[True] * len(flags) if stays else flags for flags, stays in zip(forced, fixed, strict=True)]
-    choice = _Choice(sizes, [[marker.more(line) for line in lines] for lines in texts], bound)
-    outside = sum(map(sum, sizes)) - open_size
+    marker = _OmissionMarker(markers, count or _characters)
+    always_kept = [
+        [True] * len(flags) if outside else flags for flags, outside in zip(forced, outside_ratio, strict=True)
+    ]
+    selection = _Selection(sizes, [[marker.ending_cost(line) for line in lines] for lines in texts], always_kept)
+    outside_size = sum(map(sum, sizes)) - open_size
     if open_size > budget:
         priorities = (scorer or LineScorer()).score(messages, query)
-        choice.spend(priorities, budget + outside, marker)
+        selection.select(priorities, budget + outside_size, marker)
     else:
-        choice.keep_all()
-    done = []
-    put: list[str] = []
-    for message, lines, stays, flags in zip(messages, texts, choice.by_message(), forced, strict=True):
-        done.append(_rebuild(message, lines, stays, flags, marker, put))
-    size = choice.size + sum((count or _characters)(put))
-    return Compacted(tuple(done), open_size + outside, size, budget, size - outside)
+        selection.keep_all()
+    compacted = []
+    inserted_markers: list[str] = []
+    for message, lines, kept, flags in zip(messages, texts, selection.by_message(), forced, strict=True):
+        compacted.append(_rebuild(message, lines, kept, flags, marker, inserted_markers))
+    size = selection.size + sum((count or _characters)(inserted_markers))
+    return Compacted(tuple(compacted), open_size + outside_size, size, budget, size - outside_size)
 
 
 def _characters(texts: Sequence[str]) -> list[int]:
+    """The default unit of size."""
     return [len(text) for text in texts]
 
 
 def _sizes(texts: list[list[str]], count: Count) -> list[list[int]]:
-    """The size of every line; each distinct one is counted once."""
+    """The size of every line. Each distinct line is counted once."""
     distinct = list(dict.fromkeys(itertools.chain.from_iterable(texts)))
     size = dict(zip(distinct, count(distinct), strict=True))
     return [[size[line] for line in lines] for lines in texts]
 
 
-def _forced(lines: list[str]) -> list[bool]:
-    """Which lines `<keepContext>` keeps. A tag must be alone on its line; a close without an open is a line like others."""
+def _forced_lines(lines: list[str]) -> list[bool]:
+    """Which lines `<keepContext>` keeps. A tag must be alone on its line; a closing tag without an opening one is text."""
     flags = []
     inside = False
     for line in lines:
-        inside = inside or line.strip() == _OPEN
+        inside = inside or line.strip() == _OPENING_TAG
         flags.append(inside)
-        inside = inside and line.strip() != _CLOSE
+        inside = inside and line.strip() != _CLOSING_TAG
     return flags
 
 
-class _Marker:
-    """What stands for dropped lines, and its size by how many they are and how the last of them ends."""
+class _OmissionMarker:
+    """The marker for a run of dropped lines. Its size depends on their number and on the end of the last of them."""
 
-    def __init__(self, shown: bool, count: Count) -> None:
-        self._shown = shown
+    def __init__(self, has_text: bool, count: Count) -> None:
+        self._has_text = has_text
         self._sizes = list(count([self.text("1" * digits) + "\n" for digits in range(1, 10)]))
         endings = ("", "\n", "\r\n")
         sizes = count([self.text(1) + ending for ending in endings])
-        self._more = {ending: size - self._sizes[0] for ending, size in zip(endings, sizes, strict=True)}
+        self._ending_costs = {ending: size - self._sizes[0] for ending, size in zip(endings, sizes, strict=True)}
 
     def text(self, number: object) -> str:
-        return f"(filtered {number} lines)" if self._shown else ""
+        """The marker's text. `number` is the number of dropped lines."""
+        return f"(filtered {number} lines)" if self._has_text else ""
 
     def size(self, number: int) -> int:
-        """The size where the last line ends with a line feed alone."""
+        """The marker's size if the last dropped line ends with a line feed alone."""
         return self._sizes[len(str(number)) - 1]
 
-    def more(self, line: str) -> int:
-        """What is added to the size where `line` is the last."""
-        return self._more[_ending(line)]
+    def ending_cost(self, line: str) -> int:
+        """What is added to the marker's size if `line` is the last dropped one."""
+        return self._ending_costs[_ending(line)]
 
 
 def _ending(line: str) -> str:
+    """A line's end."""
     return "\r\n" if line.endswith("\r\n") else "\n" if line.endswith("\n") else ""
 
 
-class _Choice:
-    """Which lines stay. All messages' lines are in one row, with a line that stays (and costs nothing) between messages."""
+class _Selection:
+    """The choice of lines to keep, over the lines of all messages in one sequence.
 
-    def __init__(self, sizes: list[list[int]], more: list[list[int]], forced: list[list[bool]]) -> None:
+    A sentinel line of size 0, which is always kept, separates the messages, so that no marker spans two of them.
+    """
+
+    def __init__(self, sizes: list[list[int]], ending_costs: list[list[int]], forced: list[list[bool]]) -> None:
         self._lengths = [len(each) for each in sizes]
         self._sizes = [0, *itertools.chain.from_iterable([*each, 0] for each in sizes)]
-        self._more = [0, *itertools.chain.from_iterable([*each, 0] for each in more)]
-        self._stays = [True, *itertools.chain.from_iterable([*each, True] for each in forced)]
+        self._ending_costs = [0, *itertools.chain.from_iterable([*each, 0] for each in ending_costs)]
+        self._kept = [True, *itertools.chain.from_iterable([*each, True] for each in forced)]
 
     def keep_all(self) -> None:
-        self._stays = [True] * len(self._stays)
+        self._kept = [True] * len(self._kept)
 
-    def spend(self, priorities: Sequence[Sequence[float]], budget: int, marker: _Marker) -> None:
-        """Keeps lines by priority, ties by place, while they fit with the markers.
+    def select(self, priorities: Sequence[Sequence[float]], budget: int, marker: _OmissionMarker) -> None:
+        """Keeps lines by priority, the earlier of equal ones first, while they and the markers fit the budget.
 
-        A line next to dropped ones may split their marker in two; it is charged for the larger one, so the passes after
-        the first give back what that was too much.
+        A kept line inside a run of dropped ones splits its marker in two and is charged the size of the largest marker. The
+        passes after the first spend what that overcharged.
         """
-        row = [0.0, *itertools.chain.from_iterable([*each, 0.0] for each in priorities)]
-        order = sorted((index for index, stays in enumerate(self._stays) if not stays), key=lambda index: -row[index])
-        sizes, ends, stays = self._sizes, self._more, self._stays
+        values = [0.0, *itertools.chain.from_iterable([*each, 0.0] for each in priorities)]
+        order = sorted((index for index, kept in enumerate(self._kept) if not kept), key=lambda index: -values[index])
+        sizes, ends, kept = self._sizes, self._ending_costs, self._kept
         largest = max(marker.size(10**digits) for digits in range(len(str(max(self._lengths, default=1)))))
         alone = marker.size(1)
-        for _ in range(_PASSES):
+        for _ in range(_MAX_PASSES):
             total = self._fill(marker)
             before = total
             for index in order:
-                if stays[index]:
+                if kept[index]:
                     continue
-                above, below = stays[index - 1], stays[index + 1]
-                more = sizes[index] - below * ends[index] + (not above) * ends[index - 1]
-                more += 0 if above != below else -alone if above else largest
-                if total + more <= budget or more <= 0:
-                    stays[index] = True
-                    total += more
+                above, below = kept[index - 1], kept[index + 1]
+                cost = sizes[index] - below * ends[index] + (not above) * ends[index - 1]
+                cost += 0 if above != below else -alone if above else largest
+                if total + cost <= budget or cost <= 0:
+                    kept[index] = True
+                    total += cost
             if total == before:
                 break
         self._fill(marker)
 
     @property
     def size(self) -> int:
-        """The size of the lines that stay."""
-        return sum(size for size, stays in zip(self._sizes, self._stays, strict=True) if stays)
+        """The size of the kept lines."""
+        return sum(size for size, kept in zip(self._sizes, self._kept, strict=True) if kept)
 
-    def _fill(self, marker: _Marker) -> int:
-        """Keeps runs of lines that cost no more than the marker in their place; returns the size of all, markers too."""
+    def _fill(self, marker: _OmissionMarker) -> int:
+        """Keeps runs of lines that are no larger than their marker. Returns the total size, markers included."""
         total = 0
         for start, end, stay in self._runs():
             size = sum(self._sizes[start:end])
-            if not stay and size > marker.size(end - start) + self._more[end - 1]:
-                total += marker.size(end - start) + self._more[end - 1]
+            if not stay and size > marker.size(end - start) + self._ending_costs[end - 1]:
+                total += marker.size(end - start) + self._ending_costs[end - 1]
                 continue
-            self._stays[start:end] = [True] * (end - start)
+            self._kept[start:end] = [True] * (end - start)
             total += size
         return total
 
     def _runs(self) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, kept) of each run of lines that are kept or dropped together."""
         start = 0
-        for stay, group in itertools.groupby(list(self._stays)):
+        for stay, group in itertools.groupby(list(self._kept)):
             end = start + len(list(group))
             yield start, end, stay
             start = end
 
     def by_message(self) -> Iterator[list[bool]]:
+        """For each message, which of its lines are kept."""
         start = 1
         for length in self._lengths:
-            yield self._stays[start : start + length]
+            yield self._kept[start : start + length]
             start += length + 1
 
 
 def _rebuild(
-    message: Message, lines: list[str], stays: list[bool], forced: list[bool], marker: _Marker, put: list[str]
+    message: ConversationMessage,
+    lines: list[str],
+    kept: list[bool],
+    forced: list[bool],
+    marker: _OmissionMarker,
+    inserted_markers: list[str],
 ) -> CompactedMessage:
-    """The message of what stays. A marker ends as the last line it stands for; all are added to `put`."""
+    """The compacted message. A marker ends like the last line it replaces. Appends the markers to `inserted_markers`."""
     parts: list[str] = []
-    dropped = _ranges([not stay for stay in stays])
+    dropped = _ranges([not stay for stay in kept])
     reached = 0
     for each in dropped:
         parts += lines[reached : each.start - 1]
-        put.append(marker.text(each.end - each.start + 1) + _ending(lines[each.end - 1]))
-        parts.append(put[-1])
+        inserted_markers.append(marker.text(each.end - each.start + 1) + _ending(lines[each.end - 1]))
+        parts.append(inserted_markers[-1])
         reached = each.end
     parts += lines[reached:]
     return CompactedMessage(message.role, "".join(parts), message.name, dropped, _ranges(forced))
 
 
 def _ranges(flags: list[bool]) -> tuple[Range, ...]:
-    """The runs of true flags."""
+    """The runs of true flags, as line ranges."""
     result = []
     start = 0
     for flag, group in itertools.groupby(flags):

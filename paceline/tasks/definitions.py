@@ -1,4 +1,7 @@
-"""Definitions in source text, by name and indent alone: where they begin and end, in languages that indent blocks."""
+"""Definitions in source text, found by their names and indents alone: where they begin and end.
+
+This works for every language whose blocks are customarily indented, and needs no parser.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from paceline.tasks.names import LEADS, Name, names_of
+from paceline.tasks.names import DEFINITION_PREFIXES, Name, names_of
 
 _CLOSERS = re.compile(r"[)\]}]|</|(?:end|fi|done|esac)\b|end\w*$", re.IGNORECASE)
 
 
 class Code:
-    """Rows of code; `names` says of each what it begins to define, `headers` where each definition begins."""
+    """Rows of code. `names` has the name that each row begins to define, `headers` the rows that begin each name."""
 
     def __init__(self, rows: Sequence[str]) -> None:
         self.rows = list(rows)
@@ -30,10 +33,10 @@ class Code:
         return places
 
     def block_end(self, header: int) -> int:
-        """The row past the last of the block that begins at `header`: deeper rows, and what closes brackets beside it."""
+        """The end (exclusive) of the block that begins at `header`: deeper rows, and closing rows at the header's indent."""
         depth = indent(self.rows[header])
         stop = header + 1
-        opened = False  # whether an opening bracket stands alone in the row under the header
+        opened = False  # an opening brace is alone in the row below the header
         for row in range(header + 1, len(self.rows)):
             text = self.rows[row].lstrip()
             if not text:
@@ -47,18 +50,18 @@ class Code:
         return stop
 
     def block_start(self, header: int) -> int:
-        """The first row of the decorators and comments right above a definition."""
+        """The first row of the decorators and comments directly above a definition."""
         start = header
         while (
             start > 0
-            and self.rows[start - 1].strip().startswith(LEADS)
+            and self.rows[start - 1].strip().startswith(DEFINITION_PREFIXES)
             and indent(self.rows[start - 1]) >= indent(self.rows[header])
         ):
             start -= 1
         return start
 
-    def around(self, row: int) -> list[int]:
-        """The rows of the definitions that `row` is in, the innermost first."""
+    def enclosing_definitions(self, row: int) -> list[int]:
+        """The headers of the definitions that contain `row`, the innermost first."""
         depth = indent(self.rows[row])
         if depth == 0:
             return []
@@ -75,13 +78,13 @@ class Code:
         return found
 
 
-def definitions_of(code: Code) -> list[tuple[int, int, int]] | None:
-    """Start, header and end of each definition where a snippet is nothing but whole definitions, else None."""
+def whole_definitions(code: Code) -> list[tuple[int, int, int]] | None:
+    """(start, header, end) of each definition of a snippet that consists of whole definitions only; else None."""
     depth = min(indent(row) for row in code.rows if row.strip())
     blocks: list[tuple[int, int, int]] = []
     reached = 0
     for row, line in enumerate(code.rows):
-        if row < reached or not line.strip() or line.strip().startswith(LEADS):
+        if row < reached or not line.strip() or line.strip().startswith(DEFINITION_PREFIXES):
             continue
         if indent(line) != depth or code.names[row] is None:
             return None
@@ -93,10 +96,11 @@ def definitions_of(code: Code) -> list[tuple[int, int, int]] | None:
     return blocks if blocks and not any(line.strip() for line in code.rows[reached:]) else None
 
 
-def with_markers_understood(file: Code, snippet: Code) -> tuple[list[str], list[bool]]:
-    """A snippet without markers, and one at each end and between known outermost definitions and what is around them.
+def with_implied_markers(file: Code, snippet: Code) -> tuple[list[str], list[bool]]:
+    """Adds implied markers to a snippet that has none: at both ends, and around outermost definitions that the file has.
 
-    Not where the snippet is the whole file, from its first line to its last.
+    Returns the rows and which of them are markers. A snippet whose first and last lines are the file's is taken for the whole
+    file and gets none.
     """
     rows = snippet.rows
     ends = [[line.strip() for line in each if line.strip()] for each in (file.rows, rows)]
@@ -111,22 +115,25 @@ def with_markers_understood(file: Code, snippet: Code) -> tuple[list[str], list[
             cuts |= {snippet.block_start(row), reached}
     result: list[str] = []
     markers: list[bool] = []
-    bare = True  # whether nothing but blank lines has come since the last marker
+    only_blanks = True  # no text has come since the last marker
     for row in range(full[0], full[-1] + 2):
-        if row in cuts and (not markers or not bare):
+        if row in cuts and (not markers or not only_blanks):
             following = next((line for line in rows[row : full[-1] + 1] if line.strip()), "")
             result.append(" " * indent(following) + "...")
             markers.append(True)
-            bare = True
+            only_blanks = True
         if row <= full[-1]:
             result.append(rows[row])
             markers.append(False)
-            bare = bare and not rows[row].strip()
+            only_blanks = only_blanks and not rows[row].strip()
     return result, markers
 
 
-def shown_whole(snippet: Code, markers: list[bool], row: int) -> int | None:
-    """The header of a definition that begins below the marker before `row` and ends with `row`, as the one after says."""
+def whole_definition_ending_at(snippet: Code, markers: list[bool], row: int) -> int | None:
+    """The header of a definition that the snippet shows whole and whose last row is `row`; None where there is none.
+
+    No marker is inside the definition, and the next marker after `row` is indented no deeper than the header.
+    """
     depth = indent(snippet.rows[row]) + 1
     for header in range(row, -1, -1):
         if markers[header]:
@@ -142,7 +149,7 @@ def shown_whole(snippet: Code, markers: list[bool], row: int) -> int | None:
 
 
 def decorators_start(lines: list[str], header: int) -> int:
-    """The first line of the decorators right above a definition, those over several lines too."""
+    """The first line of the decorators directly above a definition. A decorator may span several lines."""
     start = row = header
     while row > 0 and lines[row - 1].strip() and indent(lines[row - 1]) >= indent(lines[header]):
         row -= 1
@@ -154,47 +161,49 @@ def decorators_start(lines: list[str], header: int) -> int:
     return start
 
 
-def new_definitions(file: Code, snippet: Code, markers: list[bool], matches: list[int], same: list[bool]) -> list[bool]:
-    """Markers, and the rows of definitions that are new: what these have in common with the file is a coincidence.
+def new_definitions(
+    file: Code, snippet: Code, markers: list[bool], matches: list[int], exact: list[bool]
+) -> list[bool]:
+    """Which snippet rows must not match the file: markers, and the rows of new definitions, whose matches are coincidences.
 
-    A definition is new where the file has none of its name, and little of its body was found, or found scattered, or no
-    row was found beside it: the edit then does not show that another one becomes it. `same` says of a matched row that
-    its text is the file's.
+    A definition is new if the file has none of its name and one of these holds: less than half of its body matches, the
+    matches are scattered, or no row beside it matches. The edit then does not show that it replaces another definition.
+    `exact` says which matched rows have the file's text, white space aside.
     """
-    barred = markers[:]
+    unmatchable = markers[:]
     for row, name in enumerate(snippet.names):
-        if name is None or name in file.headers or barred[row]:
+        if name is None or name in file.headers or unmatchable[row]:
             continue
         stop = snippet.block_end(row)
         full = [each for each in range(row, stop) if len(snippet.rows[each].strip()) > 2]
-        found = [matches[each] for each in full if same[each]]
+        found = [matches[each] for each in full if exact[each]]
         if any(markers[row:stop]):
             continue
         start = snippet.block_start(row)
         body = [matches[each] for each in range(row + 1, stop) if snippet.rows[each].strip()]
         entire = bool(body) and all(each >= 0 for each in body) and len(found) >= len(full) - 1
-        beside = _found_beside(snippet, markers, same, range(start - 1, -1, -1)) and (
-            entire or _found_beside(snippet, markers, same, range(stop, len(markers)))
+        beside = _found_beside(snippet, markers, exact, range(start - 1, -1, -1)) and (
+            entire or _found_beside(snippet, markers, exact, range(stop, len(markers)))
         )
         if not beside or not found or len(found) * 2 < len(full) or found[-1] - found[0] > 2 * (stop - row) + 2:
-            while stop < len(barred) and not snippet.rows[stop].strip():
+            while stop < len(unmatchable) and not snippet.rows[stop].strip():
                 stop += 1
             while start > 0 and not snippet.rows[start - 1].strip():
                 start -= 1
-            barred[start:stop] = [True] * (stop - start)
-    return barred
+            unmatchable[start:stop] = [True] * (stop - start)
+    return unmatchable
 
 
-def _found_beside(snippet: Code, markers: list[bool], same: list[bool], rows: range) -> bool:
-    """Whether the first row of `rows` that is not blank was found in the file."""
+def _found_beside(snippet: Code, markers: list[bool], exact: list[bool], rows: range) -> bool:
+    """Whether the first row of `rows` that is not blank matches the file exactly."""
     row = next((each for each in rows if markers[each] or snippet.rows[each].strip()), None)
-    return row is not None and not markers[row] and same[row]
+    return row is not None and not markers[row] and exact[row]
 
 
-def rewritten_to(file: Code, first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
-    """Where in `first:last` a definition that the snippet rewrites to its end ends in the file; `first` where not.
+def rewritten_end(file: Code, first: int, last: int, inserted: list[str], marker_indent: int | None) -> int:
+    """The end, within `first:last`, of a file definition that the snippet rewrites to its end; `first` if it rewrites none.
 
-    It does when lines are inserted inside its block, right after line `first - 1`, and no marker stands inside it.
+    It rewrites one if lines are inserted inside its block directly after row `first - 1` and no marker is inside it.
     """
     if not inserted or first == 0:
         return first
@@ -209,12 +218,12 @@ def rewritten_to(file: Code, first: int, last: int, inserted: list[str], marker_
         if depth < least:
             return first
         if file.names[header] is not None:
-            return max(first, min(last, _deeper(file.rows, first, depth)))
+            return max(first, min(last, _deeper_end(file.rows, first, depth)))
     return first
 
 
-def _deeper(lines: list[str], first: int, depth: int) -> int:
-    """The line past the last that is deeper than `depth`, from `first` on."""
+def _deeper_end(lines: list[str], first: int, depth: int) -> int:
+    """The end (exclusive) of the run of lines deeper than `depth` that begins at `first`."""
     end = first
     for row in range(first, len(lines)):
         if lines[row].strip():
@@ -225,9 +234,10 @@ def _deeper(lines: list[str], first: int, depth: int) -> int:
 
 
 def is_closer(line: str) -> bool:
-    """Whether a line begins with what closes a block: a bracket, a tag or a word for it."""
+    """Whether a line begins with a closing bracket, a closing tag or a keyword that ends a block."""
     return bool(_CLOSERS.match(line.lstrip()))
 
 
 def indent(line: str) -> int:
+    """The number of white-space characters that a line begins with."""
     return len(line) - len(line.lstrip())

@@ -1,4 +1,4 @@
-"""Reading and writing the files that edits concern, so that no text is lost or half written."""
+"""Reads and writes the files being edited. A write never loses text nor leaves it half written."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import cast
 
 from paceline.errors import InputError, NotText
 
-# a mark that begins with another one stands before it
-_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+# byte order marks; one that begins with another one comes before it
+_ENCODING_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def _standard_input() -> bytes:
-    """All of it, a piece at a time, since an interrupt between two reads of one `read` would wait for its end."""
+    """All of standard input, read in pieces so that an interrupt takes effect between two of them."""
     stdin = cast(io.BufferedReader, sys.stdin.buffer)
     return b"".join(iter(lambda: stdin.read1(1 << 20), b""))
 
 
 def read_text(name: str) -> str:
-    """A file's text, or standard input's for "-", newlines and a byte order mark as they are. Raises InputError, NotText."""
+    """The text of a file, or of standard input for "-", with line ends and byte order mark. Raises InputError, NotText."""
     if name == "-" and sys.stdin is None:
         raise InputError("standard input is closed")
     try:
         data = _standard_input() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
-    coding = next((coding for mark, coding in _MARKS.items() if data.startswith(mark)), None)
-    if coding is not None:
-        raise NotText(f"{name} is {coding}; only UTF-8 files can be edited")
+    encoding = next((encoding for mark, encoding in _ENCODING_MARKS.items() if data.startswith(mark)), None)
+    if encoding is not None:
+        raise NotText(f"{name} is {encoding}; only UTF-8 files can be edited")
     if b"\0" in data:
         raise NotText(f"{name} is a binary file")
     try:
@@ -43,9 +43,9 @@ def read_text(name: str) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raises InputError for what `write_text` would refuse now: no regular file, or one that is not to be written.
+    """Raises InputError if `write_text` would refuse: the path is no regular file, or may not be written.
 
-    A file whose mode lets nobody write is refused to root as well, whom the system would let.
+    A file whose mode lets nobody write is refused to root too, although the system would allow it.
     """
     target = os.path.realpath(path)
     try:
@@ -63,15 +63,15 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, expected: str | None = None) -> None:
-    """Replaces a file's content. Links of both kinds, owner, group, mode, ACL and extended attributes stay.
+    """Replaces a file's content. Symbolic and hard links, owner, group, mode, ACL and extended attributes stay.
 
-    Whoever reads the file, or stops this, sees the old text or the new, never a part: a new file takes the old one's
-    place. Where that would lose a hard link, an owner or an attribute, or the folder takes no new file, the file is
-    written where it is. A reader may then see a part of the text. The old text is put back when the writing fails, and
-    a copy of it lies beside the file (or in the folder for temporary files) until the writing is done.
+    The write is atomic: a new file is renamed over the old one, so a reader, or an interruption, sees the old text or the new.
+    If that would lose a hard link, the owner or an attribute, or if the folder does not allow a new file, the file is
+    overwritten in place, and a reader may see a part of the text. A copy of the old text then lies beside the file (or in the
+    folder for temporary files) until the write is done, and the old text is restored if the write fails.
 
-    With `expected` the file must still hold that text. A file that is new gets mode 0600. Raises InputError, and then
-    nothing is changed, or the message names the copy.
+    With `expected` the file must still hold that text. A new file gets mode 0600. Raises InputError; then nothing has changed,
+    or the message names the copy.
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
@@ -84,13 +84,14 @@ def write_text(path: Path, text: str, expected: str | None = None) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _compare(target: Path, now: bytes, before: bytes | None) -> None:
-    if before is not None and now != before:
+def _require_unchanged(target: Path, current: bytes, before: bytes | None) -> None:
+    """Raises InputError if the file no longer holds the expected text."""
+    if before is not None and current != before:
         raise InputError(f"{target} was changed meanwhile; nothing is written")
 
 
 def _replace(target: Path, data: bytes, before: bytes | None) -> bool:
-    """Puts a new file in the old one's place. False, with nothing changed, where something of the old would be lost."""
+    """Renames a new file over the old one. False, with nothing changed, if an attribute of the old one would be lost."""
     if target.exists() and target.stat().st_nlink > 1:
         return False
     try:
@@ -100,14 +101,14 @@ def _replace(target: Path, data: bytes, before: bytes | None) -> bool:
     except OSError:
         if os.access(target.parent, os.W_OK):
             raise
-        return False  # a file system that is mounted read-only but for the file
+        return False  # the file system is read-only, the file itself mounted writable
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             same = not target.exists() or _copy_attributes(target, file.fileno())
             os.fsync(file.fileno())
-        _compare(target, target.read_bytes() if before is not None else b"", before)
+        _require_unchanged(target, target.read_bytes() if before is not None else b"", before)
         if same:
             same = _rename(temporary, target)
     except BaseException:
@@ -119,7 +120,7 @@ def _replace(target: Path, data: bytes, before: bytes | None) -> bool:
 
 
 def _rename(temporary: str, target: Path) -> bool:
-    """False where the target is another's in a sticky folder, or mounted by itself."""
+    """Renames over the target. False if it is a mount point, or another user's file in a sticky folder."""
     try:
         os.replace(temporary, target)
     except OSError:
@@ -130,7 +131,7 @@ def _rename(temporary: str, target: Path) -> bool:
 
 
 def _copy_attributes(source: Path, handle: int) -> bool:
-    """Gives an open file the owner, group, mode and extended attributes of another. False where one of them is refused."""
+    """Copies owner, group, mode and extended attributes to an open file. False if the system refuses one of them."""
     wanted = source.stat()
     own = os.fstat(handle)
     try:
@@ -139,7 +140,7 @@ def _copy_attributes(source: Path, handle: int) -> bool:
         os.fchmod(handle, stat.S_IMODE(wanted.st_mode))
         there, here = _attributes(source), _attributes(handle)
         for name in here.keys() - there.keys():
-            os.removexattr(handle, name)  # a folder's default ACL, which the old file does not have
+            os.removexattr(handle, name)  # from the folder's default ACL; the old file lacks it
         for name, value in there.items():
             if here.get(name) != value:
                 os.setxattr(handle, name, value)
@@ -151,7 +152,7 @@ def _copy_attributes(source: Path, handle: int) -> bool:
 
 
 def _attributes(file: Path | int) -> dict[str, bytes]:
-    """Extended attributes, the ACL among them; none where the system or the file system knows none."""
+    """A file's extended attributes, including its ACL; empty if the system or the file system has none."""
     if sys.platform != "linux":
         return {}
     try:
@@ -162,29 +163,29 @@ def _attributes(file: Path | int) -> dict[str, bytes]:
 
 
 def _overwrite(target: Path, data: bytes, before: bytes | None) -> None:
-    """Writes a file where it is, with a copy of the old text kept until that is done."""
+    """Overwrites a file in place. Keeps a copy of the old text until that is done."""
     with open(target, "r+b", buffering=0) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         old = file.read()
-        _compare(target, old, before)
-        copy = _keep(target, old)
+        _require_unchanged(target, old, before)
+        copy = _write_copy(target, old)
         try:
-            _put(file.fileno(), data)
+            _write_all(file.fileno(), data)
         except BaseException:
             try:
-                _put(file.fileno(), old)
+                _write_all(file.fileno(), old)
             except OSError as error:
                 raise InputError(f"cannot write {target}: {error.strerror}; its old text is in {copy}") from error
             os.unlink(copy)
             raise
         if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
-            with contextlib.suppress(PermissionError):  # the system took the set-user-ID bit away
+            with contextlib.suppress(PermissionError):  # writing cleared the set-user-ID bit
                 os.fchmod(file.fileno(), mode)
     os.unlink(copy)
 
 
-def _put(handle: int, data: bytes) -> None:
-    """Makes `data` the whole content of an open file, on the disk."""
+def _write_all(handle: int, data: bytes) -> None:
+    """Makes `data` the whole content of an open file, and syncs it to disk."""
     done = 0
     while done < len(data):
         done += os.pwrite(handle, data[done : done + (1 << 20)], done)
@@ -192,14 +193,14 @@ def _put(handle: int, data: bytes) -> None:
     os.fsync(handle)
 
 
-def _keep(target: Path, data: bytes) -> str:
-    """A file with a copy of the old text, beside the target where the folder takes it."""
+def _write_copy(target: Path, data: bytes) -> str:
+    """Writes a copy of the old text beside the target, or in the folder for temporary files; returns its path."""
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".old")
     except OSError:
         handle, name = tempfile.mkstemp(prefix=f"{target.name[:40]}.", suffix=".old")
     try:
-        _put(handle, data)
+        _write_all(handle, data)
     except BaseException:
         os.unlink(name)
         raise

@@ -1,4 +1,4 @@
-"""Grammars of languages, by the names of their files, and what they say of a text."""
+"""Tree-sitter grammars by file suffix, and what they say about a text: its syntax errors and its tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 import tree_sitter
 
-# a grammar is the package tree_sitter_NAME, and its function where it has several
+# suffix -> NAME of the package tree_sitter_NAME, with ":function" if the package has several grammars
 _GRAMMARS = {
     ".py": "python", ".pyi": "python", ".js": "javascript", ".jsx": "javascript", ".mjs": "javascript",
     ".cjs": "javascript", ".ts": "typescript:language_typescript", ".mts": "typescript:language_typescript",
@@ -21,8 +21,8 @@ _GRAMMARS = {
     ".css": "css", ".rb": "ruby", ".sh": "bash", ".php": "php:language_php", ".yaml": "yaml", ".yml": "yaml",
     ".toml": "toml", ".lua": "lua",
 }  # fmt: skip
-# what tells a language by its lines; the first with the most wins
-_SIGNS = {
+# lines typical of a language; the language with the most of them wins, the first of equals
+_TYPICAL_LINES = {
     ".py": re.compile(
         r"^[ \t]*(?:(?:async )?def \w+\(|class \w+.*:$|from [\w.]+ import |import \w|elif .*:$|except\b.*:$)", re.M
     ),
@@ -32,31 +32,31 @@ _SIGNS = {
     ".java": re.compile(r"^[ \t]*(?:(?:public|private|protected) .*[{;]$|import [\w.]+;$|package [\w.]+;$)", re.M),
     ".cpp": re.compile(r"^(?:#include |namespace \w|template ?<|(?:static )?[\w:]+ \*?\w+\(.*\) ?\{$)", re.M),
 }  # fmt: skip
-_LEAST_SIGNS = 3
+_MIN_TYPICAL_LINES = 3  # fewer typical lines than this name no language; not tuned
 
-_WARNINGS = threading.Lock()
+_WARNINGS_LOCK = threading.Lock()
 
 
 def suffix_of(path: str | None, text: str) -> str:
-    """The suffix of a file's name, as in ".py"; without a name that of the language its lines look like, or ""."""
-    return guess(text) if path is None else PurePath(path).suffix.lower()
+    """The lower-case suffix of a file's name, such as ".py"; without a name `guessed_suffix` of the text."""
+    return guessed_suffix(text) if path is None else PurePath(path).suffix.lower()
 
 
-def guess(text: str) -> str:
-    """The suffix of files of the language that most lines look like; "" where few do."""
-    counts = {suffix: len(signs.findall(text)) for suffix, signs in _SIGNS.items()}
+def guessed_suffix(text: str) -> str:
+    """The file suffix of the language that most lines are typical of; "" if too few are."""
+    counts = {suffix: len(pattern.findall(text)) for suffix, pattern in _TYPICAL_LINES.items()}
     best = max(counts, key=lambda suffix: counts[suffix])
-    return best if counts[best] >= _LEAST_SIGNS else ""
+    return best if counts[best] >= _MIN_TYPICAL_LINES else ""
 
 
 def num_errors(text: str, suffix: str) -> int | None:
-    """How many places of a text do not parse; None where no grammar is known for the suffix."""
+    """The number of syntax errors in a text; None if no grammar is known for the suffix."""
     parser = _parser(suffix)
     if parser is None:
         return None
     root = parser.parse(text.encode("utf-8", "surrogatepass")).root_node
     if not root.has_error:
-        return int(suffix in (".py", ".pyi") and _python_refuses(text))
+        return int(suffix in (".py", ".pyi") and _is_invalid_python(text))
     found = 0
     nodes = [root]
     while nodes:
@@ -66,10 +66,10 @@ def num_errors(text: str, suffix: str) -> int | None:
     return max(1, found)
 
 
-def _python_refuses(text: str) -> bool:
-    """Whether Python's own parser, which is stricter, takes the text for wrong; not where it is too deep for it."""
+def _is_invalid_python(text: str) -> bool:
+    """Whether Python's own parser, which is stricter than the grammar, rejects the text. False if it is nested too deep."""
     try:
-        with _WARNINGS, warnings.catch_warnings(action="ignore"):  # which changes what all threads see
+        with _WARNINGS_LOCK, warnings.catch_warnings(action="ignore"):  # the filter is global to all threads
             compile(text, "file", "exec", ast.PyCF_ONLY_AST)
     except SyntaxError:
         return True
@@ -79,7 +79,7 @@ def _python_refuses(text: str) -> bool:
 
 
 def tree_of(text: str, suffix: str) -> list[tuple[int, str, bytes]] | None:
-    """The nodes of a text's syntax tree, comments included, with depth, type and, of leaves, text; None without grammar."""
+    """The syntax tree's nodes in order, comments included: (depth, type, text of a leaf). None without a grammar."""
     parser = _parser(suffix)
     if parser is None:
         return None
@@ -101,7 +101,7 @@ def _parser(suffix: str) -> tree_sitter.Parser | None:
 
 @cache
 def grammar_for(suffix: str) -> tree_sitter.Language | None:
-    """The grammar of the files whose names end so, as in ".py"; None where none is known."""
+    """The grammar for files with this suffix, such as ".py"; None if none is known."""
     if suffix not in _GRAMMARS:
         return None
     module, _, function = _GRAMMARS[suffix].partition(":")

@@ -1,4 +1,4 @@
-"""A file's text as rows and their line ends, so that rows an edit does not touch stay byte for byte."""
+"""A file's text as rows and line ends, so that every row that an edit does not touch keeps its bytes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paceline.tasks.runs import runs
+from paceline.tasks.matching_blocks import matching_blocks
 
 BOM = "\ufeff"
-Row = int | str  # of a result: the number of a file row that stays as it is, or the text of a new row without its end
+# of a result: the number of a file row that stays unchanged, or the text of a new row without its line end
+ResultRow = int | str
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A text cut at line feeds. `rows[i] + ends[i]` over all rows, after `bom`, is the text.
+    """A text split at line feeds: `bom`, then `rows[i] + ends[i]` for each row.
 
-    A row ends with "\\n" or "\\r\\n"; the last may end with "". Form feeds, U+2028 and lone carriage returns end no row.
+    A line end is "\\n" or "\\r\\n"; the last may be "". Form feeds, U+2028 and lone carriage returns do not end a row.
     """
 
     bom: str
@@ -25,6 +26,7 @@ class Lines:
 
     @classmethod
     def of(cls, text: str) -> Lines:
+        """Splits a text."""
         bom = BOM if text.startswith(BOM) else ""
         pieces = text[len(bom) :].split("\n")
         rows = [piece.removesuffix("\r") for piece in pieces[:-1]] + pieces[-1:]
@@ -35,84 +37,86 @@ class Lines:
 
     @property
     def newline(self) -> str:
-        """The commonest line end; "\\n" where there is none."""
+        """The commonest line end; "\\n" in a text without one."""
         ends = Counter(end for end in self.ends if end)
         return ends.most_common(1)[0][0] if ends else "\n"
 
-    def text(self, edited: Edited) -> str:
-        """The text of an edit's result, with the byte order mark and the line ends that the edit tells."""
-        text = self.join(edited.rows, edited.final, edited.ends)
+    def text(self, edited: EditResult) -> str:
+        """The text of an edit's result, with the byte order mark and the line ends that the edit determines."""
+        text = self.join(edited.rows, edited.final_newline, edited.ends)
         return text if edited.bom is None else ("" if not edited.bom else BOM) + text.removeprefix(self.bom)
 
-    def join(self, rows: Sequence[Row], final: bool | None = None, ends: Mapping[int, str] | None = None) -> str:
-        """The text of a result, whose file rows come in order.
+    def join(
+        self, rows: Sequence[ResultRow], final_newline: bool | None = None, ends: Mapping[int, str] | None = None
+    ) -> str:
+        """The text of a result whose file rows are in ascending order.
 
-        File rows keep their ends. Of new rows the first ones take the ends of the file rows in whose place they stand,
-        the others that of the row before. A new last row has an end if the file's last row has one; `final` says of
-        the last row, whichever it is, whether it has an end. `ends` has those of new rows that are known, by place.
+        File rows keep their line ends. New rows take those of the file rows that they replace, in order; any further new row
+        takes that of the row before it. `ends` overrides the line ends of new rows, by index in `rows`. `final_newline` says
+        whether the last row has a line end; by default a new last row has one if the file's last row has.
         """
         ends = ends or {}
         parts = [self.bom]
         newline = next((end for end in self.ends if end), "\n")
-        reached = 0  # the file row whose end the next new row takes
-        following = self._following(rows)
-        for place, (row, stop) in enumerate(zip(rows, following, strict=True)):
+        reached = 0  # the file row whose line end the next new row takes
+        for place, (row, next_row) in enumerate(zip(rows, self._next_file_rows(rows), strict=True)):
             if isinstance(row, int):
                 newline, reached = self.ends[row] or newline, row + 1
                 parts += (self.rows[row], newline)
             else:
-                if reached < stop:
+                if reached < next_row:
                     newline, reached = self.ends[reached] or newline, reached + 1
                 newline = ends.get(place, newline)
                 parts += (row, newline)
         if not rows:
             return self.bom
         last = rows[-1]
-        if final is None:
-            final = bool(self.ends[last]) if isinstance(last, int) else not self.ends or bool(self.ends[-1])
-        if not final:
+        if final_newline is None:
+            final_newline = bool(self.ends[last]) if isinstance(last, int) else not self.ends or bool(self.ends[-1])
+        if not final_newline:
             parts.pop()
         return "".join(parts)
 
-    def _following(self, rows: Sequence[Row]) -> list[int]:
-        """For each row of a result the next file row in it from there on, or how many the file has."""
-        following = [len(self.rows)] * len(rows)
+    def _next_file_rows(self, rows: Sequence[ResultRow]) -> list[int]:
+        """For each row of a result, the first file row at or after it in the result; the number of file rows if none."""
+        next_row = len(self.rows)
+        found = [next_row] * len(rows)
         for place in range(len(rows) - 1, -1, -1):
             row = rows[place]
-            following[place] = (
-                row if isinstance(row, int) else following[place + 1] if place + 1 < len(rows) else following[place]
-            )
-        return following
+            next_row = found[place] = row if isinstance(row, int) else next_row
+        return found
 
-    def matched(self, texts: Sequence[str]) -> list[Row]:
-        """Texts as rows of a result: those that the text has, white space at their ends aside, are its own.
+    def matched_rows(self, texts: Sequence[str]) -> list[ResultRow]:
+        """Texts as result rows: those that the file has too, trailing white space aside, become its own rows.
 
-        They are what both begin and end with, and between that what difflib finds.
+        Those are the common beginning, the common end, and what difflib matches between them.
         """
-        own, others = [row.rstrip() for row in self.rows], [text.rstrip() for text in texts]
-        most = min(len(own), len(others))
-        head = next((row for row in range(most) if own[row] != others[row]), most)
-        tail = next((row for row in range(most - head) if own[-1 - row] != others[-1 - row]), most - head)
-        result: list[Row] = list(texts)
+        own_texts, other_texts = [row.rstrip() for row in self.rows], [text.rstrip() for text in texts]
+        most = min(len(own_texts), len(other_texts))
+        head = next((row for row in range(most) if own_texts[row] != other_texts[row]), most)
+        tail = next((row for row in range(most - head) if own_texts[-1 - row] != other_texts[-1 - row]), most - head)
+        result: list[ResultRow] = list(texts)
         result[:head] = range(head)
-        result[len(texts) - tail :] = range(len(own) - tail, len(own))
-        for start, other, size in runs(own[head : len(own) - tail], others[head : len(others) - tail]):
+        result[len(texts) - tail :] = range(len(own_texts) - tail, len(own_texts))
+        for start, other, size in matching_blocks(
+            own_texts[head : len(own_texts) - tail], other_texts[head : len(other_texts) - tail]
+        ):
             result[head + other : head + other + size] = range(head + start, head + start + size)
         return result
 
 
 @dataclass(frozen=True)
-class Edited:
-    """The result of an edit: its rows over the file's, and what is doubtful, a sentence each.
+class EditResult:
+    """The result of an edit: its rows, and warnings, a sentence each.
 
-    `final` says whether the last row has a line end, `bom` whether a byte order mark begins the text; None where the
-    edit does not say. `ends` are the line ends of new rows that the edit tells, by their place in `rows`. `other` is
-    another reading of the edit, where there is one.
+    `final_newline` says whether the last row has a line end, `bom` whether the text begins with a byte order mark; None if
+    the edit does not determine it. `ends` are the line ends of new rows that the edit determines, by index in `rows`.
+    `alternative` are the rows by another interpretation of the edit, if there is one.
     """
 
-    rows: list[Row]
-    doubts: tuple[str, ...] = ()
-    final: bool | None = None
+    rows: list[ResultRow]
+    warnings: tuple[str, ...] = ()
+    final_newline: bool | None = None
     bom: bool | None = None
     ends: Mapping[int, str] = field(default_factory=dict)
-    other: list[Row] | None = None
+    alternative: list[ResultRow] | None = None

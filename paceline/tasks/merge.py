@@ -1,9 +1,10 @@
-"""A candidate merge: file and edit joined by rule, before the model writes a token, so that a draft can follow it.
+"""The candidate merge: file and edit merged by rule, without a model. The drafter proposes its tokens to the model.
 
-A snippet's rows are aligned with the file's (placing.py). Then (building.py): a matched row stays, a snippet row without a
-match is inserted, a file row passed over between two matched rows is deleted, one passed over at a marker or beyond the
-snippet's ends is kept. A snippet that is nothing but whole definitions, without a marker, replaces those
-(replacing.py). SEARCH/REPLACE blocks and diffs name what they replace (blocks.py, diffs.py).
+A snippet's rows are aligned with the file's (placement.py). The result's rows follow from that (result_rows.py): a matched
+row stays, an unmatched snippet row is inserted, a file row passed over between two matched rows is deleted, and one passed
+over at a marker or beyond the snippet's ends stays. A snippet without markers that consists of whole definitions replaces
+those of the same names (definition_replacement.py). SEARCH/REPLACE blocks and diffs say themselves what they replace
+(search_replace.py, diffs.py).
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from dataclasses import dataclass, replace
 import numpy
 
 from paceline.errors import EmptyEdit
-from paceline.tasks.align import File, Placed, align, parts_of
-from paceline.tasks.blocks import apply_blocks, has_blocks
-from paceline.tasks.building import build, texts_of
-from paceline.tasks.definitions import Code, with_markers_understood
+from paceline.tasks.alignment import IndexedFile, Placement, align, parts_between_markers
+from paceline.tasks.alternatives import equally_good_row
+from paceline.tasks.definition_replacement import replace_definitions
+from paceline.tasks.definitions import Code, with_implied_markers
+from paceline.tasks.deletions import named_for_removal, unexplained_deletions
 from paceline.tasks.diffs import apply_diff, is_diff
-from paceline.tasks.doubts import doubts_of
+from paceline.tasks.duplicates import copied_rows, defined_twice, unreplaced_deletions
 from paceline.tasks.languages import num_errors, suffix_of
-from paceline.tasks.lines import BOM, Edited, Lines, Row
-from paceline.tasks.placing import blank_rows, place
-from paceline.tasks.readings import second_place
-from paceline.tasks.repeats import copied, left_out, repeated
-from paceline.tasks.replacing import replace_definitions
-from paceline.tasks.shown import named_for_removal, unshown_deletions
-from paceline.tasks.snippet import Marker, in_unit_of, is_prose, marker_rows
+from paceline.tasks.lines import BOM, EditResult, Lines, ResultRow
+from paceline.tasks.merge_warnings import merge_warnings
+from paceline.tasks.placement import blank_rows, place_snippet
+from paceline.tasks.result_rows import result_rows, row_texts
+from paceline.tasks.search_replace import apply_blocks, has_blocks
+from paceline.tasks.snippet import Marker, is_prose, marker_rows, with_file_indent_unit
 
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 
@@ -37,20 +38,21 @@ _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$")
 class Merge:
     """A merged text. `kept[i]` says whether row i of the file is in it.
 
-    `doubts` are reasons, a sentence each, why it may not be what the edit means. `other` is another reading of the edit,
-    where there is a doubt and one is known.
+    `warnings` say why the text may not be what the edit means, a sentence each. `alternative` is the merge by another
+    interpretation of the edit, if there is a warning and such a one is known.
     """
 
     text: str
     kept: tuple[bool, ...]
-    doubts: tuple[str, ...] = ()
-    other: Merge | None = None
+    warnings: tuple[str, ...] = ()
+    alternative: Merge | None = None
 
 
 def candidate_merge(code: str, update: str, path: str | None = None, instruction: str = "") -> Merge:
-    """Merges by rule. `update` is a lazy snippet, SEARCH/REPLACE blocks or a diff, `path` the file's name.
+    """Merges by rule. `update` is a lazy snippet, SEARCH/REPLACE blocks or a diff; `path` is the file's name.
 
-    Raises EmptyEdit where the update says nothing and EditNotFound where a part of it is not found in the file.
+    `instruction` is the edit's description; names that it says are removed may go without a warning. Raises EmptyEdit for an
+    update without text or without a change, EditNotFound for one that does not match the file.
     """
     file = Lines.of(code)
     snippet = strip_fence(update.removeprefix(BOM).replace("\r\n", "\n"), path).removeprefix(BOM)
@@ -61,37 +63,41 @@ def candidate_merge(code: str, update: str, path: str | None = None, instruction
     elif is_diff(update, file):
         edited = apply_diff(file, update, path)
     elif not file.rows:
-        edited = Edited(list(snippet.removesuffix("\n").split("\n")), final=snippet.endswith("\n"))
+        edited = EditResult(list(snippet.removesuffix("\n").split("\n")), final_newline=snippet.endswith("\n"))
     else:
-        edited = _lazy(file.rows, snippet, path, named_for_removal(instruction))
-    merge = _merge(file, edited)
-    doubts = tuple(dict.fromkeys(edited.doubts if merge.text != code else (*edited.doubts, "the edit changes nothing")))
-    other = None
-    if doubts and edited.other is not None:
-        other = _merge(file, replace(edited, rows=edited.other))
-        other = None if other.text == merge.text else replace(other, doubts=doubts)
-    merge = replace(merge, doubts=doubts, other=other)
-    return _parsing(code, merge, suffix_of(path, code)) if other is not None else merge
+        edited = _merge_snippet(file.rows, snippet, path, named_for_removal(instruction))
+    merge = _merge_of(file, edited)
+    warnings = tuple(
+        dict.fromkeys(edited.warnings if merge.text != code else (*edited.warnings, "the edit changes nothing"))
+    )
+    alternative = None
+    if warnings and edited.alternative is not None:
+        alternative = _merge_of(file, replace(edited, rows=edited.alternative))
+        alternative = None if alternative.text == merge.text else replace(alternative, warnings=warnings)
+    merge = replace(merge, warnings=warnings, alternative=alternative)
+    return _prefer_parsing(code, merge, suffix_of(path, code)) if alternative is not None else merge
 
 
-def _parsing(code: str, merge: Merge, suffix: str) -> Merge:
-    """The merge, or its other reading where the merge alone has a syntax error that the file has not."""
-    texts = [code, merge.text, merge.other.text if merge.other else code]
+def _prefer_parsing(code: str, merge: Merge, suffix: str) -> Merge:
+    """The merge, or its alternative if only the merge has more syntax errors than the file."""
+    texts = [code, merge.text, merge.alternative.text if merge.alternative else code]
     before, own, others = (num_errors(text, suffix) or 0 for text in texts)
-    if merge.other is None or own <= before or others > before:
+    if merge.alternative is None or own <= before or others > before:
         return merge
-    return replace(merge.other, other=replace(merge, other=None))
+    return replace(merge.alternative, alternative=replace(merge, alternative=None))
 
 
-def _merge(file: Lines, edited: Edited) -> Merge:
-    stays = {row for row in edited.rows if isinstance(row, int)}
-    return Merge(file.text(edited), tuple(row in stays for row in range(len(file.rows))))
+def _merge_of(file: Lines, edited: EditResult) -> Merge:
+    """The merge that an edit's result makes."""
+    kept_rows = {row for row in edited.rows if isinstance(row, int)}
+    return Merge(file.text(edited), tuple(row in kept_rows for row in range(len(file.rows))))
 
 
 def strip_fence(text: str, path: str | None = None) -> str:
     """The text inside a Markdown fence that wraps all of it, else the text.
 
-    In a file of prose, a fence may itself be text: there only one that says it holds such a file is taken off.
+    In a file of prose a fence may be content. There a fence is removed only if its info string names a prose format or it has
+    four signs or more.
     """
     lines = text.strip("\n").split("\n")
     opening = _FENCE.match(lines[0])
@@ -105,39 +111,46 @@ def strip_fence(text: str, path: str | None = None) -> str:
     return "\n".join(lines[1:-1]) + "\n"
 
 
-def _lazy(rows: list[str], update: str, path: str | None, removed: set[str]) -> Edited:
-    """Merges a snippet. Raises EditNotFound where no row of it is found."""
-    file = File(rows)
-    code, levels = _rows(update, rows, path)
-    if not any(levels) and (replaced := replace_definitions(file, code, removed)) is not None:
-        texts = texts_of(file, replaced[0])
-        doubts = [*replaced[1], *repeated(file, Code(texts)), *copied(file, code, replaced[0], False)]
-        doubts += unshown_deletions(file, texts, code, [False] * len(levels), removed)
-        doubts += [] if removed else left_out(file, replaced[0])
-        return Edited(replaced[0], tuple(doubts))
+def _merge_snippet(rows: list[str], update: str, path: str | None, removed: set[str]) -> EditResult:
+    """Merges a snippet. `removed` are names that may go. Raises EditNotFound if no row of the snippet is in the file."""
+    file = IndexedFile(rows)
+    code, levels = _snippet_rows(update, rows, path)
+    if not any(levels) and (replacement := replace_definitions(file, code, removed)) is not None:
+        texts = row_texts(file, replacement[0])
+        warnings = [*replacement[1], *defined_twice(file, Code(texts)), *copied_rows(file, code, replacement[0], False)]
+        warnings += unexplained_deletions(file, texts, code, [False] * len(levels), removed)
+        warnings += [] if removed else unreplaced_deletions(file, replacement[0])
+        return EditResult(replacement[0], tuple(warnings))
     while True:
         marked = any(levels)
         markers = [bool(level) for level in levels]
         snippet = code
         if not marked:
-            understood, markers = with_markers_understood(file, code)
-            snippet = Code(understood)
-        placed, otherwise, scores = place(file, snippet, markers)
-        void = {row for row, level in enumerate(levels) if level and _void(placed, levels, row)} if marked else set()
-        if not void:
+            implied_rows, markers = with_implied_markers(file, code)
+            snippet = Code(implied_rows)
+        placement, alternative_placement, scores = place_snippet(file, snippet, markers)
+        possible = [row for row, level in enumerate(levels) if level]  # none without markers of the edit's own
+        empty = {row for row in possible if _leaves_nothing_out(placement, levels, row)}
+        if not empty:
             break
-        levels = [Marker.NONE if row in void else level for row, level in enumerate(levels)]
-    result = build(placed)
-    texts = texts_of(file, result)
-    other = texts if otherwise.matches == placed.matches else texts_of(file, build(otherwise))
-    doubts = doubts_of(placed, scores, result, texts, other, levels if marked else None, removed)
-    doubts += unshown_deletions(file, texts, placed.snippet, placed.markers, removed)
-    return Edited(result, tuple(doubts), other=_other(placed, otherwise, scores, texts) if doubts else None)
+        levels = [Marker.NONE if row in empty else level for row, level in enumerate(levels)]
+    result = result_rows(placement)
+    texts = row_texts(file, result)
+    alternative = texts
+    if alternative_placement.matches != placement.matches:
+        alternative = row_texts(file, result_rows(alternative_placement))
+    warnings = merge_warnings(placement, scores, result, texts, alternative, levels if marked else None, removed)
+    warnings += unexplained_deletions(file, texts, placement.snippet, placement.markers, removed)
+    return EditResult(
+        result,
+        tuple(warnings),
+        alternative=_alternative_rows(placement, alternative_placement, scores, texts) if warnings else None,
+    )
 
 
-def _rows(update: str, lines: list[str], path: str | None) -> tuple[Code, list[Marker]]:
-    """The snippet's rows without the blank ones outside an outermost marker, and which may be markers."""
-    snippet = in_unit_of(lines, update.removesuffix("\n").split("\n"))
+def _snippet_rows(update: str, lines: list[str], path: str | None) -> tuple[Code, list[Marker]]:
+    """The snippet's rows, without blank ones before a first or after a last marker, and how surely each is a marker."""
+    snippet = with_file_indent_unit(lines, update.removesuffix("\n").split("\n"))
     levels = marker_rows(snippet, lines, path)
     full = [row for row, line in enumerate(snippet) if line.strip()]
     first = full[0] if levels[full[0]] else 0
@@ -145,9 +158,9 @@ def _rows(update: str, lines: list[str], path: str | None) -> tuple[Code, list[M
     return Code(snippet[first:last]), levels[first:last]
 
 
-def _void(placed: Placed, levels: Sequence[Marker], row: int) -> bool:
-    """Whether a row that may be a marker leaves nothing out, and so is text; not one that is certain, or at an end."""
-    rows, matches = placed.snippet.rows, placed.matches
+def _leaves_nothing_out(placement: Placement, levels: Sequence[Marker], row: int) -> bool:
+    """Whether a possible marker leaves out no row and is therefore text. Never for a certain marker or one at an end."""
+    rows, matches = placement.snippet.rows, placement.matches
     inside = any(line.strip() for line in rows[:row]) and any(line.strip() for line in rows[row + 1 :])
     if levels[row] is Marker.CERTAIN or not inside:
         return False
@@ -156,30 +169,36 @@ def _void(placed: Placed, levels: Sequence[Marker], row: int) -> bool:
     return (
         above is not None
         and below is not None
-        and not any(line.strip() for line in placed.file.rows[above + 1 : below])
+        and not any(line.strip() for line in placement.file.rows[above + 1 : below])
     )
 
 
-def _other(placed: Placed, otherwise: Placed, scores: numpy.ndarray, texts: list[str]) -> list[Row] | None:
-    """The rows of another reading: at other costs, with a part replacing rows or elsewhere, or without the file's end."""
-    file, markers = placed.file, placed.markers
-    readings = [otherwise]
-    if placed.unforced is not None and placed.unforced != placed.matches:
-        readings.append(replace(placed, matches=placed.unforced))
-    for part in parts_of(markers):
-        if second_place(placed, scores, part) is not None:
-            masked = scores.copy()
+def _alternative_rows(
+    placement: Placement, alternative_placement: Placement, scores: numpy.ndarray, texts: list[str]
+) -> list[ResultRow] | None:
+    """The result rows by another interpretation, None where there is none that differs.
+
+    Tried in this order: the placement at a lower cost, the one before parts were inserted whole, a part at its equally good
+    place, the file ending where the snippet ends.
+    """
+    file, markers = placement.file, placement.markers
+    candidates = [alternative_placement]
+    if placement.matches_before_insertion is not None and placement.matches_before_insertion != placement.matches:
+        candidates.append(replace(placement, matches=placement.matches_before_insertion))
+    for part in parts_between_markers(markers):
+        if equally_good_row(placement, scores, part) is not None:
+            masked_scores = scores.copy()
             for row in part:
-                if placed.matches[row] >= 0:
-                    masked[row, placed.matches[row]] = -numpy.inf
-            (matches,) = align(masked, markers, blank_rows(placed.snippet), (1.0,))
-            readings.append(replace(placed, matches=matches))
-    for reading in readings:
-        rows = build(reading)
-        if texts_of(file, rows) != texts:
+                if placement.matches[row] >= 0:
+                    masked_scores[row, placement.matches[row]] = -numpy.inf
+            (matches,) = align(masked_scores, markers, blank_rows(placement.snippet), (1.0,))
+            candidates.append(replace(placement, matches=matches))
+    for candidate in candidates:
+        rows = result_rows(candidate)
+        if row_texts(file, rows) != texts:
             return rows
-    last = max((match for match in placed.matches if match >= 0), default=-1)
+    last = max((match for match in placement.matches if match >= 0), default=-1)
     if not any(markers) or markers[-1] or last < 0:
         return None
-    rows = [row for row in build(placed) if not (isinstance(row, int) and row > last)]
-    return rows if rows and texts_of(file, rows) != texts else None
+    rows = [row for row in result_rows(placement) if not (isinstance(row, int) and row > last)]
+    return rows if rows and row_texts(file, rows) != texts else None

@@ -1,4 +1,4 @@
-"""Where code defines what: the blocks of definitions and the imports in a text that is code, or has code in it."""
+"""The outline of a text that is code or contains code: where its definitions and imports are. Uses tree-sitter."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import PurePath
 
 import tree_sitter
 
-from paceline.tasks.languages import grammar_for, guess
+from paceline.tasks.languages import grammar_for, guessed_suffix
 
 _NUMBERED = re.compile(r"\s*\d+(?:[\t→|:]| {1,2}(?! ))")
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)[ \t]*([\w+#.-]*)$")
-_FENCES = {
+_FENCE_SUFFIXES = {
     "python": ".py", "py": ".py", "javascript": ".js", "js": ".js", "jsx": ".jsx", "typescript": ".ts", "ts": ".ts",
     "tsx": ".tsx", "go": ".go", "golang": ".go", "rust": ".rs", "rs": ".rs", "java": ".java", "c": ".c", "cpp": ".cpp",
     "c++": ".cpp", "ruby": ".rb", "rb": ".rb", "diff": "", "text": "",
 }  # fmt: skip
-_DEFINING = re.compile(
+_DEFINITION_NODE = re.compile(
     r"(?:function|generator_function|method|class|abstract_class|struct|interface|trait|impl|enum|mod|type|type_alias"
     r"|constructor|namespace)_(?:definition|declaration|item|specifier)|arrow_function|class|method|module|singleton_method"
 )
-_IMPORTING = re.compile(
+_IMPORT_NODE = re.compile(
     r"import_(?:from_)?(?:statement|declaration)|use_declaration|preproc_include|future_import_statement"
 )
 
 
 @dataclass(frozen=True)
-class Block:
-    """A definition: its first row, the last row of its head (both from 0), and its last row."""
+class DefinitionBlock:
+    """A definition's rows, counted from 0: its first, the last one of its header, and its last."""
 
     start: int
     head: int
@@ -39,28 +39,29 @@ class Block:
 
 @dataclass(frozen=True)
 class Outline:
-    """Blocks in the order they begin, outer ones first, and the rows of imports."""
+    """Definitions by their first row, outer ones first, and the rows of imports."""
 
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[DefinitionBlock, ...] = ()
     imports: tuple[int, ...] = ()
 
 
 def outline(lines: Sequence[str], name: str | None = None) -> Outline:
-    """The outline of lines (with their ends). The language is the name's, a fence's, or what most lines look like.
+    """The outline of lines (with their ends). The language follows from `name`, from a Markdown fence, or from the lines.
 
-    Line numbers before the lines, as agents' tools print them, are looked past. Empty for what looks like no code.
+    Line numbers before the lines, as agents' tools print them, are ignored. Empty for text that does not look like code.
     """
     plain = _without_numbers(lines)
-    blocks: list[Block] = []
+    blocks: list[DefinitionBlock] = []
     imports: list[int] = []
     for start, end, suffix in _regions(plain, PurePath(name or "").suffix.lower()):
         grammar = grammar_for(suffix)
         if grammar is not None:
-            _walk(grammar, "".join(plain[start:end]), start, blocks, imports)
+            _collect(grammar, "".join(plain[start:end]), start, blocks, imports)
     return Outline(tuple(sorted(blocks, key=lambda block: (block.start, -block.end))), tuple(imports))
 
 
 def _without_numbers(lines: Sequence[str]) -> list[str]:
+    """The lines without line numbers, if most lines begin with one."""
     found = [_NUMBERED.match(line) for line in lines]
     if sum(match is not None for match in found) * 2 < len(lines):
         return list(lines)
@@ -68,7 +69,7 @@ def _without_numbers(lines: Sequence[str]) -> list[str]:
 
 
 def _regions(lines: list[str], suffix: str) -> list[tuple[int, int, str]]:
-    """Ranges of rows that are code of one language, with the suffix of its files."""
+    """Ranges of rows that are code of one language, each with the suffix of that language's files."""
     if grammar_for(suffix) is not None:
         return [(0, len(lines), suffix)]
     regions = []
@@ -81,11 +82,17 @@ def _regions(lines: list[str], suffix: str) -> list[tuple[int, int, str]]:
             regions.append((opened[0], row, opened[1]))
             opened = None
     regions = regions or [(0, len(lines), "")]
-    known = [(start, end, _FENCES.get(word) or guess("".join(lines[start:end]))) for start, end, word in regions]
+    known = [
+        (start, end, _FENCE_SUFFIXES.get(word) or guessed_suffix("".join(lines[start:end])))
+        for start, end, word in regions
+    ]
     return [(start, end, suffix) for start, end, suffix in known if suffix]
 
 
-def _walk(language: tree_sitter.Language, text: str, offset: int, blocks: list[Block], imports: list[int]) -> None:
+def _collect(
+    language: tree_sitter.Language, text: str, offset: int, blocks: list[DefinitionBlock], imports: list[int]
+) -> None:
+    """Appends the definitions and imports of a text that begins at row `offset`."""
     tree = tree_sitter.Parser(language).parse(text.encode("utf-8", "surrogatepass"))
     captures = tree_sitter.QueryCursor(_query(language)).captures(tree.root_node)
     for node in captures.get("definition", ()):
@@ -97,22 +104,22 @@ def _walk(language: tree_sitter.Language, text: str, offset: int, blocks: list[B
         if body is not None:
             braces = body.child_count > 0 and body.children[0].type == "{"
             head = max(start, body.start_point.row - (not braces))
-        blocks.append(Block(offset + start, offset + min(head, end), offset + end))
+        blocks.append(DefinitionBlock(offset + start, offset + min(head, end), offset + end))
     for node in captures.get("import", ()):
         imports += range(offset + node.start_point.row, offset + _last_row(node) + 1)
 
 
 def _last_row(node: tree_sitter.Node) -> int:
-    """The last row of which a node has a character: some end with their line feed, at the next row's beginning."""
+    """The last row that a node covers. Some nodes include their line feed and so end at column 0 of the next row."""
     ends_before = node.end_point.column == 0 and node.end_point.row > node.start_point.row
     return node.end_point.row - ends_before
 
 
 @cache
 def _query(language: tree_sitter.Language) -> tree_sitter.Query:
-    """Captures the kinds of node that this grammar has of those that define and import."""
+    """A query that captures the definition nodes and import nodes which this grammar has."""
     numbers = [number for number in range(language.node_kind_count) if language.node_kind_is_named(number)]
     kinds = {language.node_kind_for_id(number) or "" for number in numbers if language.node_kind_is_visible(number)}
-    wanted = [f"({kind}) @definition" for kind in sorted(kinds) if _DEFINING.fullmatch(kind)]
-    wanted += [f"({kind}) @import" for kind in sorted(kinds) if _IMPORTING.fullmatch(kind)]
+    wanted = [f"({kind}) @definition" for kind in sorted(kinds) if _DEFINITION_NODE.fullmatch(kind)]
+    wanted += [f"({kind}) @import" for kind in sorted(kinds) if _IMPORT_NODE.fullmatch(kind)]
     return tree_sitter.Query(language, "\n".join(wanted))

@@ -1,4 +1,4 @@
-"""How the model is asked to merge: policies as data, and Morph's prompt form."""
+"""The prompts that ask a model to merge: policies as data, and Morph's prompt form."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 
 from paceline.errors import ConfigError, InputError
-from paceline.tasks.blocks import apply_blocks
 from paceline.tasks.lines import BOM, Lines
 from paceline.tasks.merge import Merge, strip_fence
+from paceline.tasks.search_replace import apply_blocks
 
 _SYSTEM = "You merge code edits into files. You reply with the whole merged file and nothing else."
 
@@ -103,8 +103,8 @@ def remove(path):
 """
 
 
-_MOST = 3  # doubts that the model is told
-_MOST_LINES = 40  # lines that go, and of another reading, that it is shown
+_MAX_WARNINGS = 3  # bounds the prompt: warnings shown to the model
+_MAX_LINES = 40  # bounds the prompt: deleted lines, and lines of the alternative's diff, shown to the model
 FENCE = "```"
 _FENCE_LINE = re.compile(r"^ {0,3}(`{3,})", re.MULTILINE)
 _SEARCH = "<<<<<<< SEARCH"
@@ -112,12 +112,13 @@ _SEARCH = "<<<<<<< SEARCH"
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to ask. `template` takes code, update, instruction, candidate and the fence around each.
+    """One way to ask the model.
 
-    `opened` starts the answer with a fence, so that the model writes code at once, and ends it at the closing one.
-    With `blocks` the answer is SEARCH/REPLACE blocks, else the whole file. `margin` is in nats: a candidate token at
-    most that much less likely than the model's first choice is taken instead, which is not lossless (0 is). With `rule`
-    a candidate without a doubt is the answer, and the model is asked only which of two readings a doubtful edit has.
+    `template` has the fields code, update, instruction, candidate and fence. `opened`: the answer starts inside a fence, so
+    that the model writes code at once, and ends at the closing fence. `example`: a worked example precedes the question.
+    `blocks`: the answer is SEARCH/REPLACE blocks and not the whole file. `margin`, in nats: a candidate token at most that
+    much less likely than the model's first choice is accepted; only 0 is lossless. `rule`: a candidate without warnings is the
+    answer, and the model only decides between two interpretations of an ambiguous edit.
     """
 
     name: str
@@ -130,10 +131,11 @@ class Policy:
 
     @property
     def reviews(self) -> bool:
-        """Whether the prompt shows the candidate."""
+        """Whether the prompt shows the candidate merge."""
         return "{candidate}" in self.template
 
 
+# a margin of 3 nats: at least 1/20 of the first choice's probability; python -m benchmarks.policies compares policies
 POLICIES = {
     policy.name: policy
     for policy in (
@@ -147,11 +149,12 @@ POLICIES = {
         Policy("auto", template=_REVIEW, rule=True),
     )
 }
-DEFAULT_POLICY = "auto"  # as exact as the better of rule and model, on every set: docs/apply.md
+# chosen with python -m benchmarks.policies: on every set as exact as the better of rule and model
+DEFAULT_POLICY = "auto"
 
 
 def policy_named(name: str) -> Policy:
-    """The policy of that name. Raises ConfigError naming the nearest."""
+    """The policy of that name. Raises ConfigError, with the nearest name, if there is none."""
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no policy {name!r}; did you mean {near!r}? known: {', '.join(POLICIES)}")
@@ -159,74 +162,74 @@ def policy_named(name: str) -> Policy:
 
 
 def fence_for(*texts: str) -> str:
-    """A fence that no line of the texts can be taken for: three backticks, or one more than the longest such line."""
+    """A fence that no line of the texts can close: at least three backticks, one more than the longest fence in them."""
     fenced = [text for text in texts if FENCE in text]
     longest = max((len(found[1]) for text in fenced for found in _FENCE_LINE.finditer(text)), default=0)
     return "`" * max(len(FENCE), longest + 1)
 
 
-def shown(policy: Policy, code: str, update: str, candidate: str) -> dict[str, str]:
-    """What the policy shows, by its names in the template, each as it stands between two fences."""
+def shown_texts(policy: Policy, code: str, update: str, candidate: str) -> dict[str, str]:
+    """The texts that the policy's template shows, by field name, each as it is between two fences."""
     code, update, candidate = (text.removeprefix(BOM) for text in (code, strip_fence(update), candidate))
     texts = {"code": code.rstrip("\n"), "update": update.strip("\n"), "candidate": candidate.rstrip("\n")}
     return {name: text for name, text in texts.items() if f"{{{name}}}" in policy.template}
 
 
-def messages(
+def chat_messages(
     policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = ""
 ) -> list[dict[str, str]]:
-    """The chat up to the answer. The fence is one for these texts where none is given."""
+    """The chat up to the answer. Without `fence` one is chosen for these texts."""
     chat = [{"role": "system", "content": _SYSTEM}]
     if policy.example:
-        asked = _fill(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", _EXAMPLE_MERGED)
-        answer = opening(policy) + expected(policy, _EXAMPLE_CODE, _EXAMPLE_MERGED)
+        asked = _user_message(policy, _EXAMPLE_CODE, _EXAMPLE_UPDATE, "Close the file.", _EXAMPLE_MERGED)
+        answer = answer_start(policy) + expected_answer(policy, _EXAMPLE_CODE, _EXAMPLE_MERGED)
         chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    chat.append({"role": "user", "content": _fill(policy, code, update, instruction, candidate, fence)})
+    chat.append({"role": "user", "content": _user_message(policy, code, update, instruction, candidate, fence)})
     return chat
 
 
-def opening(policy: Policy, fence: str = FENCE) -> str:
-    """The start of the answer, which the model continues."""
+def answer_start(policy: Policy, fence: str = FENCE) -> str:
+    """The given start of the answer, which the model continues."""
     return (f"{fence}\n" if policy.opened else "") + (f"{_SEARCH}\n" if policy.blocks else "")
 
 
-def stops(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
+def stop_strings(policy: Policy, fence: str = FENCE) -> tuple[str, ...]:
     """The strings that end the answer."""
     return (f"\n{fence}",) if policy.opened else ()
 
 
-def expected(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
-    """What the model writes after the opening if it agrees with `merged`: the draft."""
+def expected_answer(policy: Policy, code: str, merged: str, fence: str = FENCE) -> str:
+    """What the model writes after `answer_start` if it agrees with `merged`. This text is the draft."""
     text = merged.replace("\r\n", "\n").removeprefix(BOM)
     if policy.blocks:
-        text = _blocks_of(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
+        text = _blocks_between(code.replace("\r\n", "\n"), text).removeprefix(f"{_SEARCH}\n")
     return text.rstrip("\n") + "\n" + (fence if policy.opened else "")
 
 
-def read(policy: Policy, code: str, output: str, fence: str = FENCE, candidate: str | None = None) -> str:
-    """The merged file in the model's answer, out of its fence.
+def merged_text(policy: Policy, code: str, output: str, fence: str = FENCE, candidate: str | None = None) -> str:
+    """The merged file that the model's answer contains, without its fence.
 
-    Rows that the candidate (without one, the file) has keep its bytes, white space and line ends at their ends included;
-    so does the end of the file. Blocks that do not fit the file leave it as it is, which the checks flag.
+    Rows that the candidate (without one, the file) has too keep that text's bytes, including trailing white space and line
+    ends; so does the end of the file. Blocks that do not match leave the file unchanged, which the checks then flag.
     """
     base = Lines.of(code if candidate is None or not candidate.strip() else candidate)
     text = output.replace("\r\n", "\n")
     text = text.removesuffix(fence) if policy.opened else _inside_fence(text)
     if policy.blocks:
-        return _apply(code, f"{_SEARCH}\n{text.rstrip()}\n")
+        return _apply_or_keep(code, f"{_SEARCH}\n{text.rstrip()}\n")
     text = text.rstrip("\n").removeprefix(BOM)
     if not base.rows:
         return f"{text}\n"
     rows = text.split("\n")
     end = len(base.rows) - next((number for number, row in enumerate(reversed(base.rows)) if row.strip()), 0)
     if len(rows) > 1 and _FENCE_LINE.fullmatch(rows[-1].rstrip()) and rows[-1].strip() != base.rows[end - 1].strip():
-        rows.pop()  # a closing fence that closes nothing
-    merged = Lines(base.bom, base.rows[:end], base.ends[:end]).matched("\n".join(rows).rstrip("\n").split("\n"))
+        rows.pop()  # a closing fence without an opening one
+    merged = Lines(base.bom, base.rows[:end], base.ends[:end]).matched_rows("\n".join(rows).rstrip("\n").split("\n"))
     return base.join([*merged, *range(end, len(base.rows))], bool(base.ends[-1]))
 
 
 def _inside_fence(text: str) -> str:
-    """What stands between the first fence and the last, or after the only one; all of it where there is none."""
+    """The text between the first fence and the last, or after the only one; all of it if there is none."""
     lines = text.split("\n")
     fences = [number for number, line in enumerate(lines) if line.startswith(FENCE)]
     if not fences:
@@ -234,7 +237,8 @@ def _inside_fence(text: str) -> str:
     return "\n".join(lines[fences[0] + 1 : fences[-1] if len(fences) > 1 else None])
 
 
-def _apply(code: str, blocks: str) -> str:
+def _apply_or_keep(code: str, blocks: str) -> str:
+    """The file with the blocks applied, or unchanged if they do not match."""
     file = Lines.of(code)
     try:
         return file.text(apply_blocks(file, blocks))
@@ -242,8 +246,8 @@ def _apply(code: str, blocks: str) -> str:
         return code
 
 
-def _blocks_of(code: str, merged: str) -> str:
-    """SEARCH/REPLACE blocks that make `merged` of `code`, each with lines around until nothing before it is like it."""
+def _blocks_between(code: str, merged: str) -> str:
+    """SEARCH/REPLACE blocks that turn `code` into `merged`, each with enough lines before it to match at its place first."""
     old, new = ([f"{row}\n" for row in text.removesuffix("\n").split("\n")] for text in (code, merged))
     pieces = []
     for group in difflib.SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(2):
@@ -253,16 +257,16 @@ def _blocks_of(code: str, merged: str) -> str:
         ):
             first, start = first - 1, start - 1
         search, replacement = "".join(old[first:last]), "".join(new[start:stop])
-        pieces.append(f"{_SEARCH}\n{_closed(search)}=======\n{_closed(replacement)}>>>>>>> REPLACE\n")
+        pieces.append(f"{_SEARCH}\n{_with_line_feed(search)}=======\n{_with_line_feed(replacement)}>>>>>>> REPLACE\n")
     return "".join(pieces)
 
 
-def _closed(text: str) -> str:
+def _with_line_feed(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
 def morph_form(instruction: str, code: str, update: str) -> str:
-    """Morph's apply prompt."""
+    """An edit as Morph's apply prompt."""
     return f"<instruction>{instruction}</instruction>\n<code>{code}</code>\n<update>{update}</update>"
 
 
@@ -270,10 +274,10 @@ _INSTRUCTION = re.compile(r"\s*<instructions?>(.*?)</instructions?>\s*(?=<code>)
 
 
 def parse_morph(text: str) -> tuple[str, str, str]:
-    """(instruction, code, update) of Morph's apply prompt; the instruction may be absent.
+    """Parses Morph's apply prompt into (instruction, code, update). The instruction may be absent.
 
-    Tags inside the code or the update stay: the code ends at the last `</code>` that an `<update>` follows. Raises
-    InputError where code or update is missing.
+    Tags inside code or update stay text: the code ends at the last `</code>` that an `<update>` follows. Raises InputError if
+    code or update is missing.
     """
     found = _INSTRUCTION.match(text)
     instruction = found[1].strip() if found else ""
@@ -284,25 +288,26 @@ def parse_morph(text: str) -> tuple[str, str, str]:
     return instruction, parts[1], parts[2]
 
 
-def told(instruction: str, code: str, merge: Merge) -> str:
-    """An instruction, and with it what is doubtful in a candidate: why, the lines that go, and the other reading."""
-    if not merge.doubts:
+def with_warnings(instruction: str, code: str, merge: Merge) -> str:
+    """The instruction, followed by a candidate's warnings, the lines it deletes, and the diff to its alternative."""
+    if not merge.warnings:
         return instruction
-    said = [instruction] if instruction else []
-    said.append("The tool was not sure: " + "; ".join(merge.doubts[:_MOST]) + ".")
-    gone = [row for row, stays in zip(Lines.of(code).rows, merge.kept, strict=True) if row.strip() and not stays]
-    if gone:
-        said += ["It took these lines out of the file:", *gone[:_MOST_LINES]]
-    if merge.other is not None:
-        rows, others = Lines.of(merge.text).rows, Lines.of(merge.other.text).rows
+    parts = [instruction] if instruction else []
+    parts.append("The tool was not sure: " + "; ".join(merge.warnings[:_MAX_WARNINGS]) + ".")
+    deleted = [row for row, stays in zip(Lines.of(code).rows, merge.kept, strict=True) if row.strip() and not stays]
+    if deleted:
+        parts += ["It took these lines out of the file:", *deleted[:_MAX_LINES]]
+    if merge.alternative is not None:
+        rows, others = Lines.of(merge.text).rows, Lines.of(merge.alternative.text).rows
         changes = list(difflib.unified_diff(rows, others, lineterm="", n=1))[2:]
-        said += ["The update may also mean this change to the merged file:", *changes[:_MOST_LINES]]
-    return "\n".join(said)
+        parts += ["The update may also mean this change to the merged file:", *changes[:_MAX_LINES]]
+    return "\n".join(parts)
 
 
-def _fill(policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = "") -> str:
+def _user_message(policy: Policy, code: str, update: str, instruction: str, candidate: str, fence: str = "") -> str:
+    """The policy's template, filled in."""
     return policy.template.format(
-        **shown(policy, code, update, candidate),
+        **shown_texts(policy, code, update, candidate),
         instruction=f"What the update does: {instruction}\n" if instruction else "",
         fence=fence or fence_for(code, update, candidate),
     )

@@ -2,8 +2,9 @@
 
     python -m tests.clients [--scratch FOLDER] [--record FOLDER] [NAME...]
 
-A line a check, then `N passed, N failed`; exit status 1 where one failed. NAMEs are agents (claude, codex, opencode, mini,
-aider) or SDKs (python, node); all by default. `--record` writes what each agent sent as fixtures of tests/serve.
+Prints one line for each check, then `N passed, N failed`; the exit status is 1 if a check failed. NAMEs are agents (claude,
+codex, opencode, mini, aider) or SDKs (python, node); all by default. `--record` writes the requests of each agent as fixtures
+of tests/serve.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Tally:
 
 @contextmanager
 def server(record: Path, *options: str) -> Iterator[str]:
-    """The address of a server in a process of its own; what it hears goes to `record`."""
+    """The address of a server in its own process, which writes its requests to `record`."""
     command = [sys.executable, "-m", "tests.clients.scripted", str(record), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -97,7 +98,8 @@ def drive_sdk(name: str, scratch: Path, tally: Tally) -> None:
             if name == "python":
                 command = [str(scratch / "python/bin/python"), str(here / "python_sdks.py"), scripted, tiny]
             else:
-                script = shutil.copy(here / "node_sdks.mjs", scratch / "node")  # imports are looked for beside it
+                # node resolves imports relative to the script
+                script = shutil.copy(here / "node_sdks.mjs", scratch / "node")
                 command = ["node", str(script), scripted, tiny]
             environment = {
                 name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "ANTHR"))
@@ -120,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     known = {drive.client for drive in DRIVES.values()} | set(SDKS)
     if unknown := set(options.names) - known:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     scratch = options.scratch.resolve()
     programs = install(scratch)
     wanted = set(options.names) or known

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 BEFORE = 'def greet():\n    return "hello"\n'
 SECONDS = 180
 _FOREIGN = ("ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "OPENCODE_", "AIDER_", "MSWEA_", "MORPH_", "PACELINE_", "XDG_")
-_QUIET = {  # no calls to the outside that only cost time where there is none
+_QUIET = {  # no calls to the internet, which would only time out without one
     "AIDER_ANALYTICS": "false",
     "AIDER_CHECK_UPDATE": "false",
     "AIDER_GITIGNORE": "false",
@@ -32,14 +32,14 @@ _AIDER = ("--yes-always", "--no-pretty", "--no-fancy-input", "--no-auto-commits"
 
 
 class Failed(Exception):
-    """A check that did not hold, with what was seen."""
+    """A failed check, with what was observed."""
 
 
 @dataclass(frozen=True)
 class Drive:
-    """How an agent is given a task: `first` and `next` make its arguments; without `next` one task is all it takes.
+    """How an agent is given tasks: `first` and `next` make its arguments. Without `next` the session has one task.
 
-    Where `typed` is true the tasks are typed in, a line each, instead.
+    If `typed` is true, the tasks are typed on standard input instead, one on each line.
     """
 
     client: str
@@ -87,7 +87,7 @@ DRIVES = {
 
 @dataclass(frozen=True)
 class Place:
-    """A home and a project of a session's own, in a folder that goes with it. `programs` is where the clients lie."""
+    """A temporary folder with a home and a project for one session. `programs` is the folder of the installed clients."""
 
     folder: Path
     programs: Path
@@ -116,7 +116,7 @@ class Place:
         }
 
     def run(self, *command: str, typed: str = "") -> str:
-        """What the command printed. Raises Failed for another exit status than 0, or where it takes too long."""
+        """The command's standard output. Raises Failed for an exit status other than 0, and for a timeout."""
         try:
             done = subprocess.run(
                 command,
@@ -152,7 +152,7 @@ def place(programs: Path) -> Iterator[Place]:
 
 
 def session(drive: Drive, url: str, at: Place) -> None:
-    """The whole session through `paceline run`, which leaves no settings file. Raises Failed."""
+    """Runs the whole session through `paceline run`, which writes no settings file. Raises Failed."""
 
     def start(arguments: list[str], typed: str = "") -> str:
         return at.paceline("run", drive.client, "--url", url, "--", *arguments, typed=typed)
@@ -161,7 +161,7 @@ def session(drive: Drive, url: str, at: Place) -> None:
 
 
 def written(drive: Drive, url: str, at: Place) -> None:
-    """The same on a server with a key, by what `paceline connect --write` wrote into the client's own files. Raises Failed."""
+    """Runs the session on a server with a key, with the settings that `paceline connect --write` wrote. Raises Failed."""
     said = at.paceline("connect", drive.client, "--url", url, "--api-key", KEY, "--write")
     if "wrote " not in said:
         raise Failed(f"connect wrote nothing: {said}")
@@ -174,7 +174,7 @@ def written(drive: Drive, url: str, at: Place) -> None:
 
 
 def claudes_context(url: str, at: Place) -> None:
-    """Claude Code's /context: it counts tokens in many requests at once, and names the window it was told. Raises Failed."""
+    """Checks Claude Code's /context, which counts tokens in many requests at once and prints its window. Raises Failed."""
     said = at.paceline("run", "claude", "--url", url, "--", "-p", "/context")
     if f"{CONTEXT // 1000}k" not in said:
         raise Failed(f"no word of the window of {CONTEXT}: {said[:500]}")
@@ -202,7 +202,7 @@ def _same(file: Path, word: str) -> None:
 
 
 def check_requests(drive: Drive, requests: list[dict[str, Any]]) -> None:
-    """That all was answered, by the endpoint and in the way (streamed or not) that the drive is for. Raises Failed."""
+    """Checks that all requests succeeded, on the drive's endpoint and streamed as the drive says. Raises Failed."""
     bad = [each for each in requests if each["status"] >= 400]
     if bad:
         raise Failed(f"{len(bad)} requests were refused; the first: {json.dumps(bad[0])[:1000]}")

@@ -1,4 +1,4 @@
-"""What an agent sent, made small enough to keep: the structure as it was, long texts replaced by short ones."""
+"""Recorded requests of an agent, made small: the structure is unchanged, long texts are replaced by short ones."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-LONGEST = 80  # characters of a text that is kept as it is
+LONGEST = 80  # characters; longer texts are replaced
 _IDENTITY = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _WRAPPED = re.compile(r"^\s*<([a-zA-Z_-]+)>")
-_TASK = re.compile(r"EDIT .*")  # ours, so kept
+_TASK = re.compile(r"EDIT .*")  # the test's own task, which is kept
 
 
 class Shortener:
-    """Replaces long texts, the same by the same; also the folder of the session and every UUID."""
+    """Replaces long texts (equal ones by equal ones), the session's folder, and every UUID."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
@@ -30,7 +30,7 @@ class Shortener:
         return self._text(value) if isinstance(value, str) else value
 
     def _named(self, key: str, value: Any) -> Any:
-        """A tool's and a parameter's description is replaced whatever its length."""
+        """The value under a key. Descriptions of tools and parameters are replaced whatever their length."""
         if key == "description" and isinstance(value, str) and value:
             return self._replaced(value)
         return self(value)
@@ -52,7 +52,7 @@ class Shortener:
 
 
 def write_fixture(file: Path, path: str, requests: list[dict[str, Any]], folder: Path) -> None:
-    """The bodies to `path`, side requests (titles and the like) left out; after the first only the keys that changed."""
+    """Writes the bodies sent to `path`, without side requests (titles and the like): the first whole, then changed keys."""
     shorten = Shortener(folder)
     bodies = [shorten(each["body"]) for each in requests if each["path"] == path]
     if any("tools" in body for body in bodies):
@@ -61,7 +61,7 @@ def write_fixture(file: Path, path: str, requests: list[dict[str, Any]], folder:
     for before, body in itertools.pairwise(bodies):
         if before.keys() - body.keys():
             raise ValueError(
-                f"a later request lacks {sorted(before.keys() - body.keys())}, which this form cannot tell"
+                f"a later request lacks {sorted(before.keys() - body.keys())}, which this form cannot express"
             )
         turns.append({key: value for key, value in body.items() if before.get(key) != value})
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The real clients in a scratch folder, each in the version that the checks were written for; what is there is reused."""
+"""Installs the real clients in a scratch folder, in the versions that the checks were written for; reuses earlier ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROGRAMS = {
 
 
 def install(scratch: Path) -> Path:
-    """Installs what is missing in `scratch` (1.5 GB in all); returns a folder with the programs under their names."""
+    """Installs the missing clients in `scratch` (1.5 GB in all); returns a folder with the programs under their names."""
     if shutil.which("npm") is None:
         raise SystemExit("the clients need node 20 or later, with npm")
     for name, packages in NODE_PACKAGES.items():
@@ -53,7 +53,7 @@ def install(scratch: Path) -> Path:
 
 
 def _openai_for_node() -> str:
-    """OpenAI's package from 7 on needs node 22."""
+    """The version of OpenAI's package: 7 and later need node 22."""
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
     return "openai@7.57.0" if int(version.strip("v").split(".")[0]) >= 22 else "openai@6.49.0"
 

@@ -1,4 +1,4 @@
-"""LangChain's standard integration tests of its chat models on a server, in an environment of their own:
+"""LangChain's standard integration tests of its chat models on a server. They run in their own environment:
 
     python -m venv lc && lc/bin/pip install langchain-tests==1.1.9 langchain-openai==1.7.4 langchain-anthropic==1.7.10
     paceline serve qwen2.5-coder-1.5b --max-context 8192 --alias other-name
@@ -6,8 +6,8 @@
         -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session --timeout 90 \\
         tests/clients/langchain_standard.py
 
-Images, audio and files are not declared, so their tests are skipped. One event loop serves the session, since LangChain keeps
-its asynchronous client from test to test.
+Images, audio and files are not declared, so their tests are skipped. All tests share one event loop, as LangChain reuses its
+asynchronous client across tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ URL, MODEL = os.environ["URL"], os.environ["MODEL"]
 
 
 class _Standard(ChatModelIntegrationTests):
-    """What the server supports, as the standard tests ask for it."""
+    """The features that the server supports, as the standard tests declare them."""
 
     has_tool_choice = True
     has_structured_output = True

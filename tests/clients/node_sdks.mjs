@@ -1,5 +1,5 @@
-// The calls of OpenAI's, Anthropic's, Morph's and Vercel's SDKs for node. Runs from a folder where they are installed.
-//   node node_sdks.mjs SCRIPTED_URL TINY_URL    # a line a check: "ok NAME" or "failed NAME: reason"
+// Checks of OpenAI's, Anthropic's, Morph's and Vercel's SDKs for node. Runs from a folder where they are installed.
+//   node node_sdks.mjs SCRIPTED_URL TINY_URL    # prints "ok NAME" or "failed NAME: reason" for each check
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -27,7 +27,7 @@ const names = ["read", "edit"];
 const tools = names.map((name) => ({ type: "function", function: { name, description: name, parameters } }));
 
 
-// the AI SDK's models, one for each API
+// the AI SDK's model objects, one for each API
 function models(url) {
   const server = { baseURL: `${url}/v1`, apiKey: "none", name: "paceline" };
   const openai = createOpenAI(server);

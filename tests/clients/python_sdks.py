@@ -1,6 +1,6 @@
-"""The calls of OpenAI's and Anthropic's SDKs for Python. Runs in their environment, not in Paceline's.
+"""Checks of OpenAI's and Anthropic's SDKs for Python. Runs in their environment, not in Paceline's.
 
-python python_sdks.py SCRIPTED_URL TINY_URL    # a line a check: "ok NAME" or "failed NAME: reason"
+python python_sdks.py SCRIPTED_URL TINY_URL    # prints "ok NAME" or "failed NAME: reason" for each check
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOOLS: list[Any] = [
     for name in ("read", "edit")
 ]
 CHECKS: list[Callable[[], None]] = []
-# strict: a reply that does not fit the SDK's own types is an error
+# strict: a reply that does not match the SDK's types raises
 OPTIONS: dict[str, Any] = {"api_key": "none", "max_retries": 0, "_strict_response_validation": True}
 scripted, tiny = (openai.OpenAI(base_url=f"{url}/v1", **OPTIONS) for url in (SCRIPTED, TINY))
 messages, tiny_messages = (anthropic.Anthropic(base_url=url, **OPTIONS) for url in (SCRIPTED, TINY))
@@ -148,7 +148,7 @@ def main() -> None:
     for function in CHECKS:
         try:
             function()
-        except Exception as error:  # whatever a client raises is the check's result
+        except Exception as error:  # any exception of a client is the check's result
             print(f"failed {function.__name__}: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
         else:
             print(f"ok {function.__name__}", flush=True)

@@ -1,11 +1,11 @@
-"""A server whose model follows a script: it edits the file that the task names, by the tools that the client gives.
+"""A server with a scripted model: it edits the file that the task names, by the tools that the client defines.
 
     python -m tests.clients.scripted RECORD [--tiny] [--key]
 
-prints its address and writes every request to the file RECORD, a line of JSON each. With --tiny the model is a tiny random
-one instead; with --key clients must send KEY.
+Prints its address and writes each request to the file RECORD, as one line of JSON. With --tiny it serves a tiny random model
+instead; with --key clients must send KEY.
 
-The answer depends on the prompt alone, since clients send other requests (titles, summaries) between a session's turns.
+The answer depends only on the prompt, as clients send other requests (titles, summaries) between a session's turns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paceline.serve.app import hash_key
 from paceline.serve.run import Server
 from paceline.types import Request
-from tests.serve.service import Script, scripted, tiny, tiny_service
+from tests.serve.service import ScriptedEngine, scripted, tiny, tiny_service
 
 CONTEXT = 200_000
 KEY = "secret-of-the-tests"
@@ -59,7 +59,7 @@ PLANS: tuple[tuple[set[str], Callable[[str, str, str], list[Step]]], ...] = (
 
 
 def answer(prompt: str) -> str:
-    """What the model says to a prompt: the next step of the plan for the latest task, then that it is done."""
+    """The model's answer to a prompt: the next step of the plan for the latest task, after the last one a final text."""
     segments = [each.partition("\n") for each in prompt.split("<|im_start|>")[1:]]
     tools = _tools(segments[0][2])
     latest, task = -1, None
@@ -88,7 +88,10 @@ def _tools(system: str) -> set[str]:
 
 
 def _whole_file(prompt: str, task: re.Match[str]) -> str:
-    """The file anew in a fenced block under its name, as aider takes it, from its last version in the prompt; or a title."""
+    """The edited file in a fenced block under its name, as aider expects it, made from its last version in the prompt.
+
+    A short title if the prompt has no file.
+    """
     name = Path(task[1]).name
     shown = re.findall(rf"^{re.escape(name)}\n```\n(.*?)^```", prompt, re.MULTILINE | re.DOTALL)
     if not shown:
@@ -96,8 +99,8 @@ def _whole_file(prompt: str, task: re.Match[str]) -> str:
     return f"Replaced.\n\n{name}\n```\n{shown[-1].replace(task[2], task[3])}```\n"
 
 
-class Speaker(Script):
-    """A script whose texts depend on the prompt; where a text is predicted, it is what the model says."""
+class ScriptedAgent(ScriptedEngine):
+    """A scripted engine whose text is `answer` of the prompt; a request with sources is answered by its first source."""
 
     def submit(self, request: Request) -> str:
         if request.sources:
@@ -144,7 +147,9 @@ class Recorder:
 
 def main() -> None:
     service = (
-        tiny_service(tiny(fixed_draft=16)) if "--tiny" in sys.argv else scripted(Speaker("", size=16), capacity=CONTEXT)
+        tiny_service(tiny(fixed_draft=16))
+        if "--tiny" in sys.argv
+        else scripted(ScriptedAgent("", size=16), capacity=CONTEXT)
     )
     if "--key" in sys.argv:
         service = replace(service, keys=(hash_key(KEY),))

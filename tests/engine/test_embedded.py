@@ -14,7 +14,7 @@ import torch
 
 from paceline.engine.detokenize import Detokenizer
 from paceline.engine.engine import Engine
-from paceline.engine.grammar import Follower
+from paceline.engine.grammar import GrammarMatcher
 from paceline.engine.runner import Runner
 from paceline.engine.sequence import Sequence
 from paceline.errors import BadGrammar, ContextExceeded, EngineFailed, RequestError
@@ -146,7 +146,7 @@ def survivors(engine: Engine, failed: int) -> None:
     everything_is_back(engine)
 
 
-@pytest.mark.parametrize(("owner", "method"), [(Runner, "start"), (Sequence, "take")])
+@pytest.mark.parametrize(("owner", "method"), [(Runner, "start"), (Sequence, "append")])
 def test_an_error_that_concerns_one_request_ends_that_one(
     monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
@@ -215,9 +215,9 @@ def test_errors_and_cancels_at_random_change_no_other_request(monkeypatch: pytes
     draw = random.Random(4)
     armed = False
     points: list[tuple[type, str]] = [
-        (Runner, name) for name in ("prompt_logits", "start", "forward", "verify", "_hold")
+        (Runner, name) for name in ("prompt_logits", "start", "target_pass", "verify", "_constrain")
     ]
-    points += [(Sequence, "take"), (Follower, "advance"), (Follower, "masks"), (Detokenizer, "feed")]
+    points += [(Sequence, "append"), (GrammarMatcher, "advance"), (GrammarMatcher, "masks"), (Detokenizer, "feed")]
     for point in points:
         failing(monkeypatch, *point, lambda *_: armed and draw.random() < 0.004)
     requests = [any_request(draw, index) for index in range(24)]
@@ -275,9 +275,9 @@ def test_one_grammar_that_fails_loses_no_other_completion(monkeypatch: pytest.Mo
 
     engine = tiny()
     calls = iter(range(100))
-    advance = Follower.advance
+    advance = GrammarMatcher.advance
     monkeypatch.setattr(
-        Follower, "advance", lambda self, tokens: "too much" if next(calls) == 3 else advance(self, tokens)
+        GrammarMatcher, "advance", lambda self, tokens: "too much" if next(calls) == 3 else advance(self, tokens)
     )
     sampling = Sampling(max_tokens=20, grammar="start: /[a-z]{30}/\n")
     held, free = engine.generate([Request([5, 6], sampling), Request([7], LONG)])
@@ -309,16 +309,16 @@ def test_prompt_logprobs_are_those_of_the_prompt() -> None:
         for place in (1, 15, 16, 17, len(prompt) - 1):
             step = Sampling(max_tokens=1, logprobs=20, ignore_eos=True)
             before = engine.generate([Request(prompt[:place], step)])[0].logprobs[0].top
-            told = asked.prompt_logprobs[place - 1]
-            assert [token for token, _ in told.top] == [token for token, _ in before[:2]]
-            torch.testing.assert_close(told.top[0][1], before[0][1], atol=1e-4, rtol=0)
-            if told.token in dict(before):
-                assert abs(dict(before)[told.token] - told.logprob) < 1e-4
+            reported = asked.prompt_logprobs[place - 1]
+            assert [token for token, _ in reported.top] == [token for token, _ in before[:2]]
+            torch.testing.assert_close(reported.top[0][1], before[0][1], atol=1e-4, rtol=0)
+            if reported.token in dict(before):
+                assert abs(dict(before)[reported.token] - reported.logprob) < 1e-4
         outputs = list(engine.stream(Request(prompt, sampling)))
         assert [len(each.prompt_logprobs) for each in outputs][:2] == [len(prompt) - 1, 0]
 
 
-def test_a_failed_request_is_an_error_to_fast_apply_and_to_whom_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_request_is_an_error_to_fast_apply_and_to_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """What came before the error is no result: a part of a merged file would be written as the file."""
     from tests.serve.service import byte_tokenizer, tiny
 

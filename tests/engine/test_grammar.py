@@ -1,4 +1,4 @@
-"""Output held to a grammar: it is in the grammar, and drafts, batches and preemption change nothing."""
+"""Output constrained by a grammar: it is in the grammar, and drafts, batches and preemption change nothing."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def requests(sources: bool, temperature: float = 0.0) -> list[Request]:
             grammar=GRAMMARS.get(name),
             ignore_eos=name == "free",
         )
-        told = (TOKENIZER.encode(predicted.get(name, "abcabc")),) if sources else ()
-        asked.append(Request(prompt, sampling, told))
+        predictions = (TOKENIZER.encode(predicted.get(name, "abcabc")),) if sources else ()
+        asked.append(Request(prompt, sampling, predictions))
     return asked
 
 
@@ -92,21 +92,33 @@ def test_a_draft_that_is_allowed_is_accepted_where_the_grammar_leaves_no_choice(
     assert done.usage.steps <= len(text) // 60 + 2
 
 
-def test_masks_of_branches_are_those_of_plain_steps() -> None:
-    """Every query's mask is that of a fresh follower that took the query's own path."""
+def test_masks_of_trees_are_those_of_plain_steps() -> None:
+    """Every query's mask is that of a fresh matcher that took the query's own path."""
     grammars = Grammars(TOKENIZER, TOKENIZER.vocab_size + 70)
     begun = TOKENIZER.encode('{"path": "')
     branches = [TOKENIZER.encode('a", "lines"'), TOKENIZER.encode('"]'), TOKENIZER.encode("b"), [0]]
-    tokens, starts = [begun[-1]], [0]
+    tokens, parents = [begun[-1]], [0]
+
+    def grow(parent: int, branch: list[int]) -> None:
+        for token in branch:
+            tokens.append(token)
+            parents.append(parent)
+            parent = len(tokens) - 1
+
     for branch in branches:
-        starts += [len(tokens)] * len(branch)
-        tokens += branch
-    follower = grammars.follow(GRAMMARS["json"])
-    follower.advance(begun)
-    bits = follower.masks(tokens, starts)
-    for index, start in enumerate(starts):
-        path = tokens[start : index + 1] if index else []
-        alone = grammars.follow(GRAMMARS["json"])
+        grow(0, branch)
+    grow(1, TOKENIZER.encode('x", "lines": ['))  # after the first token of the first branch, and once more after that
+    grow(len(tokens) - 2, TOKENIZER.encode("}"))
+    matcher = grammars.matcher(GRAMMARS["json"])
+    matcher.advance(begun)
+    bits = matcher.masks(tokens, parents)
+    assert sum(parent == 0 for parent in parents[1:]) == len(branches) and parents.count(1) == 2
+    for index in range(len(tokens)):
+        path, query = [], index
+        while query:
+            path.insert(0, tokens[query])
+            query = parents[query]
+        alone = grammars.matcher(GRAMMARS["json"])
         alone.advance(begun)
         forbidden = False
         for token in path:
@@ -114,6 +126,35 @@ def test_masks_of_branches_are_those_of_plain_steps() -> None:
             alone.advance([token])
         if not forbidden:
             assert (bits[index] == alone.masks([0], [0])[0]).all(), index
+
+
+def test_a_limit_exceeded_on_one_path_of_a_tree_leaves_the_others_right() -> None:
+    grammars = Grammars(TOKENIZER, TOKENIZER.vocab_size)
+    tokens = [0, *TOKENIZER.encode("ac")]
+    matcher = grammars.matcher(GRAMMARS["regex"])
+    expected = matcher.masks(tokens, [0, 0, 0])
+    inner = matcher._matcher
+
+    class Exceeding:
+        """llguidance's matcher, whose limits the first path exceeds."""
+
+        def unsafe_compute_mask_ptr_with_draft_token(self, *arguments: object) -> None:
+            inner.unsafe_compute_mask_ptr_with_draft_token(*arguments)  # type: ignore[attr-defined]
+            inner.consume_tokens(TOKENIZER.encode("!"))
+
+        def is_error(self) -> bool:
+            return inner.is_error()
+
+    matcher._matcher = Exceeding()  # type: ignore[assignment]
+    assert (matcher.masks(tokens, [0, 0, 0]) == expected).all()
+    assert matcher._matcher is not inner and not matcher._matcher.is_error()
+
+
+@pytest.mark.parametrize("parents", [[0, 0, 2], [0, 1], [0, 2, 1], [0, 0, -1]])
+def test_a_parent_that_does_not_come_before_its_child_is_refused(parents: list[int]) -> None:
+    matcher = Grammars(TOKENIZER, TOKENIZER.vocab_size).matcher(GRAMMARS["regex"])
+    with pytest.raises(AssertionError, match="before its children"):
+        matcher.masks([97] * len(parents), parents)
 
 
 @pytest.mark.parametrize("grammar", ["start: nothing", json_schema({"type": "strin"}), regex("(a"), "{"])
@@ -139,5 +180,5 @@ def test_a_grammar_that_becomes_too_much_fails_and_a_draft_that_is_not_followed_
         assert engine.generate([Request([1, 2], ends, sources)])[0].text == "say: a."
         goes_on = Sampling(max_tokens=60, grammar=grammar, logit_bias={ord("a"): 100.0})
         error = engine.generate([Request([1, 2], goes_on, sources)])[0].error
-        assert isinstance(error, BadGrammar) and "too much to follow" in str(error)
+        assert isinstance(error, BadGrammar) and "too complex to follow" in str(error)
         everything_is_back(engine)

@@ -20,7 +20,7 @@ GRAMMARS = Grammars(TOKENIZER, TOKENIZER.vocab_size)
 def holds(schema: dict[str, Any], text: str, lenient: bool = False) -> bool:
     """Whether the schema's grammar lets the text pass, and end there."""
     tokens = [*TOKENIZER.encode(text), TOKENIZER.eos_tokens[0]]
-    bits = GRAMMARS.follow(json_schema(schema, lenient)).masks([0, *tokens], [0, *[1] * len(tokens)])
+    bits = GRAMMARS.matcher(json_schema(schema, lenient)).masks([0, *tokens], [0, *range(len(tokens))])
     return all(bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens))
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_enforced_is_left_out_of_a_lenient_schema_and_refused_in_
     assert holds(schema, text, lenient=True)
     assert not holds({"type": "object", "properties": {"x": schema}, "required": ["x"]}, "{}", lenient=True)
     with pytest.raises(BadGrammar, match=word) as raised:
-        GRAMMARS.follow(json_schema(schema))
+        GRAMMARS.matcher(json_schema(schema))
     assert "does not compile" in str(raised.value) and "%json" not in str(raised.value)
 
 
@@ -91,7 +91,7 @@ def test_a_schemas_own_guidance_holds() -> None:
     schema = {"type": "array", "x-guidance": {"whitespace_pattern": ""}}
     assert holds(schema, '["\\u0041"]') and not holds(schema, "[ 1]")
     with pytest.raises(BadGrammar):
-        GRAMMARS.follow(json_schema({"x-guidance": 3}))
+        GRAMMARS.matcher(json_schema({"x-guidance": 3}))
 
 
 @pytest.mark.parametrize(

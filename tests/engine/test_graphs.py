@@ -74,8 +74,9 @@ def captured(runner: GraphRunner, run: Callable[[], Any]) -> tuple[Capture, Any]
     known = [
         runner.page_table,
         runner.margins,
-        *tensors([runner.draws, runner.state]),
-        runner.cache.data,
+        *tensors([runner.draws, runner.state, getattr(runner.drafter, "copy", None)]),
+        runner.cache.plane("keys", 0),
+        runner.cache.plane("values", 0),
         *tensors(read),
     ]
     places = {each.untyped_storage().data_ptr() for each in known}
@@ -177,9 +178,9 @@ def test_long_prompts_go_on_in_pieces(on_graphs: Callable[..., Engine], monkeypa
     sizes: list[int] = []
     replayed = graphs.PromptGraph.replay
 
-    def replay(graph: graphs.PromptGraph, chunk: Chunk, width: int) -> torch.Tensor:
+    def replay(graph: graphs.PromptGraph, chunk: Chunk) -> torch.Tensor:
         sizes.append(chunk.end - chunk.start)
-        return replayed(graph, chunk, width)
+        return replayed(graph, chunk)
 
     monkeypatch.setattr(graphs.PromptGraph, "replay", replay)
     found = []
@@ -217,10 +218,10 @@ def test_a_request_whose_start_fails_touches_no_others_pages(
     expected = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
     start = GraphRunner.start
 
-    def failing(runner: GraphRunner, sequence: Sequence) -> None:
+    def failing(runner: GraphRunner, sequence: Sequence) -> int:
         if draw.random() < 0.25:
             raise ArithmeticError("a bug")
-        start(runner, sequence)
+        return start(runner, sequence)
 
     monkeypatch.setattr(GraphRunner, "start", failing)
     served = on_graphs(max_batch=6, cache_tokens=320, page_size=4, max_draft=16)

@@ -54,11 +54,11 @@ def test_ten_thousand_random_operations(seed: int) -> None:
         action = draw.random()
         if action < 0.45 and len(holders) < 6:
             tokens = [draw.randrange(2) for _ in range(draw.randrange(1, 40))]
-            pages, node = tree.match(tokens)
+            pages, place = tree.match(tokens)
             for index, page in enumerate(pages):
                 assert content[page] == tuple(tokens[: (index + 1) * PAGE]), "matched a page of another prefix"
             hits += bool(pages)
-            tree.lock(node)
+            node = tree.lock(place)
             wanted = len(tokens) // PAGE - len(pages)
             lacking = wanted - pool.num_free
             if lacking > 0:
@@ -75,8 +75,8 @@ def test_ten_thousand_random_operations(seed: int) -> None:
         elif action < 0.7 and holders:
             holder = draw.choice(holders)
             count = len(holder.tokens) // PAGE
-            pages, node = tree.insert(holder.tokens[: count * PAGE], holder.pages, holder.shared)
-            tree.lock(node)
+            pages, place = tree.insert(holder.tokens[: count * PAGE], holder.pages, holder.shared)
+            node = tree.lock(place)
             tree.unlock(holder.node)
             holder.pages, holder.shared, holder.node = pages, count, node
         elif action < 0.95 and holders:
@@ -100,10 +100,49 @@ def test_least_recently_used_goes_first() -> None:
     tree = RadixTree(pool, PAGE)
     for start in (0, 100, 200):
         tree.insert(list(range(start, start + PAGE)), pool.allocate(1), 0)
-    tree.match(list(range(0, PAGE)))
+    tree.unlock(tree.lock(tree.match(list(range(0, PAGE)))[1]))
     tree.evict(1)
     assert tree.match(list(range(100, 100 + PAGE)))[0] == []
     assert len(tree.match(list(range(0, PAGE)))[0]) == 1
+
+
+def test_insertions_are_counted_also_of_runs_that_are_there() -> None:
+    """A blocked request may need fewer pages after either: see `_Blocked` in the scheduler."""
+    pool = PagePool(10)
+    tree = RadixTree(pool, PAGE)
+    tokens = list(range(2 * PAGE))
+    for count in (1, 2):
+        pages, _ = tree.insert(tokens, pool.allocate(2), 0)
+        assert tree.num_inserts == count and tree.num_pages == 2 and len(pages) == 2
+    assert pool.num_free == 7
+
+
+def test_every_leaf_that_may_be_evicted_is_found() -> None:
+    """Also after splits, partial evictions and a purge of entries that are out of date."""
+    draw = random.Random(9)
+    pool = PagePool(60)
+    tree = RadixTree(pool, PAGE)
+    locked: list[Node] = []
+    for _ in range(2000):
+        tokens = [draw.randrange(2) for _ in range(draw.randrange(1, 8) * PAGE)]
+        place = tree.match(tokens, draw.choice("ab"))[1]
+        if draw.random() < 0.6:
+            locked.append(tree.lock(place))
+        if len(locked) > 4:
+            tree.unlock(locked.pop(draw.randrange(5)))
+        if draw.random() < 0.3:
+            tree.evict(draw.randrange(1, 4))
+        namespace, count = draw.choice("ab"), len(tokens) // PAGE
+        if count <= pool.num_free:
+            tree.insert(tokens, pool.allocate(count), 0, namespace)
+        if draw.random() < 0.05:
+            promised = tree.num_evictable
+            assert tree.evict(pool.num_pages) == promised and tree.num_evictable == 0
+    assert len(tree._leaves) <= 2 * tree._num_nodes + 64
+    for node in locked:
+        tree.unlock(node)
+    tree.evict(pool.num_pages)
+    assert pool.num_free == pool.num_pages - 1 and not tree._roots
 
 
 def test_namespaces_share_nothing() -> None:

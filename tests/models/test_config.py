@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from paceline.errors import BadWeights, UnknownArchitecture, UnknownModel
 from paceline.models.checkpoint import open_checkpoint
-from paceline.models.config import FAMILIES, from_gguf, from_hf
+from paceline.models.families import FAMILIES, from_gguf, from_hf
 from paceline.models.rope import rope_table
 from tests.tiny import tiny_config
 
@@ -124,7 +124,7 @@ def test_scaling_is_read_in_full() -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"architectures": ["LlamaForCausaLM"]}, "LlamaForCausalLM"),
-        ({"architectures": ["Qwen2MoeForCausalLM"]}, "Qwen2ForCausalLM"),
+        ({"architectures": ["Qwen2MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
         ({"architectures": []}, "none"),
     ],
 )

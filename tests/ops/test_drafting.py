@@ -1,4 +1,4 @@
-"""The copy drafter and acceptance: their torch definitions by example, the kernels against them where there is a GPU.
+"""The copy drafter and verification: their torch definitions by example, the kernels against them where there is a GPU.
 
 With TRITON_INTERPRET=1 the kernels run on a CPU too (`pip install triton`), which is how they can be checked without one.
 """
@@ -11,9 +11,11 @@ import random
 import pytest
 import torch
 
-from paceline.ops import layout
-from paceline.ops.accept import HEADER, accept_reference, compact_reference
-from paceline.ops.copy_draft import CopyState, StepTokens, reference
+from paceline.ops import copy_draft, layout, move, verify
+from paceline.ops.copy_draft import CopyDraft, CopyState
+from paceline.ops.draft import DRAFTED, FROM_SOURCE, LENIENT, Draft
+from paceline.ops.state import SlotState
+from paceline.ops.verify import HEADER, Verified
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,19 +24,44 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def state_of(sources: list[list[int]], history: list[int], pointer: int = -1, anchor: int = -1) -> CopyState:
-    state = CopyState.empty(2, 512, torch.device("cpu"))
+ONE = torch.tensor([0])
+STATE = ("text", "history_start", "end")
+COPY = ("pointer", "anchor", "streak")
+
+
+def state_of(
+    sources: list[list[int]], history: list[int], pointer: int = -1, anchor: int = -1
+) -> tuple[SlotState, CopyState]:
+    state, copy = SlotState.empty(2, 512, torch.device("cpu")), CopyState.empty(2, torch.device("cpu"))
     text = [token for source in sources for token in [*source, -1]]
     start = len(text)
     text += history
     state.text[0, : len(text)] = torch.tensor(text, dtype=torch.int32)
     state.history_start[0], state.end[0] = start, len(text)
-    state.pointer[0], state.anchor[0] = pointer, anchor
-    return state
+    copy.pointer[0], copy.anchor[0] = pointer, anchor
+    return state, copy
 
 
-def draft(state: CopyState, room: int) -> StepTokens:
-    return reference(state, torch.tensor([0]), torch.tensor([0, room + 1], dtype=torch.int32), room + 1)
+def draft(states: tuple[SlotState, CopyState], room: int) -> CopyDraft:
+    return copy_draft.reference(*states, ONE, starts_of(room + 1), room + 1)
+
+
+def starts_of(count: int) -> torch.Tensor:
+    return torch.tensor([0, count], dtype=torch.int32)
+
+
+def int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def accepted(
+    states: tuple[SlotState, CopyState], step: CopyDraft, choices: list[int], lenient: torch.Tensor | None = None
+) -> Verified:
+    """Verification, and what the copy drafter sees of it."""
+    count, (state, copy) = len(step.tokens), states
+    verified = verify.reference(state, ONE, starts_of(count), step, torch.tensor(choices), lenient, count)
+    copy_draft.observe_reference(state, copy, ONE, starts_of(count), step, verified)
+    return verified
 
 
 def test_in_step_the_draft_is_the_source() -> None:
@@ -46,7 +73,9 @@ def test_in_step_the_draft_is_the_source() -> None:
 def test_a_draft_stops_at_the_end_of_its_source() -> None:
     step = draft(state_of([[10, 11, 12]], [1, 2], pointer=1), 5)
     assert step.origins.tolist() == [-1, 1, 2, -1, -1, -1]
-    assert step.branch_starts.tolist() == [0, 1, 1, 3, 4, 5], "padding must see no drafted token"
+    assert step.branch_starts is not None and step.branch_starts.tolist() == [0, 1, 1, 3, 4, 5], (
+        "padding must see no drafted token"
+    )
 
 
 def test_after_a_miss_it_tries_skipped_and_repeated_lines_as_branches() -> None:
@@ -65,50 +94,69 @@ def test_longer_agreement_wins() -> None:
     assert step.tokens.tolist() == [7, 50]
 
 
-def test_accept_takes_the_longest_branch_and_the_choice_after_it() -> None:
-    state = state_of([list(range(100, 160))], [1, 2, 3], anchor=0)
-    step = StepTokens(
+def test_the_longest_branch_is_accepted_and_the_choice_after_it() -> None:
+    state, copy = state_of([list(range(100, 160))], [1, 2, 3], anchor=0)
+    step = CopyDraft(
         torch.tensor([3, 7, 8, 100, 101, 102]),
-        torch.tensor([0, 1, 2, 1, 2, 3], dtype=torch.int32),
-        torch.tensor([0, 1, 1, 3, 3, 3], dtype=torch.int32),
-        torch.tensor([-1, 62, 63, 0, 1, 2], dtype=torch.int32),
-        torch.tensor([62], dtype=torch.int32),
+        int32(0, 1, 2, 1, 2, 3),
+        int32(0, *[DRAFTED] * 2, *[DRAFTED | FROM_SOURCE] * 3),
+        branch_starts=int32(0, 1, 1, 3, 3, 3),
+        origins=int32(-1, 62, 63, 0, 1, 2),
+        guesses=int32(62),
     )
-    choices = torch.tensor([100, 9, 9, 101, 102, 103])
-    result = accept_reference(state, torch.tensor([0]), torch.tensor([0, 6], dtype=torch.int32), step, choices, None, 6)
-    new, drafted, first, streak, hit, near, told, taken = result[0, :HEADER].tolist()
-    assert result[0, HEADER : HEADER + new].tolist() == [100, 101, 102, 103]
-    assert (drafted, first, hit, near) == (5, 3, 0, 0) and streak == 4
-    assert (told, taken) == (3, 3)
-    assert state.pointer[0] == 4 and state.end[0] == 61 + 3 + 4
+    verified = accepted((state, copy), step, [100, 9, 9, 101, 102, 103])
+    new, drafted, source_drafted, source_accepted, margin, streak, guess = verified.result[0, :HEADER].tolist()
+    assert verified.result[0, HEADER : HEADER + new].tolist() == [100, 101, 102, 103]
+    assert verified.path[0, : new - 1].tolist() == [3, 4, 5]
+    assert (drafted, guess, margin) == (5, 0, 0) and streak == 4
+    assert (source_drafted, source_accepted) == (3, 3)
+    assert copy.pointer[0] == 4 and state.end[0] == 61 + 3 + 4
 
 
 def test_a_margin_counts_only_on_an_explicit_source() -> None:
     for pointer, expected in ((0, [100, 101, 55]), (-1, [44])):
-        state = state_of([list(range(100, 110))], [1, 2, 3], pointer=pointer, anchor=0)
-        step = draft(state, 2)
+        states = state_of([list(range(100, 110))], [1, 2, 3], pointer=pointer, anchor=0)
+        step = draft(states, 2)
         if pointer < 0:
-            step.tokens[1:], step.origins[1:] = torch.tensor([100, 101]), torch.tensor([0, 1], dtype=torch.int32)
-        near = torch.tensor([False, True, True])
-        starts = torch.tensor([0, 3], dtype=torch.int32)
-        choices = torch.tensor([44, 101, 55])
-        result = accept_reference(state, torch.tensor([0]), starts, step, choices, near, 3)
-        assert result[0, HEADER : HEADER + result[0, 0]].tolist() == expected
+            step.tokens[1:], step.origins[1:] = torch.tensor([100, 101]), int32(0, 1)
+            step.marks[1:] = DRAFTED | FROM_SOURCE
+        verified = accepted(states, step, [44, 101, 55], torch.tensor([False, True, True]))
+        assert verified.result[0, HEADER : HEADER + verified.result[0, 0]].tolist() == expected
+        assert verified.result[0, verify.MARGIN_ACCEPTED] == len(expected) // 2
 
 
-def test_compact_puts_the_branch_where_plain_decoding_would() -> None:
-    data = torch.arange(2 * 2 * 32 * 1 * 2, dtype=torch.float32).view(2, 2, 32, 1, 2)
+def test_the_deepest_path_of_a_tree_is_accepted() -> None:
+    """Two tokens share a parent below the root; the choices lead down the second, past a node that is no draft."""
+    state, _ = state_of([], [1, 2, 3])
+    tree = Draft(
+        torch.tensor([3, 10, 20, 30, 40, 50, 60, 0]),
+        int32(0, 1, 2, 2, 1, 3, 4, 1),
+        int32(0, *[DRAFTED] * 6, 0),
+        parents=int32(0, 0, 1, 1, 0, 3, 5, 0),
+    )
+    choices = torch.tensor([10, 30, 99, 50, 99, 77, 99, 99])
+    verified = verify.reference(state, ONE, starts_of(8), tree, choices, None, 8)
+    assert verified.result[0, : HEADER + 4].tolist() == [4, 6, 0, 0, 0, 3, 1, 10, 30, 50, 77]
+    assert verified.path[0, :3].tolist() == [1, 3, 5]
+    assert state.text[0, 2:7].tolist() == [3, 10, 30, 50, 77] and state.end[0] == 7
+    choices[0] = 0  # equals the padding's token
+    again = verify.reference(state, ONE, starts_of(8), tree, choices, None, 8)
+    assert again.result[0, :1].tolist() == [1] and again.result[0, HEADER] == 0
+
+
+def test_accepted_rows_move_to_where_plain_decoding_would_put_them() -> None:
+    data = torch.arange(2 * 2 * 32 * 1 * 2, dtype=torch.float32).view(4, 32, 2)
     before = data.clone()
     table = torch.tensor([[3, 1]], dtype=torch.int32)
-    accepted = torch.tensor([[4, 6, 3, 0, 0, 0, 0, 0]], dtype=torch.int32)
-    compact_reference(data, table, torch.tensor([5], dtype=torch.int32), accepted, 8)
-    slot = lambda place: int(table[0, place // 8]) * 8 + place % 8  # noqa: E731
+    move.reference(data, table, int32(5), int32(4), torch.tensor([[3, 4, 5, 0, 0, 0]], dtype=torch.int32), 8)
+    location = lambda place: int(table[0, place // 8]) * 8 + place % 8  # noqa: E731
     for offset in range(3):
-        assert torch.equal(data[:, :, slot(6 + offset)], before[:, :, slot(8 + offset)])
+        assert torch.equal(data[:, location(6 + offset)], before[:, location(8 + offset)])
 
 
-def random_state(draw: random.Random, requests: int, device: str) -> CopyState:
-    state = CopyState.empty(requests + 1, 9000, torch.device("cpu"))
+def random_state(draw: random.Random, requests: int) -> tuple[SlotState, CopyState]:
+    state = SlotState.empty(requests + 1, 9000, torch.device("cpu"))
+    copy = CopyState.empty(requests + 1, torch.device("cpu"))
     for slot in range(requests):
         vocabulary = draw.choice([3, 8, 200])
         size = draw.choice([3, 40, 700, 4090, 6000])
@@ -122,72 +170,127 @@ def random_state(draw: random.Random, requests: int, device: str) -> CopyState:
         text = sources + history
         state.text[slot, : len(text)] = torch.tensor(text, dtype=torch.int32)
         state.history_start[slot], state.end[slot] = size, len(text)
-        state.pointer[slot] = draw.choice([-1, -1, draw.randrange(len(text))])
-        state.anchor[slot] = draw.choice([-1, draw.randrange(len(text))])
-        state.streak[slot] = draw.randrange(40) * (state.pointer[slot] >= 0)
-    for name in ("text", "history_start", "end", "pointer", "anchor", "streak"):
-        setattr(state, name, getattr(state, name).to(device))
-    return state
+        copy.pointer[slot] = draw.choice([-1, -1, draw.randrange(len(text))])
+        copy.anchor[slot] = draw.choice([-1, draw.randrange(len(text))])
+        copy.streak[slot] = draw.randrange(40) * (copy.pointer[slot] >= 0)
+    return state, copy
 
 
-def copied(state: CopyState, device: str) -> CopyState:
-    names = ("text", "history_start", "end", "pointer", "anchor", "streak")
-    return CopyState(*(getattr(state, name).clone().to(device) for name in names))
+def on_device(state: SlotState, copy: CopyState) -> tuple[SlotState, CopyState]:
+    return (
+        SlotState(*(getattr(state, name).clone().to(DEVICE) for name in STATE)),
+        CopyState(*(getattr(copy, name).clone().to(DEVICE) for name in COPY)),
+    )
+
+
+def same(found: object, wanted: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        assert torch.equal(getattr(found, name).cpu(), getattr(wanted, name)), name
+
+
+def same_result(found: Verified, wanted: Verified) -> None:
+    for row, count in enumerate(wanted.counts.tolist()):
+        assert torch.equal(found.result[row, : HEADER + count].cpu(), wanted.result[row, : HEADER + count])
+        assert torch.equal(found.path[row, : count - 1].cpu(), wanted.path[row, : count - 1])
 
 
 @needs_kernels
 @pytest.mark.parametrize("room", [0, 1, 8, 16, 32, 64, 128, 256])
 def test_kernels_equal_the_reference(room: int) -> None:
-    from paceline.ops.triton import drafting as kernels
+    from paceline.ops.triton import copy_draft as copy_kernels
+    from paceline.ops.triton import layout as layout_kernels
+    from paceline.ops.triton import verify as verify_kernels
 
     draw = random.Random(room)
     for _ in range(4 if INTERPRETED else 40):
         requests = draw.choice([1, 3])
-        state = random_state(draw, requests, DEVICE)
-        slots = torch.tensor(draw.sample(range(requests + 1), requests), device=DEVICE)
-        starts = torch.arange(requests + 1, dtype=torch.int32, device=DEVICE) * (room + 1)
+        state, copy = random_state(draw, requests)
+        mine, my_copy = on_device(state, copy)
+        slots = torch.tensor(draw.sample(range(requests + 1), requests))
+        starts = torch.arange(requests + 1, dtype=torch.int32) * (room + 1)
+        my_slots, my_starts = slots.to(DEVICE), starts.to(DEVICE)
         total = requests * (room + 1)
-        plain = copied(state, "cpu")
-        wanted = reference(plain, slots.cpu(), starts.cpu(), total)
-        found = kernels.copy_draft(state, slots, starts, total)
-        for name in ("tokens", "depths", "branch_starts", "origins", "guesses"):
-            assert torch.equal(getattr(found, name).cpu(), getattr(wanted, name)), name
+        wanted = copy_draft.reference(state, copy, slots, starts, total)
+        found = copy_kernels.copy_draft(mine, my_copy, my_slots, my_starts, total)
+        same(found, wanted, ("tokens", "depths", "marks", "branch_starts", "origins", "guesses"))
         pages = torch.randint(1, 900, (requests + 1, 640), dtype=torch.int32)
-        laid = layout.reference(plain, slots.cpu(), starts.cpu(), wanted, pages, 16, room + 1)
-        mine = kernels.decode_layout(state, slots, starts, found, pages.to(DEVICE), 16, room + 1)
-        for name in ("positions", "slots", "context_lens"):
-            assert torch.equal(getattr(mine, name).cpu(), getattr(laid, name)), name
+        laid = layout.reference(state, slots, starts, wanted, pages, 16, room + 1)
+        my_layout = layout_kernels.decode_layout(mine, my_slots, my_starts, found, pages.to(DEVICE), 16, room + 1)
+        same(my_layout, laid, ("positions", "locations", "context_lens"))
         choices = torch.where(torch.rand(total) < 0.9, wanted.tokens.roll(-1), torch.randint(0, 5, (total,))).clamp(
             min=0
         )
+        assert wanted.branch_starts is not None
         for request in range(requests):  # let some branch be right from its first token
             base = request * (room + 1)
             opens = [i for i in range(1, room + 1) if wanted.branch_starts[base + i] == i]
             if opens:
                 choices[base] = wanted.tokens[base + draw.choice(opens)]
-        near = (torch.rand(total) < 0.2) if draw.random() < 0.5 else None
-        expected = accept_reference(plain, slots.cpu(), starts.cpu(), wanted, choices, near, room + 1)
-        moved = None if near is None else near.to(DEVICE)
-        result = kernels.accept(state, slots, starts, found, choices.to(DEVICE), moved, room + 1).cpu()
-        for row in range(requests):
-            used = HEADER + int(expected[row, 0])
-            assert torch.equal(result[row, :used], expected[row, :used])
-        for name in ("text", "end", "pointer", "anchor", "streak"):
-            assert torch.equal(getattr(state, name).cpu(), getattr(plain, name)), name
+        lenient = (torch.rand(total) < 0.2) if draw.random() < 0.5 else None
+        expected = verify.reference(state, slots, starts, wanted, choices, lenient, room + 1)
+        my_lenient = None if lenient is None else lenient.to(DEVICE)
+        result = verify_kernels.verify(mine, my_slots, my_starts, found, choices.to(DEVICE), my_lenient, room + 1)
+        same_result(result, expected)
+        copy_draft.observe_reference(state, copy, slots, starts, wanted, expected)
+        copy_kernels.copy_observe(mine, my_copy, my_slots, my_starts, found, result)
+        same_result(result, expected)
+        same(mine, state, STATE)
+        same(my_copy, copy, COPY)
 
 
 @needs_kernels
-def test_compact_kernel_equals_the_reference() -> None:
-    from paceline.ops.triton import drafting as kernels
+@pytest.mark.parametrize("count", [2, 9, 33, 65, 257])
+def test_the_verification_kernel_equals_the_reference_on_trees(count: int) -> None:
+    from paceline.ops.triton import verify as kernels
+
+    draw = random.Random(count)
+    for _ in range(4 if INTERPRETED else 40):
+        state, copy = random_state(draw, 2)
+        mine, _ = on_device(state, copy)
+        reach = draw.choice([1, 3, count])  # 1: a chain
+        parents, depths = [], []
+        for _ in range(2):
+            own = [0, *(max(0, query - 1 - draw.randrange(reach)) for query in range(1, count))]
+            depth = [0]
+            for parent in own[1:]:
+                depth.append(depth[parent] + 1)
+            parents += own
+            depths += depth
+        tokens = torch.randint(0, 3, (2 * count,))
+        marks = torch.tensor([draw.choice([0, DRAFTED, *[DRAFTED | FROM_SOURCE | LENIENT] * 20]) for _ in parents])
+        marks[::count] = 0
+        tree = Draft(tokens, int32(*depths), marks.int(), parents=int32(*parents))
+        starts, slots = int32(0, count, 2 * count), torch.tensor([1, 2])
+        choices = torch.randint(0, 3, (2 * count,))
+        for row in range(2 * count):  # most choices lead to a child
+            children = [each for each in range(1, count) if parents[row // count * count + each] == row % count]
+            if children and draw.random() < 0.9:
+                choices[row] = tokens[row // count * count + draw.choice(children)]
+        lenient = torch.rand(2 * count) < 0.2
+        expected = verify.reference(state, slots, starts, tree, choices, lenient, count)
+        moved = Draft(
+            tokens.to(DEVICE), tree.depths.to(DEVICE), tree.marks.to(DEVICE), parents=int32(*parents).to(DEVICE)
+        )
+        result = kernels.verify(
+            mine, slots.to(DEVICE), starts.to(DEVICE), moved, choices.to(DEVICE), lenient.to(DEVICE), count
+        )
+        same_result(result, expected)
+        same(mine, state, STATE)
+
+
+@needs_kernels
+def test_the_move_kernel_equals_the_reference() -> None:
+    from paceline.ops.triton import move as kernels
 
     draw = random.Random(0)
     for _ in range(5):
-        data = torch.randn(3, 2, 64 * 16, 2, 24)
+        data = torch.randn(6, 64 * 16, 2 * 24)
         table = torch.stack([torch.randperm(63)[:30] + 1 for _ in range(1)]).int()
-        first, new = draw.randrange(0, 100), draw.randrange(1, 120)
-        accepted = torch.tensor([[new, 0, first, 0, 0, 0, 0]], dtype=torch.int32)
+        new = draw.randrange(1, 120)
+        path = torch.tensor([sorted(draw.sample(range(1, 200), new))], dtype=torch.int32)
         context = torch.tensor([draw.randrange(0, 200)], dtype=torch.int32)
+        counts = torch.tensor([[new, 0]], dtype=torch.int32)[:, 0]
         mine = data.clone().to(DEVICE)
-        kernels.compact(mine, table.to(DEVICE), context.to(DEVICE), accepted.to(DEVICE), 16)
-        compact_reference(data, table, context, accepted, 16)
+        kernels.move_rows(mine, table.to(DEVICE), context.to(DEVICE), counts.to(DEVICE), path.to(DEVICE), 16)
+        move.reference(data, table, context, counts, path, 16)
         assert torch.equal(mine.cpu(), data)

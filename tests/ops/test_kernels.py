@@ -16,17 +16,18 @@ if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-from paceline.ops import argmax, attention, draw, linear, rope  # noqa: E402
+from paceline.ops import argmax, attention, draw, layout, linear, rope  # noqa: E402
 from paceline.ops.attention import AttentionBatch  # noqa: E402
 from paceline.ops.draw import Draws  # noqa: E402
-from paceline.ops.linear import Weight  # noqa: E402
 from paceline.ops.triton import argmax as argmax_kernel  # noqa: E402
 from paceline.ops.triton import attention as attention_kernel  # noqa: E402
 from paceline.ops.triton import draw as draw_kernel  # noqa: E402
+from paceline.ops.triton import layout as layout_kernel  # noqa: E402
 from paceline.ops.triton import linear as linear_kernel  # noqa: E402
 from paceline.ops.triton import norm as norm_kernel  # noqa: E402
 from paceline.ops.triton import rope as rope_kernel  # noqa: E402
 from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles  # noqa: E402
+from paceline.ops.weight import Dense, Quantised  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
@@ -80,8 +81,8 @@ def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None) -> Non
     matrix = random(rows, columns, dtype=dtype, scale=columns**-0.5)
     product = linear_kernel.Product
     for bias in (None, random(rows, dtype=dtype)) if choice is None else (random(rows, dtype=dtype),):
-        weight = Weight(matrix, bias, keep_plain=True)
-        wide = Weight(matrix.float(), None if bias is None else bias.float())
+        weight = Dense(matrix, bias)
+        wide = Dense(matrix.float(), None if bias is None else bias.float())
         normed = linear.rms_norm(x, norm, 1e-6).float()
         gate, up = linear.linear_reference(normed, wide).chunk(2, dim=-1)
         cases = {
@@ -102,7 +103,7 @@ def test_products(dtype: torch.dtype, tokens: int, choice: Choice | None) -> Non
 def test_a_split_product_gives_the_norm_of_its_sum(dtype: torch.dtype, rows: int) -> None:
     x, residual = random(5, 160, dtype=dtype), random(5, rows, dtype=dtype)
     norm = random(rows, dtype=dtype)
-    weight = Weight(random(rows, 160, dtype=dtype, scale=160**-0.5), keep_plain=True)
+    weight = Dense(random(rows, 160, dtype=dtype, scale=160**-0.5))
     product = linear_kernel.Product(x, weight, eps=1e-6, residual=residual, next_norm=norm)
     total, normed = linear_kernel.run(product, Tiles(64, 16, 32, 4, 3, split=2))
     assert normed is not None
@@ -110,11 +111,40 @@ def test_a_split_product_gives_the_norm_of_its_sum(dtype: torch.dtype, rows: int
     assert linear_kernel.run(product, Tiles(64, 16, 32, 4, 3))[1] is None
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [48, 200] if INTERPRETED else [576, 1536, 3000])
+def test_the_rest_of_a_product_whose_sum_came_from_elsewhere(dtype: torch.dtype, columns: int) -> None:
+    for tokens in TOKENS:
+        x, residual = random(tokens, columns, dtype=dtype), random(tokens, columns, dtype=dtype)
+        norm = random(columns, dtype=dtype)
+        expected = residual + x
+        total, normed = norm_kernel.add_norm(x, residual, norm, 1e-6)
+        assert torch.equal(total, expected)
+        assert error(normed, linear.rms_norm(expected, norm, 1e-6)) < LIMIT[dtype]
+        assert error(norm_kernel.norm(x, norm, 1e-6), linear.rms_norm(x, norm, 1e-6)) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_without_norm_and_of_stored_weights(dtype: torch.dtype) -> None:
+    rows, columns = (64, 160) if INTERPRETED else (1024, 576)
+    matrix = random(rows, columns, dtype=dtype, scale=columns**-0.5)
+    stored = matrix.cpu().view(torch.uint8).view(rows, -1).to(DEVICE)
+    for weight in (Dense(matrix), Quantised("F32" if dtype == torch.float32 else "BF16", stored)):
+        for tokens in TOKENS:
+            x = random(tokens, columns, dtype=dtype)
+            product = x.float() @ matrix.float().T
+            gate, up = product.chunk(2, dim=1)
+            for kernels in (linear_kernel.linear, linear_kernel.linear_deterministic):
+                assert error(kernels(x, weight), product) < LIMIT[dtype]
+            for kernels in (linear_kernel.linear_gated, linear_kernel.linear_gated_deterministic):
+                assert error(kernels(x, weight), torch.nn.functional.silu(gate) * up) < LIMIT[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deterministic_products_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     rows, columns = (200, 160) if INTERPRETED else (1536, 8960)
-    weight = Weight(random(rows, columns, dtype=dtype, scale=columns**-0.5), keep_plain=True)
+    weight = Dense(random(rows, columns, dtype=dtype, scale=columns**-0.5))
     x, norm = random(320, columns, dtype=dtype), random(columns, dtype=dtype)
     residual, next_norm = random(320, rows, dtype=dtype), random(rows, dtype=dtype)
     whole = linear_kernel.norm_linear_deterministic(x, norm, 1e-6, weight)
@@ -137,20 +167,20 @@ def batch_of(
 ) -> tuple[AttentionBatch, int]:
     """A step with its pages shuffled over the cache; `spare` columns of the page table beyond the longest request.
 
-    Returns the batch and the number of slots the caches need.
+    Returns the batch and the number of locations that the caches need.
     """
     needed = [(context + count + page_size - 1) // page_size for context, count in zip(contexts, queries, strict=True)]
     width = max(needed) + spare
     total = sum(needed) + 3
     order = torch.randperm(total)
     table = torch.full((len(queries), width), int(order[-1]), dtype=torch.int32)
-    slots, positions, branches, used = [], [], [], 0
+    locations, positions, branches, used = [], [], [], 0
     for index, (context, count) in enumerate(zip(contexts, queries, strict=True)):
         pages = order[used : used + needed[index]]
         used += needed[index]
         table[index, : needed[index]] = pages.int()
         place = torch.arange(context, context + count)
-        slots.append(pages[place // page_size] * page_size + place % page_size)
+        locations.append(pages[place // page_size] * page_size + place % page_size)
         branch = torch.zeros(count, dtype=torch.int32)
         if branching and count > 2:
             cut = 1 + count // 3
@@ -161,7 +191,7 @@ def batch_of(
     starts = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
     batch = AttentionBatch(
         positions=torch.cat(positions).to(DEVICE),
-        slots=torch.cat(slots).to(DEVICE),
+        locations=torch.cat(locations).to(DEVICE),
         page_table=table.to(DEVICE),
         context_lens=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
         query_starts=starts.to(DEVICE),
@@ -195,9 +225,9 @@ def test_attention(
 ) -> None:
     if (INTERPRETED and (max(queries) > 20 or dim == 96)) or (dtype == torch.float32 and kv_heads in (1, 8)):
         pytest.skip("slow to interpret or to compile, and like the others")
-    batch, slots = batch_of(queries, contexts, page_size=16, branching=branching, spare=5)
+    batch, size = batch_of(queries, contexts, page_size=16, branching=branching, spare=5)
     query = random(sum(queries), heads, dim, dtype=dtype)
-    keys, values = random(slots, kv_heads, dim, dtype=dtype), random(slots, kv_heads, dim, dtype=dtype)
+    keys, values = random(size, kv_heads, dim, dtype=dtype), random(size, kv_heads, dim, dtype=dtype)
     exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, dim**-0.5)
     for result in (
         attention_kernel.paged_attention(query, keys, values, batch, 16, dim**-0.5),
@@ -207,21 +237,43 @@ def test_attention(
         assert error(result, exact) < LIMIT[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "queries, contexts", [([17], [0]), ([9, 1, 16], [0, 63, 300]), ([257], [130]), ([65, 65], [64, 5])]
+)
+def test_attention_over_trees(dtype: torch.dtype, queries: list[int], contexts: list[int]) -> None:
+    if INTERPRETED and max(queries) > 20:
+        pytest.skip("slow to interpret, and like the others")
+    batch, size = batch_of(queries, contexts, page_size=16, branching=True, spare=5)
+    parents = torch.cat([(torch.rand(count) * torch.arange(count)).int() for count in queries])
+    starts = batch.query_starts.cpu()
+    batch.tree_mask = layout.tree_mask(parents, starts, max(queries)).to(DEVICE)
+    assert torch.equal(layout_kernel.tree_mask(parents.to(DEVICE), batch.query_starts, max(queries)), batch.tree_mask)
+    query = random(sum(queries), 12, 128, dtype=dtype)
+    keys, values = random(size, 2, 128, dtype=dtype), random(size, 2, 128, dtype=dtype)
+    exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, 0.1)
+    for result in (
+        attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1),
+        attention_kernel.attend(query, keys, values, batch, 16, 0.1, programs=1),
+    ):
+        assert error(result, exact) < LIMIT[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype) -> None:
     """The last 9 tokens of 600: in one step, in steps of 3, and one by one, beside another request."""
     length, dim = 600, 64
-    batch, slots = batch_of([9, 5], [length - 9, 77], page_size=16, branching=False, spare=20)
+    batch, size = batch_of([9, 5], [length - 9, 77], page_size=16, branching=False, spare=20)
     query = random(14, 6, dim, dtype=dtype)
-    keys, values = random(slots, 2, dim, dtype=dtype), random(slots, 2, dim, dtype=dtype)
+    keys, values = random(size, 2, dim, dtype=dtype), random(size, 2, dim, dtype=dtype)
     call = attention_kernel.paged_attention_deterministic
     whole = call(query, keys, values, batch, 16, 0.1)[:9]
     for count in (1, 3):
         for first in range(0, 9, count):
             part = AttentionBatch(
                 positions=batch.positions[first : first + count],
-                slots=batch.slots[first : first + count],
+                locations=batch.locations[first : first + count],
                 page_table=batch.page_table[:1].contiguous(),
                 context_lens=batch.context_lens[:1] + first,
                 query_starts=torch.tensor([0, count], dtype=torch.int32, device=DEVICE),
@@ -236,9 +288,9 @@ def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype)
 @pytest.mark.skipif(INTERPRETED, reason="torch's fused attention on CUDA")
 @pytest.mark.parametrize("queries, contexts", [([1000], [0]), ([700], [333]), ([300, 2, 600], [0, 50, 100])])
 def test_prefill(queries: list[int], contexts: list[int]) -> None:
-    batch, slots = batch_of(queries, contexts, page_size=16, branching=False)
+    batch, size = batch_of(queries, contexts, page_size=16, branching=False)
     query = random(sum(queries), 12, 128, dtype=torch.bfloat16)
-    keys, values = (random(slots, 2, 128, dtype=torch.bfloat16) for _ in range(2))
+    keys, values = (random(size, 2, 128, dtype=torch.bfloat16) for _ in range(2))
     exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, 0.1)
     assert error(attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1), exact) < 1e-2
 
@@ -255,16 +307,16 @@ def test_rope(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, tokens: i
     angles = torch.rand(300, dim // 2) * 100
     table = torch.cat([angles.cos(), angles.sin()], dim=-1).to(DEVICE)
     positions = torch.randint(0, 300, (tokens,)).to(DEVICE)
-    slots = torch.randperm(400)[:tokens].to(DEVICE)
+    locations = torch.randperm(400)[:tokens].to(DEVICE)
     norms = (random(dim, dtype=dtype), random(dim, dtype=dtype), 1e-6) if normed else None
     keys, values = random(400, kv_heads, dim, dtype=dtype), random(400, kv_heads, dim, dtype=dtype)
     key_copy, value_copy = keys.clone(), values.clone()
-    expected = rope.reference(qkv, table, positions, slots, key_copy, value_copy, heads, norms)
-    result = rope_kernel.rope_and_cache(qkv, table, positions, slots, keys, values, heads, norms)
+    expected = rope.reference(qkv, table, positions, locations, key_copy, value_copy, heads, norms)
+    result = rope_kernel.rope_and_cache(qkv, table, positions, locations, keys, values, heads, norms)
     assert error(result, expected) < LIMIT[dtype] / 2
     for cache, copy in ((keys, key_copy), (values, value_copy)):
         assert error(cache, copy) < LIMIT[dtype] / 2
-        untouched = torch.ones(400, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
+        untouched = torch.ones(400, dtype=torch.bool, device=DEVICE).index_fill_(0, locations, False)
         assert torch.equal(cache[untouched], copy[untouched])
 
 

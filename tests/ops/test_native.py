@@ -15,9 +15,9 @@ from torch import Tensor
 
 from paceline.ops import argmax, attention, linear, native, rope
 from paceline.ops.dispatch import deterministic
-from paceline.ops.linear import Weight
 from paceline.ops.native import attention as native_attention
-from tests.ops.test_reference import PAGE, paged
+from paceline.ops.weight import Packed, packs, prepare
+from tests.ops.test_reference import PAGE, TREES, paged, paths, tree
 
 try:
     native.processor_flags()
@@ -46,7 +46,7 @@ def close(result: Tensor, expected: Tensor) -> None:
 @needs_native
 @pytest.mark.parametrize("tokens", [13, 40, 200])
 def test_any_number_of_threads_gives_the_same_bits(tokens: int) -> None:
-    weight, x, alone = Weight(random(960, 576)), random(tokens, 576), torch.get_num_threads()
+    weight, x, alone = prepare(random(960, 576)), random(tokens, 576), torch.get_num_threads()
     expected = linear.linear(x, weight)
     try:
         for threads in (1, 7, 16, 64):
@@ -63,23 +63,23 @@ def test_products(shape: tuple[int, int], tokens: int) -> None:
     rows, columns = shape
     matrix, bias, norm = random(rows, columns, scale=columns**-0.5), random(rows), random(columns)
     x, residual = random(tokens, columns), random(tokens, rows)
-    weight = Weight(matrix, bias)
-    assert weight.native is not None and weight.plain is None and weight.packed is None
+    weight = prepare(matrix, bias)
+    assert isinstance(weight, Packed) and weight.panels is not None and weight.reordered is None
     plain = F.linear(x.float(), matrix.float(), bias.float())
     normed = F.linear(linear.rms_norm(x, norm, 1e-6).float(), matrix.float(), bias.float())
     close(linear.linear(x, weight), plain)
-    close(linear.linear(x, Weight(matrix)), plain - bias.float())
+    close(linear.linear(x, prepare(matrix)), plain - bias.float())
     close(linear.linear_add(x, weight, residual.clone(), norm, 1e-6)[0], residual + plain)
     close(linear.norm_linear(x, norm, 1e-6, weight), normed)
     if rows % 2 == 0:
         gate, up = normed.chunk(2, dim=-1)
-        close(linear.norm_gated(x, norm, 1e-6, Weight(matrix, bias, gated=True)), F.silu(gate) * up)
+        close(linear.norm_gated(x, norm, 1e-6, prepare(matrix, bias, gated=True)), F.silu(gate) * up)
 
 
 @needs_native
 def test_a_row_has_the_same_bits_in_any_company() -> None:
     x, norm, residual = random(130, 2100), random(2100), random(130, 576)
-    weight, gated = Weight(random(576, 2100, scale=0.02)), Weight(random(576, 2100, scale=0.02), gated=True)
+    weight, gated = prepare(random(576, 2100, scale=0.02)), prepare(random(576, 2100, scale=0.02), gated=True)
     sum_, _ = linear.linear_add(x, weight, residual.clone(), norm, 1e-6)
     active = linear.norm_gated(x, norm, 1e-6, gated)
     for first, count in [(0, 1), (5, 1), (3, 2), (40, 7), (100, 13), (9, 16), (60, 49), (1, 129)]:
@@ -101,7 +101,7 @@ def test_silu_of_large_values() -> None:
     values = torch.tensor([-3e38, -200.0, -90.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 90.0, 3e38]).bfloat16()
     gate_up = torch.cat([values, torch.ones(10)]).bfloat16()[:, None]
     x = torch.ones(1, 1, dtype=torch.bfloat16)
-    result = linear.norm_gated(x, torch.ones(1, dtype=torch.bfloat16), 0.0, Weight(gate_up, gated=True))
+    result = linear.norm_gated(x, torch.ones(1, dtype=torch.bfloat16), 0.0, prepare(gate_up, gated=True))
     close(result[0], F.silu(values.float()))
 
 
@@ -111,12 +111,12 @@ def test_silu_of_large_values() -> None:
 def test_rope(norms: bool, tokens: int, dim: int) -> None:
     heads, kv_heads = 6, 2
     qkv, table = random(tokens, (heads + 2 * kv_heads) * dim), torch.randn(50, dim)
-    positions, slots = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
+    positions, locations = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
     given = (random(dim), random(dim), 1e-6) if norms else None
     caches = random(2, 20, kv_heads, dim)
     expected_caches = caches.clone()
-    expected = rope.reference(qkv.clone(), table, positions, slots, *expected_caches, heads, given)
-    close(rope.rope_and_cache(qkv, table, positions, slots, *caches, heads, given), expected)
+    expected = rope.reference(qkv.clone(), table, positions, locations, *expected_caches, heads, given)
+    close(rope.rope_and_cache(qkv, table, positions, locations, *caches, heads, given), expected)
     close(caches, expected_caches)
 
 
@@ -127,7 +127,7 @@ def test_rope(norms: bool, tokens: int, dim: int) -> None:
 def test_attention(dim: int, kv_heads: int, heads: int, context: int, branches: list[int]) -> None:
     batch, keys, values = paged(context, branches, kv_heads, dim)
     caches = keys.bfloat16(), values.bfloat16()
-    query, scale = random(len(batch.slots), heads, dim), dim**-0.5
+    query, scale = random(len(batch.locations), heads, dim), dim**-0.5
     result = attention.paged_attention(query, *caches, batch, PAGE, scale)
     expected = attention.reference(query.float(), *(each.float() for each in caches), batch, PAGE, scale)
     close(result, expected)
@@ -140,9 +140,9 @@ def test_a_branch_has_the_bits_of_plain_decoding(context: int, branches: list[in
     """Under deterministic dispatch, each branch beside the others and alone, a query at a time."""
     batch, keys, values = paged(context, branches, 2, 64)
     caches = keys.bfloat16(), values.bfloat16()
-    query = random(len(batch.slots), 6, 64)
-    slots = batch.page_table[0].long()[:, None] * PAGE + torch.arange(PAGE)
-    own = slots.flatten()[context : context + len(batch.slots)]
+    query = random(len(batch.locations), 6, 64)
+    locations = batch.page_table[0].long()[:, None] * PAGE + torch.arange(PAGE)
+    own = locations.flatten()[context : context + len(batch.locations)]
     with deterministic(True):
         together = attention.paged_attention(query, *caches, batch, PAGE, 0.125)
         first = 1
@@ -167,8 +167,41 @@ def test_a_branch_has_the_bits_of_plain_decoding(context: int, branches: list[in
 
 
 @needs_native
+@pytest.mark.parametrize("context", [0, 1, 31, 64, 200])
+@pytest.mark.parametrize("parents", TREES, ids=("root", "mixed", "star", "chain", "braid"))
+def test_attention_over_trees(context: int, parents: list[int]) -> None:
+    """Also deterministic: each query then has the bits of plain decoding along its path."""
+    batch, keys, values = tree(context, parents, 2, 64)
+    caches = keys.bfloat16(), values.bfloat16()
+    query = random(len(parents), 6, 64)
+    expected = attention.reference(query.float(), *(each.float() for each in caches), batch, PAGE, 0.125)
+    close(attention.paged_attention(query, *caches, batch, PAGE, 0.125), expected)
+    batch.plan = None
+    locations = (batch.page_table[0].long()[:, None] * PAGE + torch.arange(PAGE)).flatten()
+    with deterministic(True):
+        together = attention.paged_attention(query, *caches, batch, PAGE, 0.125)
+        for index, path in list(enumerate(paths(parents)))[::7]:
+            own = torch.cat([locations[:context], locations[[context + each for each in path]]])
+            one = dataclasses.replace(
+                batch,
+                page_table=(torch.arange(-(-len(own) // PAGE)) + 1)[None].int(),
+                context_lens=torch.tensor([len(own) - 1], dtype=torch.int32),
+                query_starts=torch.tensor([0, 1], dtype=torch.int32),
+                branch_starts=torch.zeros(1, dtype=torch.int32),
+                branching=False,
+                tree_mask=None,
+                plan=None,
+            )
+            plain = [torch.zeros(PAGE + (len(own) + PAGE), 2, 64, dtype=torch.bfloat16) for _ in caches]
+            for before, cache in zip(caches, plain, strict=True):
+                cache[PAGE : PAGE + len(own)] = before[own]
+            result = attention.paged_attention(query[index : index + 1], *plain, one, PAGE, 0.125)
+            assert torch.equal(result[0], together[index])
+
+
+@needs_native
 def test_what_lies_beyond_a_request_is_not_read() -> None:
-    """Slots after the last token may hold anything, not-a-number included."""
+    """Locations after the last token may hold anything, not-a-number included."""
     batch, keys, values = paged(5, [3], 1, 32)
     own = batch.page_table[0].long()[:, None] * PAGE + torch.arange(PAGE)
     used = own.flatten()[:9]
@@ -183,7 +216,7 @@ def test_what_lies_beyond_a_request_is_not_read() -> None:
 
 @needs_native
 def test_torch_and_the_kernels_share_one_pool_of_threads() -> None:
-    linear.linear(random(8, 64), Weight(random(64, 64)))
+    linear.linear(random(8, 64), prepare(random(64, 64)))
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
     assert len({path for path in mapped if "gomp" in path or "iomp" in path}) == 1
 
@@ -198,8 +231,10 @@ def test_without_a_compiler_torch_serves(
     try:
         with caplog.at_level(logging.INFO):
             matrix, x = random(96, 64, scale=0.125), random(3, 64)
-            weight = Weight(matrix, gated=True)
-            assert weight.native is None and (weight.packed is not None) == linear.packs()
+            weight = prepare(matrix, gated=True)
+            assert isinstance(weight, Packed) == packs()
+            if isinstance(weight, Packed):
+                assert weight.panels is None and weight.reordered is not None
             close(linear.linear(x, weight), x.float() @ matrix.float().T)
             norm = random(64)
             gate, up = (linear.rms_norm(x, norm, 1e-6).float() @ matrix.float().T).chunk(2, dim=-1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.ops import argmax, attention, linear, rope
-from paceline.ops.attention import AttentionBatch, visible
-from paceline.ops.linear import Weight
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.draft import ancestors, chains, packed, unpacked
+from paceline.ops.weight import Dense, prepare
 
 PAGE = 4
 
@@ -20,7 +23,7 @@ def seed() -> None:
 
 
 def paged(context: int, branches: list[int], kv_heads: int, dim: int) -> tuple[AttentionBatch, Tensor, Tensor]:
-    """One request with `context` committed slots and a root with `branches` of those lengths, on shuffled pages."""
+    """One request with `context` committed tokens and a root with `branches` of those lengths, on shuffled pages."""
     starts = [0]
     for length in branches:
         starts += [len(starts)] * length
@@ -30,7 +33,7 @@ def paged(context: int, branches: list[int], kv_heads: int, dim: int) -> tuple[A
     place = torch.arange(context, context + count)
     batch = AttentionBatch(
         positions=place,
-        slots=order[place // PAGE] * PAGE + place % PAGE,
+        locations=order[place // PAGE] * PAGE + place % PAGE,
         page_table=order[None].int(),
         context_lens=torch.tensor([context], dtype=torch.int32),
         query_starts=torch.tensor([0, count], dtype=torch.int32),
@@ -58,22 +61,64 @@ def one_by_one(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Ten
 def test_a_branch_sees_its_context_the_root_and_itself(context: int, branches: list[int]) -> None:
     """Every branch alone, as if the others had never been drafted, gives the same outputs."""
     batch, keys, values = paged(context, branches, kv_heads=2, dim=8)
-    query = torch.randn(len(batch.slots), 4, 8)
+    query = torch.randn(len(batch.locations), 4, 8)
     result = attention.reference(query, keys, values, batch, PAGE, 0.3)
-    place = torch.arange(context + len(batch.slots))
-    slots = batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
-    expected = [one_by_one(query[0], keys[slots[: context + 1]], values[slots[: context + 1]], 0.3)]
+    place = torch.arange(context + len(batch.locations))
+    locations = batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
+    expected = [one_by_one(query[0], keys[locations[: context + 1]], values[locations[: context + 1]], 0.3)]
     first = 1
     for length in branches:
         for index in range(first, first + length):
-            seen = torch.cat([slots[: context + 1], slots[context + first : context + index + 1]])
+            seen = torch.cat([locations[: context + 1], locations[context + first : context + index + 1]])
             expected.append(one_by_one(query[index], keys[seen], values[seen], 0.3))
         first += length
     torch.testing.assert_close(result, torch.stack(expected))
 
 
 def test_without_branches_the_mask_is_causal() -> None:
-    assert torch.equal(visible(5, 3, torch.zeros(5, dtype=torch.int32)), torch.ones(5, 8).tril(3).bool())
+    assert torch.equal(chains(torch.zeros(5, dtype=torch.int32)), torch.ones(5, 5).tril().bool())
+
+
+def tree(context: int, parents: list[int], kv_heads: int, dim: int) -> tuple[AttentionBatch, Tensor, Tensor]:
+    """As `paged`, but a root with a tree of drafts."""
+    batch, keys, values = paged(context, [len(parents) - 1], kv_heads, dim)
+    mask = packed(ancestors(torch.tensor(parents)))
+    return replace(batch, branching=True, tree_mask=mask), keys, values
+
+
+def paths(parents: list[int]) -> list[list[int]]:
+    """Each query's ancestors from the root to itself."""
+    found = [[0]]
+    for query, parent in enumerate(parents[1:], 1):
+        found.append([*found[parent], query])
+    return found
+
+
+TREES = ([0], [0, 0, 1, 1, 0, 4, 2, 5, 6, 3], [0, *[0] * 40], [0, *range(70)], [0, *[max(0, i - 3) for i in range(90)]])
+
+
+@pytest.mark.parametrize("context", [0, 5, 61])
+@pytest.mark.parametrize("parents", TREES, ids=("root", "mixed", "star", "chain", "braid"))
+def test_a_query_of_a_tree_sees_its_context_and_its_ancestors(context: int, parents: list[int]) -> None:
+    batch, keys, values = tree(context, parents, kv_heads=2, dim=8)
+    query = torch.randn(len(parents), 4, 8)
+    place = torch.arange(context + len(parents))
+    locations = batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
+    expected = []
+    for index, path in enumerate(paths(parents)):
+        seen = torch.cat([locations[:context], locations[[context + each for each in path]]])
+        expected.append(one_by_one(query[index], keys[seen], values[seen], 0.3))
+    for implementation in (attention.reference, attention.reference_deterministic):
+        torch.testing.assert_close(implementation(query, keys, values, batch, PAGE, 0.3), torch.stack(expected))
+
+
+def test_tree_masks_are_packed_and_unpacked() -> None:
+    for parents in TREES:
+        visible = ancestors(torch.tensor(parents))
+        assert [row.nonzero()[:, 0].tolist() for row in visible] == paths(parents)
+        words = packed(visible)
+        assert words.dtype == torch.int32 and words.shape == (len(parents), -(-len(parents) // 32))
+        assert torch.equal(unpacked(words, len(parents)), visible)
 
 
 def test_requests_do_not_see_each_other() -> None:
@@ -88,7 +133,7 @@ def test_requests_do_not_see_each_other() -> None:
     ]  # fmt: skip
     both = AttentionBatch(
         positions=torch.cat([first.positions, second.positions]),
-        slots=torch.cat([first.slots, second.slots + shift]),
+        locations=torch.cat([first.locations, second.locations + shift]),
         page_table=torch.cat(tables),
         context_lens=torch.cat([first.context_lens, second.context_lens]),
         query_starts=torch.tensor([0, 4, 9], dtype=torch.int32),
@@ -108,10 +153,10 @@ def test_rope_is_the_one_of_transformers() -> None:
     tokens, heads, kv_heads, dim = 7, 4, 2, 16
     angles = torch.arange(50)[:, None] * 1e4 ** -(torch.arange(0, dim, 2) / dim)[None, :]
     table = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    positions, slots = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
+    positions, locations = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim)
     keys, values = torch.zeros(20, kv_heads, dim), torch.zeros(20, kv_heads, dim)
-    result = rope.reference(qkv, table, positions, slots, keys, values, heads)
+    result = rope.reference(qkv, table, positions, locations, keys, values, heads)
 
     query, key, value = torch.split(qkv.view(tokens, -1, dim), [heads, kv_heads, kv_heads], dim=1)
     full = torch.cat([angles, angles], dim=-1)[positions][None]
@@ -119,8 +164,8 @@ def test_rope_is_the_one_of_transformers() -> None:
         query.transpose(0, 1)[None], key.transpose(0, 1)[None], full.cos(), full.sin()
     )
     torch.testing.assert_close(result, query[0].transpose(0, 1))
-    torch.testing.assert_close(keys[slots], key[0].transpose(0, 1))
-    assert torch.equal(values[slots], value)
+    torch.testing.assert_close(keys[locations], key[0].transpose(0, 1))
+    assert torch.equal(values[locations], value)
     assert int((keys.abs().sum((1, 2)) > 0).sum()) == tokens  # nothing else was written
 
 
@@ -142,7 +187,7 @@ def test_rope_normalises_each_head_before_it_rotates() -> None:
 def test_a_packed_weight_multiplies_as_a_plain_one(tokens: int, bias: bool) -> None:
     matrix = torch.randn(96, 64, dtype=torch.bfloat16) / 8
     offset = torch.randn(96, dtype=torch.bfloat16) if bias else None
-    weight = Weight(matrix, offset)
+    weight = prepare(matrix, offset)
     x = torch.randn(tokens, 64, dtype=torch.bfloat16)
     expected = F.linear(x.float(), matrix.float(), None if offset is None else offset.float())
     torch.testing.assert_close(linear.linear(x, weight).float(), expected, rtol=1e-2, atol=1e-2)
@@ -151,7 +196,7 @@ def test_a_packed_weight_multiplies_as_a_plain_one(tokens: int, bias: bool) -> N
 
 def test_the_fused_products_are_their_parts() -> None:
     x, norm, residual = torch.randn(5, 16), torch.randn(16), torch.randn(5, 12)
-    weight = Weight(torch.randn(12, 16), torch.randn(12))
+    weight = Dense(torch.randn(12, 16), torch.randn(12))
     normed = F.rms_norm(x, (16,), norm, 1e-6)
     product = F.linear(normed, weight.matrix, weight.bias)
     torch.testing.assert_close(linear.norm_linear_reference(x, norm, 1e-6, weight), product)

@@ -1,4 +1,4 @@
-"""A server over a tiny random model, and OpenAI's client for it, for the tests that need no other."""
+"""Fixtures: a server over a tiny random model, and OpenAI's client for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format of tool calls as its template writes it, and a corpus of texts made of a table of contents."""
+"""Every format of tool calls as its template writes it, and a corpus of sample outputs made from a table of contents."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from paceline.serve.tools import (
     MiniMaxParser,
     Parser,
     QwenCoderParser,
+    ReasoningParser,
+    ReasoningText,
     Text,
-    Thought,
-    ThoughtParser,
 )
 
 Arguments = dict[str, Any]
@@ -55,7 +55,7 @@ def hermes(calls: list[tuple[str, Arguments]]) -> str:
 
 
 def fenced(calls: list[tuple[str, Arguments]]) -> str:
-    """As Qwen2.5-Coder writes hermes calls: in lines, in a fence, without the tags."""
+    """A call as Qwen2.5-Coder writes it in the Hermes format: on several lines, in a fence, without the tags."""
     bodies = [
         json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, indent=2) for name, arguments in calls
     ]
@@ -144,22 +144,22 @@ def minimax(calls: list[tuple[str, Arguments]]) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """`markers` are the pieces of its markup, `garbage` are texts that begin as calls do and are none. `turn` is what the
-    model's own template puts before a turn's calls, and the token that ends the turn.
+    """A call format. `markers` are the pieces of its markup, `garbage` are texts that begin like calls and are not. `turn`
+    is the text that the model's template puts before a turn's calls, and the token that ends the turn.
 
-    Those of an `untaught` format are calls only where no text follows.
+    The calls of an `untagged` format are calls only if no text follows.
     """
 
     parser: Callable[[dict[str, Any]], Parser]
     write: Callable[[list[tuple[str, Arguments]]], str]
     markers: tuple[str, ...]
     garbage: tuple[str, ...]
-    untaught: bool = False
+    untagged: bool = False
     turn: tuple[str, str] = ("", "<|im_end|>")
 
 
 _HERMES = ("<tool_call>", "</tool_call>", '{"name": "x", "arguments": {')
-_UNTAUGHT = ("```json\n", "\n```\n", "<tools>", "</tools>", '{"name": "write", "arguments": {', "\n{")
+_UNTAGGED = ("```json\n", "\n```\n", "<tools>", "</tools>", '{"name": "write", "arguments": {', "\n{")
 _QWEN = ("<tool_call>", "<function=x>", "<parameter=path>", "</parameter>", "</function>", "</tool_call>")
 _GLM = ("<tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 _DEEPSEEK = (
@@ -202,7 +202,7 @@ FORMATS: dict[str, Format] = {
     "fenced": Format(
         HermesParser,
         fenced,
-        _UNTAUGHT,
+        _UNTAGGED,
         (
             '```json\n{"name": "other", "arguments": {}}\n```',
             '```json\n{"name": "write", "arguments": {"path": "a.py"}}\n```\n\nThis writes the file.',
@@ -216,12 +216,12 @@ FORMATS: dict[str, Format] = {
             '```jsonl {"name": "write", "arguments": {}}\n```',
             "```json\n```",
         ),
-        untaught=True,
+        untagged=True,
     ),
     "bare": Format(
         HermesParser,
         bare,
-        _UNTAUGHT,
+        _UNTAGGED,
         (
             '{"name": "other", "arguments": {}}',
             '{"name": "write", "arguments": {}} writes the file.',
@@ -235,12 +235,12 @@ FORMATS: dict[str, Format] = {
             '{"calls": [\n{"name": "write", "arguments": {}}\n]}',
             "{{}}",
         ),
-        untaught=True,
+        untagged=True,
     ),
     "in_tools": Format(
         HermesParser,
         in_tools,
-        _UNTAUGHT,
+        _UNTAGGED,
         (
             "<tools>",
             "<tools></tools>",
@@ -325,7 +325,7 @@ FORMATS: dict[str, Format] = {
 
 
 def contents(name: str) -> list[Arguments]:
-    """Arguments for one call each; the last two hold the format's own markers, and a whole call."""
+    """Arguments for one call each. The last two contain the format's own markers, and a complete call."""
     written = FORMATS[name]
     return [
         {},
@@ -341,13 +341,13 @@ def contents(name: str) -> list[Arguments]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text and what it must give, joined; None where only that splits do not matter is asked. `cut` texts are the
+    """An output and its expected events, merged; None if a test checks only that splits do not matter. A `cut` text is the
     beginning of one call and nothing else."""
 
     text: str
     events: list[Event] | None
     cut: bool = False
-    thinks: bool = False
+    has_reasoning: bool = False
 
 
 def samples(name: str) -> Iterator[Sample]:
@@ -364,7 +364,7 @@ def samples(name: str) -> Iterator[Sample]:
         yield Sample(f"I write é.\n\n{both}\n", [Text("I write é."), made[index], made[other]])
         after = f" <tool a < b\n{one}\n\nDone. \n"
         between = f"{first} then {one}"
-        if written.untaught:
+        if written.untagged:
             yield Sample(after, [Text(after)])
             yield Sample(between, [Text(between)])
         else:
@@ -372,8 +372,8 @@ def samples(name: str) -> Iterator[Sample]:
             yield Sample(between, [made[1], Text("then"), made[index]])
         yield Sample(
             f"<think>\nFirst {written.markers[0]}, then…\n{first}</think>\n\n{one}",
-            [Thought(f"First {written.markers[0]}, then…\n{first}"), made[index]],
-            thinks=True,
+            [ReasoningText(f"First {written.markers[0]}, then…\n{first}"), made[index]],
+            has_reasoning=True,
         )
         for part in (2, 4, 6):
             yield Sample(one[: len(one) * part // 8], None, cut=True)
@@ -382,9 +382,9 @@ def samples(name: str) -> Iterator[Sample]:
         yield Sample(each, [Text(each)])
         yield Sample(f"{each}\n{first}", None)
         both = f"{first}\n{each}"
-        yield Sample(both, [Text(both)] if written.untaught else [made[1], Text(each)])
+        yield Sample(both, [Text(both)] if written.untagged else [made[1], Text(each)])
 
 
-def parser_of(name: str, thinks: bool = False) -> Parser:
+def parser_of(name: str, has_reasoning: bool = False) -> Parser:
     parser = FORMATS[name].parser(SCHEMAS)
-    return ThoughtParser(parser, inside=False) if thinks else parser
+    return ReasoningParser(parser, inside=False) if has_reasoning else parser

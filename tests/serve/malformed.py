@@ -1,4 +1,4 @@
-"""Bodies and byte streams that no server should take, drawn at random from a seed, each with the name of its kind."""
+"""Bodies and byte streams that a server must refuse, drawn at random from a seed, each with the name of its kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def valid(path: str) -> dict[str, Any]:
-    """A body that the endpoint takes."""
+    """A valid body for the endpoint."""
     if path == "/v1/completions":
         return {"model": "tiny", "prompt": "Hello", "max_tokens": 3}
     if path == "/v1/responses":
@@ -21,7 +21,7 @@ def valid(path: str) -> dict[str, Any]:
 
 
 def bodies(seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, path, body) without end."""
+    """Yields (kind, path, body) without end."""
     choose = random.Random(seed)
     while True:
         kind = choose.choice(list(_BODIES))
@@ -50,7 +50,7 @@ def _deep(choose: random.Random, path: str) -> bytes:
 
 
 def _deep_schema(choose: random.Random, path: str) -> bytes:
-    """A tool whose schema can be read and is too deep to be written again, or to fit."""
+    """A tool whose schema parses, but is nested too deeply to encode or to compile."""
     depth = choose.choice((600, 800, 900))
     schema = '{"a":' * depth + "1" + "}" * depth
     function = f'{{"name":"a","parameters":{schema}}}'
@@ -94,7 +94,7 @@ def _escape(choose: random.Random, path: str) -> bytes:
 
 
 def _control(choose: random.Random, path: str) -> bytes:
-    """A request that is well formed and asks for what cannot be."""
+    """A well-formed request with unsupported or invalid values."""
     wrong = choose.choice(({"model": "no-such-model\x00"}, {"messages": []}, {"messages": [{"role": "\ud800"}]}))
     if path in ("/v1/completions", "/tokenize"):
         wrong = {"prompt": [10**30], "messages": _HELLO}
@@ -116,7 +116,7 @@ _BODIES: dict[str, Callable[[random.Random, str], bytes]] = {
 
 
 def streams(seed: int) -> Iterator[tuple[str, bytes]]:
-    """(kind, bytes to send after connecting) without end; the last of some kinds never comes."""
+    """Yields (kind, bytes to send after connecting) without end. Some kinds are incomplete requests."""
     choose = random.Random(seed)
     body = json.dumps(valid(PATHS[0])).encode()
 

@@ -1,4 +1,6 @@
-"""A real server on a free port, over a tiny random model or over a script; a real tokenizer of 256 bytes and a few markers."""
+"""A real server on a free port, over a tiny random model or a scripted engine, with a real tokenizer of 256 bytes and a few
+markers.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from paceline.config import EngineConfig, Hardware, resolve
+from paceline.engine.client import EngineStats
 from paceline.engine.detokenize import Detokenizer
 from paceline.engine.engine import Engine
 from paceline.models.decoder import Decoder
-from paceline.models.tokenizer import Tokenizer, _byte_of_character
+from paceline.models.tokenizer import Tokenizer, byte_of_character
 from paceline.serve.host import Host
 from paceline.serve.metrics import Metrics
 from paceline.serve.run import Server, make_service
@@ -50,11 +53,12 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-SPOKEN = ("<tool_call>", "</tool_call>")
+SPOKEN = ("<tool_call>", "</tool_call>")  # markers that are not special tokens
+SCRIPTED_CONTEXT = 8192
 
 
 def byte_tokenizer(markers: tuple[str, ...] = MARKERS, template: str | None = TEMPLATE) -> Tokenizer:
-    vocabulary = {character: byte for character, byte in _byte_of_character().items()}
+    vocabulary = {character: byte for character, byte in byte_of_character().items()}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -73,18 +77,18 @@ def tiny(tokenizer: Tokenizer | None = None, **settings: Any) -> Engine:
     return Engine(Decoder(shape, random_tensors(shape), torch.device("cpu")), tokenizer, resolved)
 
 
-class Script:
-    """An engine that says given texts, one a request in their order (then the last again), `size` tokens a step.
+class ScriptedEngine:
+    """An EngineClient that outputs given texts: one for each request, in order, then the last one again.
 
-    With `drafted` all but the last token of each step after a request's first are said to be drafted. A step takes
-    `seconds`.
+    A step has `size` tokens and takes `seconds`. With `drafted`, all tokens of a step except the last are marked as
+    accepted draft tokens, from a request's second step on. With `fails`, `step` raises.
     """
 
     def __init__(
         self, *texts: str, size: int = 3, fails: bool = False, drafted: bool = False, seconds: float = 0.0003
     ) -> None:
         self.tokenizer = byte_tokenizer()
-        self.config = EngineConfig(max_context=8192)
+        self.config = resolve(EngineConfig(device="cpu"), Hardware(False, 1, 1 << 30), SCRIPTED_CONTEXT)
         self.texts = list(texts)
         self.size = size
         self.fails = fails
@@ -103,6 +107,13 @@ class Script:
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
+    @property
+    def capacity(self) -> int:
+        return self.config.max_context
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self._left))
+
     def submit(self, request: Request) -> str:
         if request.prompt[-4:] == list(b"BUG!"):
             raise ZeroDivisionError("a bug in submit")
@@ -119,7 +130,7 @@ class Script:
     def step(self) -> list[StepOutput]:
         if self.fails:
             raise RuntimeError("the device is gone")
-        time.sleep(self.seconds)  # a device computes, and the other threads run
+        time.sleep(self.seconds)  # simulates a device's step, during which other threads run
         outputs = []
         for name, left in list(self._left.items()):
             tokens, rest = left[: self.size], left[self.size :]
@@ -139,14 +150,14 @@ class Script:
         return outputs
 
 
-def scripted(script: Script, *, body_seconds: float = 60.0, **options: Any) -> Service:
+def scripted(script: ScriptedEngine, *, body_seconds: float = 60.0, **options: Any) -> Service:
     metrics = Metrics("tiny")
     return Service(Host(script, observer=metrics, **options), metrics, ("tiny",), body_seconds=body_seconds)
 
 
 @contextlib.contextmanager
 def running(service: Service) -> Iterator[str]:
-    """The server's address while it runs."""
+    """Runs the server; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,7 +176,7 @@ def running(service: Service) -> Iterator[str]:
 def until(holds: Any, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "it did not come about in time"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.01)
 
 

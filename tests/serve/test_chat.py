@@ -1,4 +1,4 @@
-"""Chat completions, asked for by OpenAI's own client."""
+"""Chat completions through OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from paceline.types import Request, Sampling
-from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny, tiny_service
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted, tiny, tiny_service
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there, who are you?"}]
 TOOLS: list[Any] = [
@@ -46,7 +46,7 @@ def test_streamed_and_whole_replies_are_the_same(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert all(each.usage is None for each in chunks[:-1])
     cached = chunks[-1].usage.prompt_tokens_details
-    assert cached is not None and cached.cached_tokens > 0  # the second time the prompt's pages were there
+    assert cached is not None and cached.cached_tokens > 0  # the second request finds the prompt's pages in the cache
 
 
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
@@ -91,7 +91,7 @@ def test_a_biased_token_is_the_only_one_written(client: openai.OpenAI) -> None:
 
 
 def test_tool_calls_come_whole_and_in_order() -> None:
-    script = Script(f"{CALLS}\n{CALLS.removeprefix('Reading.')}")
+    script = ScriptedEngine(f"{CALLS}\n{CALLS.removeprefix('Reading.')}")
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         options: Any = {"model": "tiny", "messages": HELLO, "tools": TOOLS}
         whole = client.chat.completions.create(**options).choices[0]
@@ -159,12 +159,12 @@ def test_errors_have_openais_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=long, stream=True)
     assert caught.value.code == "context_length_exceeded"
-    # what LiteLLM (and with it aider) knows it by
+    # by this code LiteLLM (and so aider) detects the error
     assert re.search(r"this model's maximum context length is \d+ tokens", str(caught.value))
 
 
 def test_only_one_call_is_made_where_they_are_not_to_be_parallel() -> None:
-    script = Script(f"{CALLS}\n{CALLS}\nNo more.")
+    script = ScriptedEngine(f"{CALLS}\n{CALLS}\nNo more.")
     chat = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "parallel_tool_calls": False}
     tools = [{"name": "read", "input_schema": {"type": "object"}}]
     one = {"type": "auto", "disable_parallel_tool_use": True}

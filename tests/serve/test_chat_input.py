@@ -1,4 +1,4 @@
-"""What a chat's body asks for: several choices, messages to continue, content of every kind, tools old and new."""
+"""The fields of a chat body: several choices, messages to continue, content of every kind, tools and legacy functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from paceline.types import Request, Sampling
-from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted, tiny
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 BEGUN = [*HELLO, {"role": "assistant", "content": "The answer is "}]
@@ -20,21 +20,21 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
 PLACE = "(an image, which this model cannot see)"
 
 
-def send(script: Script, *bodies: dict[str, Any], path: str = "v1/chat/completions") -> list[httpx.Response]:
+def send(script: ScriptedEngine, *bodies: dict[str, Any], path: str = "v1/chat/completions") -> list[httpx.Response]:
     with running(scripted(script)) as url:
         return [httpx.post(f"{url}/{path}", json={"model": "tiny", **body}) for body in bodies]
 
 
 def prompts(*bodies: dict[str, Any]) -> list[str]:
-    """What the engine is given for each body, from the first user message on."""
-    script = Script("Done.")
+    """The prompt that the engine receives for each body, from the first user message on."""
+    script = ScriptedEngine("Done.")
     for reply in send(script, *bodies):
         assert reply.status_code == 200, reply.text
     texts = [script.tokenizer.decode(each.prompt, False) for each in script.requests]
     return [text[text.index("<|im_start|>user") :] for text in texts]
 
 
-def test_several_choices_are_told_apart_by_index(client: openai.OpenAI) -> None:
+def test_choices_have_an_index(client: openai.OpenAI) -> None:
     options: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 20, "temperature": 1.5, "logprobs": True}
     alone = [client.chat.completions.create(**options, seed=7 + index).choices[0].message.content for index in range(3)]
     assert len(set(alone)) == 3
@@ -59,13 +59,13 @@ def test_each_choice_has_calls_of_its_own() -> None:
     call = '<tool_call>\n{"name": "read", "arguments": {"path": "%s"}}\n</tool_call>'
     tools = [{"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}]
     texts = (f"{call % 'a'}\n{call % 'b'}", "Words.", call % "c")
-    whole = send(Script(*texts), {"messages": HELLO, "tools": tools, "n": 3})[0].json()["choices"]
+    whole = send(ScriptedEngine(*texts), {"messages": HELLO, "tools": tools, "n": 3})[0].json()["choices"]
     assert [each["finish_reason"] for each in whole] == ["tool_calls", "stop", "tool_calls"]
     made = [
         [json.loads(call["function"]["arguments"]) for call in each["message"].get("tool_calls", [])] for each in whole
     ]
     assert made == [[{"path": "a"}, {"path": "b"}], [], [{"path": "c"}]]
-    streamed = send(Script(*texts), {"messages": HELLO, "tools": tools, "n": 3, "stream": True})[0].text
+    streamed = send(ScriptedEngine(*texts), {"messages": HELLO, "tools": tools, "n": 3, "stream": True})[0].text
     found: list[tuple[int, int]] = []
     for line in streamed.splitlines():
         if line.startswith("data: {"):
@@ -89,11 +89,11 @@ def test_a_last_message_of_the_assistant_is_continued(fields: dict[str, Any], go
     end = "The answer is " if goes_on else "The answer is <|im_end|>\n<|im_start|>assistant\n"
     assert prompts({"messages": BEGUN, **fields}) == [OPENED + end]
     body = {"messages": BEGUN, "prompt": None, **fields}
-    tokens = send(Script("x"), body, path="tokenize")[0].json()["tokens"]
+    tokens = send(ScriptedEngine("x"), body, path="tokenize")[0].json()["tokens"]
     assert byte_tokenizer().decode(tokens, False).endswith(OPENED + end)
 
 
-def test_only_what_is_new_is_told_of_a_continued_message(client: openai.OpenAI) -> None:
+def test_the_reply_to_a_continued_message_has_only_new_text(client: openai.OpenAI) -> None:
     engine = tiny()
     prompt = engine.tokenizer.encode_chat(BEGUN, continue_final=True)
     words = engine.generate([Request(prompt, Sampling(max_tokens=30))])[0].text
@@ -135,26 +135,26 @@ def test_a_message_is_continued_in_other_words_too() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
     ],
 )
-def test_what_cannot_be_asked_for_is_a_400_that_names_the_field(address: str, body: dict[str, Any], field: str) -> None:
+def test_unsupported_fields_are_a_400_that_names_the_field(address: str, body: dict[str, Any], field: str) -> None:
     reply = httpx.post(f"{address}/v1/chat/completions", json={"model": "tiny", **body})
     assert reply.status_code == 400 and reply.json()["error"]["param"] == field, reply.text
 
 
 def test_what_a_template_cannot_continue_is_a_400_that_says_what_to_do() -> None:
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     script.tokenizer = byte_tokenizer(template="{% for each in messages %}{{ each.content[:4] }}{% endfor %}")
     reply, other = send(script, {"messages": BEGUN}, {"messages": BEGUN, "add_generation_prompt": True})
     assert reply.status_code == 400 and "add_generation_prompt" in reply.json()["error"]["message"]
     assert other.status_code == 200
 
 
-def test_reasoning_that_was_begun_goes_on() -> None:
+def test_open_reasoning_is_continued() -> None:
     template = byte_tokenizer().chat_template or ""
     for begun, thought, text in (
         ("<think>\nI see", " it.", "Yes."),
         ("<think>\nI see.\n</think>\n\nThe", None, " it.</think>Yes."),
     ):
-        script = Script(" it.</think>Yes.")
+        script = ScriptedEngine(" it.</think>Yes.")
         script.tokenizer = byte_tokenizer(template=f"{template}{{# <think></think> #}}")
         message = send(script, {"messages": [*HELLO, {"role": "assistant", "content": begun}]})[0].json()["choices"][0][
             "message"
@@ -165,7 +165,7 @@ def test_reasoning_that_was_begun_goes_on() -> None:
 def test_reasoning_is_left_out_where_it_is_not_wanted() -> None:
     template = byte_tokenizer().chat_template or ""
     body = {"messages": HELLO, "include_reasoning": False}
-    script = Script("<think>Hm.</think>Yes.")
+    script = ScriptedEngine("<think>Hm.</think>Yes.")
     script.tokenizer = byte_tokenizer(template=f"{template}{{# <think></think> #}}")
     whole, streamed = send(script, body, {**body, "stream": True})
     assert whole.json()["choices"][0]["message"] == {"role": "assistant", "content": "Yes."}
@@ -173,8 +173,8 @@ def test_reasoning_is_left_out_where_it_is_not_wanted() -> None:
     assert "reasoning" not in streamed.text.replace("reasoning_tokens", "") and "Hm" not in streamed.text
 
 
-def test_content_that_cannot_be_taken_has_a_place_in_the_conversation() -> None:
-    """Whatever a turn has had, the next one begins with the same prompt."""
+def test_unreadable_content_becomes_a_placeholder() -> None:
+    """Whatever content a turn had, the next turn's prompt begins with the same text."""
     messages: list[dict[str, Any]] = []
     bodies: list[dict[str, Any]] = []
     call = {"id": "a", "type": "function", "function": {"name": "see", "arguments": "{}"}}
@@ -208,7 +208,7 @@ def test_content_that_cannot_be_taken_has_a_place_in_the_conversation() -> None:
     for turn in turns:
         messages = messages + turn
         bodies.append({"messages": messages})
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     for reply in send(script, *bodies[1:]):
         assert reply.status_code == 200, reply.text
     texts = [
@@ -232,10 +232,10 @@ FUNCTIONS = [{"name": "read", "description": "Reads.", "parameters": {"type": "o
 READ = '<tool_call>\n{"name": "read", "arguments": {"path": "a"}}\n</tool_call>'
 
 
-def test_functions_of_before_there_were_tools() -> None:
+def test_deprecated_functions() -> None:
     body = {"messages": HELLO, "functions": FUNCTIONS}
     made = {"name": "read", "arguments": '{"path": "a"}'}
-    script = Script(f"Reading.\n{READ}")
+    script = ScriptedEngine(f"Reading.\n{READ}")
     whole, streamed, none = send(script, body, {**body, "stream": True}, {**body, "function_call": "none"})
     choice = whole.json()["choices"][0]
     assert choice["finish_reason"] == "function_call"
@@ -283,7 +283,7 @@ PATCH: dict[str, Any] = {"type": "custom", "custom": {"name": "patch", "descript
 def test_a_custom_tool_takes_a_text() -> None:
     text = '<tool_call>\n{"name": "patch", "arguments": {"input": "*** Begin\\né"}}\n</tool_call>'
     tools = [PATCH, {"type": "function", "function": FUNCTIONS[0]}]
-    script = Script(f"{text}\n{READ}")
+    script = ScriptedEngine(f"{text}\n{READ}")
     body = {"messages": HELLO, "tools": tools}
     whole, streamed = send(script, body, {**body, "stream": True})
     first, second = whole.json()["choices"][0]["message"]["tool_calls"]
@@ -318,7 +318,7 @@ def test_a_custom_tool_that_is_named_is_called(client: openai.OpenAI) -> None:
 
 
 def test_one_more_form_of_response_and_documents_reach_their_places() -> None:
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     script.tokenizer = byte_tokenizer(
         template="{{ messages[0].content }}{% for each in documents %}[{{ each.text }}]{% endfor %}"
     )

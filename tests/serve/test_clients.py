@@ -1,7 +1,7 @@
-"""Real agents' sessions, recorded (scripts/test-clients --record): each is answered, and each turn begins with the last's.
+"""Recorded sessions of real agents (scripts/test-clients --record): all are answered, each prompt extends the last one's.
 
-The bodies are as they were sent, long texts replaced. An agent's prompt grows at its end only, so that a server computes only
-what is new; aider alone says the files anew in every turn, behind the history.
+The bodies are as they were sent, with long texts replaced. An agent's prompt grows only at its end, so that a server computes
+only the new tokens. aider is the exception: it repeats the files in every turn, after the history.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import pytest
 
 from paceline.serve.messages_input import MessagesBody, encode
 from tests.clients.fixtures import read_fixture
-from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny, tiny_service
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted, tiny, tiny_service
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def prompts(client: str) -> list[list[int]]:
-    """The tokens of each turn's prompt, as the server gave them to the engine."""
+    """The tokens of each turn's prompt, as the engine received them."""
     path, bodies = read_fixture(FIXTURES / f"{client}.json")
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     with running(scripted(script, capacity=200_000)) as url:
         for body in bodies:
             reply = httpx.post(url + path, json=body, timeout=20)
@@ -46,7 +46,7 @@ def test_aiders_turns_share_all_before_its_files() -> None:
 
 
 def test_claude_codes_turns_compute_what_is_new_and_say_so() -> None:
-    """Ten turns, then another first prompt: usage, streamed and not, tells what the cache had, to the page."""
+    """Ten turns, then another first prompt: usage, streamed or not, reports the cached tokens exactly to the page."""
     path, bodies = read_fixture(FIXTURES / "claude.json")
     turns = [*bodies]
     while len(turns) < 10:
@@ -66,9 +66,9 @@ def test_claude_codes_turns_compute_what_is_new_and_say_so() -> None:
         seen: list[list[int]] = []
         for index, (body, prompt) in enumerate(zip([*turns, other], prompts, strict=True)):
             reply = httpx.post(url + path, json={**body, "max_tokens": 3, "stream": index % 2 == 0}, timeout=60)
-            told = usages(reply)
+            reported = usages(reply)
             shared = max((common(prompt[:-1], each) for each in seen), default=0) // size * size
-            for usage in told:
+            for usage in reported:
                 assert usage["cache_read_input_tokens"] == shared
                 assert usage["input_tokens"] == len(prompt) - shared
             seen.append(prompt)
@@ -78,7 +78,7 @@ def test_claude_codes_turns_compute_what_is_new_and_say_so() -> None:
 
 
 def usages(reply: httpx.Response) -> list[dict[str, int]]:
-    """A message's usage, or those of its stream's first and last event that has one."""
+    """The usage of a message, or of its stream's first and last event that has one."""
     if "event-stream" not in reply.headers["content-type"]:
         return [reply.json()["usage"]]
     events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
@@ -86,7 +86,7 @@ def usages(reply: httpx.Response) -> list[dict[str, int]]:
 
 
 def common(one: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
+    """The length of the common prefix of both."""
     return next(
         (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
         min(len(one), len(other)),

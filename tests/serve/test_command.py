@@ -1,4 +1,4 @@
-"""`paceline serve` refuses, in one line and before any model is loaded, what it cannot do."""
+"""`paceline serve` refuses unsupported options in one line, before it loads a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /v1/compact over HTTP: Morph's fields, tokens counted by the served tokenizer, errors in OpenAI's form."""
+"""POST /v1/compact over HTTP: Morph's fields, tokens counted by the served tokenizer, errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from paceline.errors import RequestError
-from tests.serve.service import Script, byte_tokenizer, running, scripted
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted
 
 CODE = "".join(f"def make_{number}(value):\n    return value + {number}\n\n\n" for number in range(40))
 TALK = [
@@ -23,7 +23,7 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running(scripted(Script("unused"))) as url:
+    with running(scripted(ScriptedEngine("unused"))) as url:
         yield url
 
 
@@ -36,7 +36,7 @@ def tokens(text: str) -> int:
 
 
 def test_a_text_is_compacted_to_the_ratio_in_tokens(address: str) -> None:
-    """As the SDK sends it: preserve_recent is there, and a text is compacted all the same."""
+    """A body as the SDK sends it, with preserve_recent: a text is compacted nevertheless."""
     body = {"model": "morph-compactor", "input": CODE, "query": "what does make_31 return", "compression_ratio": 0.3}
     answer = ask(address, **body, preserve_recent=2, include_line_ranges=True, include_markers=True).json()
     assert answer["id"].startswith("cmpr-") and answer["model"] == "morph-compactor" and answer["object"] == "compact"
@@ -73,7 +73,7 @@ def test_ranges_and_markers_can_be_left_out(address: str) -> None:
     assert set(plain["output"].split("\n")) <= {*CODE.split("\n"), ""}
 
 
-def test_kept_context_stays_and_over_budget_is_told(address: str) -> None:
+def test_kept_context_stays_and_over_budget_is_reported(address: str) -> None:
     kept = f"<keepContext>\n{CODE}</keepContext>\n"
     answer = ask(address, input=kept + CODE, compression_ratio=0.1).json()
     assert answer["output"].startswith(kept) and answer["paceline"]["over_budget"] is True

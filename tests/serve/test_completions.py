@@ -1,4 +1,4 @@
-"""Completions: texts and tokens to continue, several at once, the prompt and its log-probabilities among them."""
+"""Completions: texts and tokens to continue, several prompts at once, echo and the prompt's log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from paceline.serve.run import Limits, make_service
 from paceline.types import Request, Sampling
 from tests.models.test_logits import run
-from tests.serve.service import Script, byte_tokenizer, running, scripted, tiny, tiny_service, until
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted, tiny, tiny_service, until
 from tests.serve.test_chat import expected
 
 PROMPTS = ["def add(", "caf\u00e9 = ", "class A", "x"]
@@ -106,10 +106,10 @@ def test_more_choices_than_places_wait_for_them() -> None:
 
 
 def test_choices_wait_where_others_have_taken_the_places() -> None:
-    with running(scripted(Script("word"), max_open=2)) as url:
+    with running(scripted(ScriptedEngine("word"), max_open=2)) as url:
         whole = complete(url, prompt=["a", "b", "c", "d", "e"])
         assert [each["text"] for each in whole["choices"]] == ["word"] * 5
-    with running(scripted(Script("word"), max_open=1)) as url:
+    with running(scripted(ScriptedEngine("word"), max_open=1)) as url:
         assert len(complete(url, prompt=["a", "b"], n=2)["choices"]) == 4
 
 
@@ -124,7 +124,7 @@ def test_later_choices_find_their_prompt_in_the_cache() -> None:
 
 
 def test_a_client_that_goes_ends_all_its_choices() -> None:
-    service = scripted(Script("word " * 2000, size=1))
+    service = scripted(ScriptedEngine("word " * 2000, size=1))
     with running(service) as url:
         body = {"model": "tiny", "prompt": ["a", "b"], "n": 2, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body) as reply:
@@ -135,7 +135,7 @@ def test_a_client_that_goes_ends_all_its_choices() -> None:
 
 
 def test_one_choices_error_ends_them_all() -> None:
-    service = scripted(Script("word " * 200))
+    service = scripted(ScriptedEngine("word " * 200))
     with running(service) as url:
         for streams in (False, True):
             body = {"model": "tiny", "prompt": ["a", "BUG!", "c"], "stream": streams}
@@ -150,7 +150,7 @@ def test_log_probabilities_have_the_chosen_token_among_them(address: str) -> Non
             "logprobs"
         ]
         for token, value, top in zip(values["tokens"], values["token_logprobs"], values["top_logprobs"], strict=True):
-            assert top[token] == value or token == "\ufffd"  # half a character: another's text is the same
+            assert top[token] == value or token == "\ufffd"  # half a character: another token may have the same text
             assert 1 <= len(top) <= count + 1 and max(top.values()) >= value
     assert complete(address, prompt="ab", max_tokens=2)["choices"][0]["logprobs"] is None
 
@@ -213,17 +213,17 @@ def test_what_comes_before_a_prompt_is_no_part_of_its_echo() -> None:
 
 
 def test_what_evaluation_harnesses_ask(address: str) -> None:
-    """lm-eval's local-completions: where a continuation's tokens stand among the echoed ones, the last one being new."""
+    """lm-eval's local-completions: finds a continuation's tokens among the echoed ones, the last token being new."""
     context, text = list(b"The sky is"), list(b" blue")
     values = complete(
         address, prompt=[context + text, [256, *text]], temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
     )["choices"][0]["logprobs"]
-    told = values["token_logprobs"][len(context) : -1]
-    assert told == pytest.approx(wanted(bytes(context + text))[len(context) :], abs=1e-4)
+    reported = values["token_logprobs"][len(context) : -1]
+    assert reported == pytest.approx(wanted(bytes(context + text))[len(context) :], abs=1e-4)
     tops = values["top_logprobs"][len(context) : -1]
     logits = run(tiny().model, context + text)
     greedy = [int(logits[place].argmax()) for place in range(len(context) - 1, len(context + text) - 1)]
-    assert [value == max(top.values()) for value, top in zip(told, tops, strict=True)] == [
+    assert [value == max(top.values()) for value, top in zip(reported, tops, strict=True)] == [
         best == token for best, token in zip(greedy, text, strict=True)
     ]
     whole = complete(address, prompt=["a", "b"], max_tokens=9, temperature=0, stop=["\n", "a"], seed=1234)

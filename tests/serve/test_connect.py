@@ -1,4 +1,4 @@
-"""`paceline connect` and `paceline run`: real files, a real server, and programs that stand where a client would."""
+"""`paceline connect` and `paceline run`: real files, a real server, and programs in the place of a client."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def paceline(home: Path, *arguments: str, **more: str) -> Result:
-    """The command, in this process: only where it becomes a client does it need one of its own."""
+    """Runs the command in this process. Only a command that becomes a client needs its own."""
     return CliRunner().invoke(app, arguments, env=environment(home, **more), catch_exceptions=True)
 
 
@@ -71,7 +71,7 @@ def test_a_server_says_what_it_serves(address: str) -> None:
         find_server(address)
     with pytest.raises(UnknownModel, match="tiny, other-name"):
         find_server(address, "gpt", "secret")
-    with pytest.raises(ServeError, match="no model server"):
+    with pytest.raises(ServeError, match="does not answer like a model server"):
         find_server(f"{address}/health", None, "secret")
 
 
@@ -97,8 +97,8 @@ def test_what_is_printed_can_be_given_to_a_shell(tmp_path: Path) -> None:
     assert variables["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] == "1"
 
 
-def test_claude_codes_window_is_given_only_where_it_takes_it() -> None:
-    """It reads an auto-compact window under 100,000 as 100,000, which is more than such a server has."""
+def test_claude_codes_window_is_set_only_if_it_is_large_enough() -> None:
+    """Claude Code raises an auto-compact window below 100,000 to 100,000, which is more than such a server has."""
     for context, given in ((32_768, False), (200_000, True)):
         variables = find_client("claude").settings(Server("http://x", "m", context), {}).environment
         assert ("CLAUDE_CODE_AUTO_COMPACT_WINDOW" in variables) is given
@@ -193,7 +193,7 @@ def test_writing_keeps_every_old_file_its_mode_and_a_link(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 4
     new = tmp_path / "deep/er/new.json"
     assert SettingsFile(new, "json", {"b": 2}).write() == (True, None)
-    assert new.stat().st_mode & 0o777 == 0o600  # a key may stand in it
+    assert new.stat().st_mode & 0o777 == 0o600  # the file may contain a key
 
 
 def test_connect_writes_and_says_so(address: str, tmp_path: Path) -> None:
@@ -219,13 +219,13 @@ def test_connect_writes_and_says_so(address: str, tmp_path: Path) -> None:
         (("run", "codex", "--url", "http://127.0.0.1:9", "--model", "m"), "npm install -g @openai/codex"),
     ],
 )
-def test_what_cannot_be_done_is_said(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_errors_are_explained(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     done = paceline(tmp_path, *arguments, PATH=str(tmp_path))
     assert isinstance(done.exception, PacelineError) and words in str(done.exception) and not done.stdout
 
 
 def program(folder: Path, name: str, script: str) -> str:
-    """A PATH on which a client's place is taken by a shell script."""
+    """A PATH on which a shell script takes the place of a client."""
     file = folder / "bin" / name
     file.parent.mkdir()
     file.write_text(f"#!/bin/sh\n{script}\n")

@@ -1,4 +1,4 @@
-"""Output held to a format, asked for by OpenAI's own client; drafts change nothing."""
+"""Constrained output through OpenAI's own client; drafts do not change it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from paceline.engine.grammar import Grammars
-from paceline.serve.call_grammars import FORMS, calls_grammar
-from paceline.serve.constrain import Calls, held, json_schema
-from paceline.serve.responses_input import ResponsesBody, toolbox
+from paceline.serve.call_grammars import CALL_FORMATS, calls_grammar
+from paceline.serve.constrain import AllowedCalls, json_schema, output_grammar
+from paceline.serve.responses_input import ResponsesBody, responses_tools
 from paceline.serve.tools import (
     Call,
     CallParser,
@@ -29,7 +29,7 @@ from paceline.serve.tools import (
     QwenCoderParser,
 )
 from tests.serve.formats import FORMATS, SCHEMAS
-from tests.serve.service import Script, byte_tokenizer, running, scripted, until
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted, until
 
 ASK: list[Any] = [{"role": "user", "content": "Say it."}]
 SCHEMA = {
@@ -133,9 +133,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CALL_FORMATS)
 def test_a_forced_call_is_one_of_the_format_s(form: type[CallParser]) -> None:
-    """The format's own way of writing a call is allowed to its end; one that breaks the tool's schema is not."""
+    """A call as the format writes it passes to its end; one that violates the tool's schema does not."""
     tokenizer = byte_tokenizer()
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
     read = {
@@ -158,20 +158,20 @@ def test_a_forced_call_is_one_of_the_format_s(form: type[CallParser]) -> None:
 
 
 def _allowed(grammars: Grammars, grammar: str, tokens: list[int]) -> int:
-    """How many of the tokens the grammar lets pass."""
-    bits = grammars.follow(grammar).masks([0, *tokens], [0, *[1] * len(tokens)])
+    """The number of leading tokens that the grammar allows."""
+    bits = grammars.matcher(grammar).masks([0, *tokens], [0, *range(len(tokens))])
     passes = [bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens)]
     return passes.index(0) if 0 in passes else len(tokens)
 
 
-# the parser of each name's format holds a model to writing as it does
-TAUGHT = ("hermes", "deepseek", "dsml", "dsml4", "kimi", "qwen_coder", "glm", "minimax")
+# format names by parser class
+PARSED_FORMATS = ("hermes", "deepseek", "dsml", "dsml4", "kimi", "qwen_coder", "glm", "minimax")
 
 
-@pytest.mark.parametrize("spoken", [True, False])  # whether the format's markers are tokens
-@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("spoken", [True, False])  # whether the format's markers are special tokens
+@pytest.mark.parametrize("name", PARSED_FORMATS)
 def test_a_forced_turn_may_end_as_the_model_s_template_ends_it(name: str, spoken: bool) -> None:
-    """Directly, or after white space, which models write too: but never so much that it goes on for ever."""
+    """The turn ends directly, or after white space, which models write too, but of bounded length."""
     form = FORMATS[name]
     before, end = form.turn
     markers = [each for each in form.markers if re.fullmatch(r"<[^ ]*>", each)] if spoken else []
@@ -182,9 +182,9 @@ def test_a_forced_turn_may_end_as_the_model_s_template_ends_it(name: str, spoken
     calls = [("write", {"path": "a.py", "limit": 3}), ("Read.file-2", {"path": "b"})]
     for several in (True, False):
         kind: Any = form.parser
-        thinking = False if before else None  # after the prompt's own end of reasoning
-        wanted = Calls(SCHEMAS, forced=True, most=None if several else 1)
-        grammar = held(None, wanted, kind, tokenizer.special_tokens, thinking)
+        thinking = False if before else None  # after the end of reasoning that the prompt has opened
+        wanted = AllowedCalls(SCHEMAS, forced=True, max_calls=None if several else 1)
+        grammar = output_grammar(None, wanted, kind, tokenizer.special_tokens, thinking)
         assert grammar is not None
         for count in (1, 2):
             for after in ("", "\n", "\n\n", " \n", " " * 9, "\nDone."):
@@ -196,7 +196,7 @@ def test_a_forced_turn_may_end_as_the_model_s_template_ends_it(name: str, spoken
 
 
 def test_every_form_is_tried_with_its_end_of_turn() -> None:
-    assert {FORMATS[name].parser for name in TAUGHT} == set(FORMS)
+    assert {FORMATS[name].parser for name in PARSED_FORMATS} == set(CALL_FORMATS)
 
 
 def _called(*arguments: dict[str, Any]) -> str:
@@ -205,11 +205,11 @@ def _called(*arguments: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("size", [1, 7, 4000])
 def test_a_forced_call_made_again_ends_the_turn(size: int) -> None:
-    """It is not told again; the engine's request ends, and what was computed is counted. Other calls are all told."""
+    """The repetition is dropped, the engine's request ends, and its tokens are counted. All other calls are returned."""
     once = {"mode": "all", "n": True}
     again = [once, {"mode": "head"}, {"n": True, "mode": "all"}, *[once] * 60]
     text = _called(*again)
-    script = Script(text, size=size)
+    script = ScriptedEngine(text, size=size)
     service = scripted(script)
     tools = [{"type": "function", "function": READ}]
     body = {"model": "tiny", "messages": ASK, "tools": tools, "tool_choice": "required", "max_tokens": 4000}
@@ -233,9 +233,9 @@ def test_a_forced_call_made_again_ends_the_turn(size: int) -> None:
         assert [each["input"] for each in message["content"]] == again[:2] and message["stop_reason"] == "tool_use"
         free = httpx.post(f"{url}/v1/chat/completions", json={**body, "tool_choice": "auto"}).json()
         assert len(free["choices"][0]["message"]["tool_calls"]) == len(again)
-        told = httpx.get(f"{url}/metrics").text
-        assert 'request_success_total{model_name="tiny"} 4.0' in told
-        assert 'request_cancelled_total{model_name="tiny"} 0.0' in told
+        metrics = httpx.get(f"{url}/metrics").text
+        assert 'request_success_total{model_name="tiny"} 4.0' in metrics
+        assert 'request_cancelled_total{model_name="tiny"} 0.0' in metrics
 
 
 READ: Any = {
@@ -328,7 +328,7 @@ def test_a_choice_there_is_not_is_refused(client: openai.OpenAI, choice: Any) ->
 
 
 def test_reasoning_is_free_and_comes_first() -> None:
-    """Of a model that reasons only what follows is held, whether the prompt opens the reasoning or the model does."""
+    """Only the text after reasoning is constrained, whether the prompt or the model opens the reasoning."""
     tokenizer = byte_tokenizer()
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
     answer = '{"kind": "file", "empty": true}'
@@ -338,11 +338,11 @@ def test_reasoning_is_free_and_comes_first() -> None:
         (False, answer),
         (None, answer),
     ):
-        grammar = held(json_schema(SCHEMA), Calls({}), None, tokenizer.special_tokens, thinking)
+        grammar = output_grammar(json_schema(SCHEMA), AllowedCalls({}), None, tokenizer.special_tokens, thinking)
         assert grammar is not None
         tokens = [*tokenizer.encode(text), tokenizer.eos_tokens[0]]
         assert _allowed(grammars, grammar, tokens) == len(tokens), (thinking, text)
-    grammar = held(json_schema(SCHEMA), Calls({}), None, tokenizer.special_tokens, True)
+    grammar = output_grammar(json_schema(SCHEMA), AllowedCalls({}), None, tokenizer.special_tokens, True)
     unended = [*tokenizer.encode(f"so {answer}"), tokenizer.eos_tokens[0]]
     assert grammar is not None and _allowed(grammars, grammar, unended) == len(unended) - 1
 
@@ -350,8 +350,8 @@ def test_reasoning_is_free_and_comes_first() -> None:
 def test_where_an_answer_is_held_tools_may_be_called_instead() -> None:
     tokenizer = byte_tokenizer()
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
-    calls = Calls({"read": READ["parameters"]})
-    grammar = held(json_schema(SCHEMA), calls, HermesParser, tokenizer.special_tokens, None)
+    calls = AllowedCalls({"read": READ["parameters"]})
+    grammar = output_grammar(json_schema(SCHEMA), calls, HermesParser, tokenizer.special_tokens, None)
     assert grammar is not None
     for text in (
         '{"kind": "file", "empty": true}',
@@ -359,7 +359,7 @@ def test_where_an_answer_is_held_tools_may_be_called_instead() -> None:
     ):
         tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
         assert _allowed(grammars, grammar, tokens) == len(tokens)
-    assert held(None, calls, HermesParser, tokenizer.special_tokens, None) is None
+    assert output_grammar(None, calls, HermesParser, tokenizer.special_tokens, None) is None
 
 
 PATCH = """start: "*** Begin Patch" LF line+ "*** End Patch" LF?
@@ -371,8 +371,8 @@ line: /[+ -][^\\n]*/ LF
 def test_strict_calls_may_follow_text_and_have_their_schemas() -> None:
     tokenizer = byte_tokenizer()
     grammars = Grammars(tokenizer, tokenizer.vocab_size)
-    calls = Calls({"read": READ["parameters"]}, strict={"read"})
-    grammar = held(None, calls, HermesParser, tokenizer.special_tokens, None)
+    calls = AllowedCalls({"read": READ["parameters"]}, strict={"read"})
+    grammar = output_grammar(None, calls, HermesParser, tokenizer.special_tokens, None)
     assert grammar is not None
     for text, holds in (
         ("Just words about a <tool_call>.", True),
@@ -386,7 +386,7 @@ def test_strict_calls_may_follow_text_and_have_their_schemas() -> None:
             tokens = (tokenizer.encode(piece) if marker is None else [tokenizer.special_tokens[marker]]) + tokens
         assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, text
     without = {name: token for name, token in tokenizer.special_tokens.items() if name != "<tool_call>"}
-    assert held(None, calls, HermesParser, without, None) is None
+    assert output_grammar(None, calls, HermesParser, without, None) is None
 
 
 def test_a_custom_tools_grammar_holds_where_the_format_writes_strings_as_they_are() -> None:
@@ -397,19 +397,19 @@ def test_a_custom_tools_grammar_holds_where_the_format_writes_strings_as_they_ar
     body = msgspec.convert(
         {"model": "tiny", "input": "x", "tools": msgspec.Raw(msgspec.json.encode(tools))}, ResponsesBody
     )
-    calls = toolbox(body).calls(body)
+    calls = responses_tools(body).calls(body)
     assert calls.strict
     for kind, begin, end in (
         (QwenCoderParser, "<function=apply_patch>\n<parameter=input>\n", "\n</parameter>\n</function>\n"),
         (HermesParser, '{"name": "apply_patch", "arguments": {"input": "', '"}}\n'),
     ):
-        grammar = held(None, calls, kind, tokenizer.special_tokens, None)
+        grammar = output_grammar(None, calls, kind, tokenizer.special_tokens, None)
         assert grammar is not None
         for patch, is_patch in (("*** Begin Patch\n+x = 1\n*** End Patch", True), ("*** Begin Patch\nx\n", False)):
             written = json.dumps(patch)[1:-1] if kind is HermesParser else patch
             text = f"<tool_call>\n{begin}{written}{end}</tool_call>"
             tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
-            holds = is_patch or kind is HermesParser  # within JSON it is a string like others
+            holds = is_patch or kind is HermesParser  # within JSON it is an ordinary string
             assert (_allowed(grammars, grammar, tokens) == len(tokens)) is holds, text
 
 
@@ -426,13 +426,13 @@ def test_a_custom_tools_grammar_holds_where_the_format_writes_strings_as_they_ar
 )
 def test_a_tool_without_a_json_schema_is_refused(client: openai.OpenAI, schema: Any) -> None:
     tool: Any = {"name": "odd", "parameters": schema}
-    with pytest.raises(openai.BadRequestError, match="'odd' are no JSON schema"):
+    with pytest.raises(openai.BadRequestError, match="'odd' are not a JSON schema"):
         client.chat.completions.create(model="tiny", messages=ASK, tools=[{"type": "function", "function": tool}])
-    with pytest.raises(openai.BadRequestError, match="'odd' are no JSON schema"):
+    with pytest.raises(openai.BadRequestError, match="'odd' are not a JSON schema"):
         client.responses.create(model="tiny", input="x", tools=[{"type": "function", **tool}])
 
 
-@pytest.mark.parametrize("form", [QwenCoderParser, GlmParser, MiniMaxParser])  # whose schemas alone tell the types
+@pytest.mark.parametrize("form", [QwenCoderParser, GlmParser, MiniMaxParser])  # only its schemas define the types
 @pytest.mark.parametrize(
     "schema, written, value",
     [

@@ -1,4 +1,4 @@
-"""Every field by which peers' clients hold an output to a form: enforced, or refused by name, never left unread."""
+"""Every field by which other servers' clients constrain an output: enforced or refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from paceline.engine.grammar import Grammars
 from paceline.errors import BadField
 from paceline.serve import custom_tools
-from paceline.serve.call_grammars import FORMS
-from paceline.serve.constrain import Calls, Constraints, held, of_grammar
+from paceline.serve.call_grammars import CALL_FORMATS
+from paceline.serve.constrain import AllowedCalls, Constraints, client_grammar, output_grammar
 from paceline.serve.tools import HermesParser, QwenCoderParser
 from tests.serve.formats import FORMATS
 from tests.serve.service import byte_tokenizer
@@ -39,10 +39,10 @@ GRAMMARS = Grammars(TOKENIZER, TOKENIZER.vocab_size)
 
 
 def passes(grammar: str | None, text: str) -> bool:
-    """Whether the grammar lets the text pass, and end there."""
+    """Whether the grammar accepts exactly the text."""
     assert grammar is not None
     tokens = [*TOKENIZER.encode(text, allow_special=True), TOKENIZER.eos_tokens[0]]
-    bits = GRAMMARS.follow(grammar).masks([0, *tokens], [0, *[1] * len(tokens)])
+    bits = GRAMMARS.matcher(grammar).masks([0, *tokens], [0, *range(len(tokens))])
     return all(bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens))
 
 
@@ -99,7 +99,7 @@ def test_nothing_asked_is_free_text() -> None:
 
 
 def test_a_format_s_schema_means_what_json_schema_says() -> None:
-    """Keys that a lenient schema does not name are allowed: only a tool's arguments are closed."""
+    """A lenient schema allows keys that it does not declare: only a tool's arguments are closed."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for extra in (
         {"response_format": {"type": "json_object", "schema": schema}},
@@ -112,7 +112,7 @@ def test_a_format_s_schema_means_what_json_schema_says() -> None:
 
 @pytest.mark.parametrize("name", ["hermes", "deepseek", "dsml", "dsml4", "kimi", "qwen_coder", "glm", "minimax"])
 def test_a_forced_call_invents_no_arguments(name: str) -> None:
-    """Where the tool's schema does not say that there may be others."""
+    """Undeclared keys are refused, unless the tool's schema allows others."""
     form = FORMATS[name]
     kind: Any = form.parser
     inner = {"type": "object", "properties": {"x": {"type": "integer"}}}
@@ -124,9 +124,9 @@ def test_a_forced_call_invents_no_arguments(name: str) -> None:
         ({**schema, "properties": {"in": {**inner, "additionalProperties": True}}}, {"in": {"x": 1, "y": 2}}, True),
         ({**schema, "properties": {"in": {"type": "object"}}}, {"in": {"y": 2}}, True),
     ):
-        grammar = held(None, Calls({"f": tool}, forced=True), kind, TOKENIZER.special_tokens, None)
+        grammar = output_grammar(None, AllowedCalls({"f": tool}, forced=True), kind, TOKENIZER.special_tokens, None)
         assert passes(grammar, form.write([("f", arguments)])) is allowed, arguments
-    assert kind in FORMS
+    assert kind in CALL_FORMATS
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,19 @@ def test_a_forced_call_invents_no_arguments(name: str) -> None:
         ({"allowed_token_ids": [1, 2]}, "allowed_token_ids"),
         ({"bad_words": ["a"]}, "bad_words"),
         ({"logits_processors": ["x"]}, "logits_processors"),
-        ({"guided_json": "{"}, "guided_json is no JSON"),
-        ({"guided_json": {"type": "objekt"}}, "guided_json has no JSON schema"),
+        ({"guided_json": "{"}, "guided_json is not valid JSON"),
+        ({"guided_json": {"type": "objekt"}}, "guided_json has an invalid JSON schema"),
         ({"json_schema": "[]"}, "json_schema must be a schema object"),
-        ({"response_format": {"type": "json_object", "schema": {"type": 3}}}, "response_format has no JSON schema"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": 3}}},
+            "response_format has an invalid JSON schema",
+        ),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_regex": "(a"}, "compile"),
         ({"guided_regex": "a" * 40_000}, "guided_regex is longer"),
-        ({"grammar": "root ::= item"}, "grammar is no GBNF grammar: Rule 'item' not found"),
-        ({"grammar": 'item ::= "a"'}, "grammar is no GBNF grammar"),
-        ({"grammar": "root ::= " + "(" * 5000}, "grammar is no GBNF grammar: it is nested too deeply"),
+        ({"grammar": "root ::= item"}, "grammar is not a valid GBNF grammar: Rule 'item' not found"),
+        ({"grammar": 'item ::= "a"'}, "grammar is not a valid GBNF grammar"),
+        ({"grammar": "root ::= " + "(" * 5000}, "grammar is not a valid GBNF grammar: it is nested too deeply"),
         ({"grammar": "free text"}, "compile"),
         ({"grammar": {"type": "json"}}, "grammar"),
     ],
@@ -189,7 +192,10 @@ def test_what_cannot_be_enforced_is_refused_by_name(client: openai.OpenAI, extra
     ],
 )
 def test_gbnf_is_read_as_llama_cpp_reads_it(grammar: str, good: list[str], bad: list[str]) -> None:
-    for made in (of_grammar(grammar, "grammar"), held(of_grammar(grammar, "grammar"), Calls({}), None, {}, False)):
+    for made in (
+        client_grammar(grammar, "grammar"),
+        output_grammar(client_grammar(grammar, "grammar"), AllowedCalls({}), None, {}, False),
+    ):
         assert all(passes(made, text) for text in good)
         assert not any(passes(made, text) for text in bad)
 
@@ -197,24 +203,24 @@ def test_gbnf_is_read_as_llama_cpp_reads_it(grammar: str, good: list[str], bad: 
 PATCH = {"syntax": "lark", "definition": 'start: "+" /[a-z]+/'}
 
 
-@pytest.mark.parametrize("nested", [True, False])  # chats have the grammar within the format
+@pytest.mark.parametrize("nested", [True, False])  # the chat API has the grammar within the format
 @pytest.mark.parametrize("grammar", [PATCH, {"syntax": "regex", "definition": r"\+[a-z]+"}])
 def test_a_custom_tool_s_grammar_in_both_apis_forms(nested: bool, grammar: dict[str, str]) -> None:
     written = {"type": "grammar", **({"grammar": grammar} if nested else grammar)}
     form = msgspec.convert(written, custom_tools.InputFormat)
-    assert custom_tools.is_held(form) and grammar["definition"] in custom_tools.description("Patches.", form)
-    calls = Calls({"patch": custom_tools.parameters(form)}, strict=("patch",))
-    made = held(None, calls, QwenCoderParser, TOKENIZER.special_tokens, None)
+    assert custom_tools.has_grammar(form) and grammar["definition"] in custom_tools.description("Patches.", form)
+    calls = AllowedCalls({"patch": custom_tools.parameters(form)}, strict=("patch",))
+    made = output_grammar(None, calls, QwenCoderParser, TOKENIZER.special_tokens, None)
     for text, good in (("+abc", True), ("abc", False)):
         assert passes(made, FORMATS["qwen_coder"].write([("patch", {"input": text})])) is good
-    made = held(None, Calls(calls.schemas, forced=True), HermesParser, TOKENIZER.special_tokens, None)
+    made = output_grammar(None, AllowedCalls(calls.schemas, forced=True), HermesParser, TOKENIZER.special_tokens, None)
     assert passes(made, FORMATS["hermes"].write([("patch", {"input": "any text"})]))
     assert not passes(made, FORMATS["hermes"].write([("patch", {"input": "x", "other": 1})]))
 
 
 def test_custom_tools_without_a_grammar_and_malformed_ones() -> None:
     for free in (None, custom_tools.InputFormat("text")):
-        assert custom_tools.parameters(free) == custom_tools.PARAMETERS and not custom_tools.is_held(free)
+        assert custom_tools.parameters(free) == custom_tools.PARAMETERS and not custom_tools.has_grammar(free)
         assert custom_tools.description("Patches.", free) == "Patches."
     for kind, syntax, definition in (
         ("json", "", ""),

@@ -1,4 +1,4 @@
-"""Messages as templates take them, of whichever API they came by."""
+"""Messages of all APIs in the chat template's format."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from paceline.serve.conversation import fold_systems
-from tests.serve.service import Script, byte_tokenizer, running, scripted
+from paceline.serve.conversation import fold_system_messages
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {{ message.tool_call_id }} {{ message.content }}"
@@ -39,7 +39,7 @@ def claude(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("path", "written"), [("chat/completions", chat), ("messages", claude)])
 def test_calls_are_named_by_tool_and_number(path: str, written: Any) -> None:
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     script.tokenizer = byte_tokenizer(template=TEMPLATE)
     messages = [{"role": "user", "content": "Go"}]
     with running(scripted(script)) as url:
@@ -58,6 +58,6 @@ def test_calls_are_named_by_tool_and_number(path: str, written: Any) -> None:
 def test_many_late_system_messages_are_joined_in_no_time() -> None:
     messages = [{"role": role, "content": "x" * 40} for _ in range(60_000) for role in ("user", "system")]
     start = time.perf_counter()
-    folded = fold_systems(messages)
+    folded = fold_system_messages(messages)
     assert time.perf_counter() - start < 5 and len(folded) == 1
     assert folded[0]["content"].count("<system-reminder>") == 60_000

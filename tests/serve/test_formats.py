@@ -1,4 +1,4 @@
-"""Tool calls of every format: streamed in any pieces they are what they are in one, and none is lost."""
+"""Tool calls of every format: parsing gives the same events for any split of the stream, and loses no call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from paceline.serve.service import joined
+from paceline.serve.service import merge_adjacent
 from paceline.serve.tools import Call, Event, Parser, Text
 from tests.serve.formats import FORMATS, parser_of, samples
 
@@ -18,7 +18,7 @@ def parsed(parser: Parser, *pieces: str) -> list[Event]:
     events: list[Event] = []
     for piece in pieces:
         events += parser.feed(piece)
-    return joined(events + parser.finish())
+    return merge_adjacent(events + parser.finish())
 
 
 def test_the_corpus_is_large() -> None:
@@ -30,20 +30,20 @@ def test_any_split_gives_what_the_whole_gives(name: str) -> None:
     draw = random.Random(name)
     for sample in samples(name):
         text = sample.text
-        whole = parsed(parser_of(name, sample.thinks), text)
+        whole = parsed(parser_of(name, sample.has_reasoning), text)
         for place in range(len(text) + 1):
-            assert parsed(parser_of(name, sample.thinks), text[:place], text[place:]) == whole, (place, text)
+            assert parsed(parser_of(name, sample.has_reasoning), text[:place], text[place:]) == whole, (place, text)
         for _ in range(NUM_RANDOM_SPLITS):
             cuts = sorted(draw.randrange(len(text) + 1) for _ in range(draw.randrange(2, 9)))
             pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-            assert parsed(parser_of(name, sample.thinks), *pieces) == whole, pieces
-        assert parsed(parser_of(name, sample.thinks), *text) == whole, text
+            assert parsed(parser_of(name, sample.has_reasoning), *pieces) == whole, pieces
+        assert parsed(parser_of(name, sample.has_reasoning), *text) == whole, text
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_calls_come_out_as_they_were_written(name: str) -> None:
     for sample in samples(name):
-        events = parsed(parser_of(name, sample.thinks), sample.text)
+        events = parsed(parser_of(name, sample.has_reasoning), sample.text)
         if sample.events is not None:
             assert events == sample.events, sample.text
         if sample.cut:
@@ -80,7 +80,7 @@ def seconds(name: str, size: int) -> float:
 @pytest.mark.parametrize("name", FORMATS)
 def test_time_is_linear_in_a_long_argument(name: str) -> None:
     small, large = min(seconds(name, 25_000) for _ in range(2)), min(seconds(name, 200_000) for _ in range(2))
-    assert large < 20 * small  # eight times the text; 64 were it quadratic
+    assert large < 20 * small  # eight times the text; quadratic time would be 64 times as long
 
 
 def test_white_space_without_end_takes_linear_time() -> None:

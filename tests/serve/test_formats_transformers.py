@@ -1,9 +1,9 @@
-"""Our parsers beside the templates that transformers carries for the same models.
+"""Compares our parsers with the response parsing of transformers for the same models.
 
-They agree on well-formed calls. Not compared is where theirs differ on purpose or by accident: white space at the ends of a
-Qwen3-Coder value is dropped, a value may not hold the format's markers, a hermes call that is cut off or malformed raises,
-a Qwen3-Coder call that is cut off is a call without its last values, and a line's end between two calls or a text after a
-call takes the place of the text before it.
+They agree on well-formed calls. Cases in which transformers differs, on purpose or by accident, are not compared: it drops
+white space at the ends of a Qwen3-Coder value, does not allow the format's markers in a value, raises for a truncated or
+malformed Hermes call, returns a truncated Qwen3-Coder call without its last values, and replaces the text before a call by a
+newline between two calls or by text after the call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def test_well_formed_calls_are_the_same(name: str, model_type: str) -> None:
     from transformers.utils.chat_parsing import parse_response
 
     template = template_of(model_type)
-    calls = [("write", each) for each in contents(name)[:6]]  # the rest hold the format's markers
+    calls = [("write", each) for each in contents(name)[:6]]  # the others contain the format's markers
     for some in (*([each] for each in calls), calls):
         text = FORMATS[name].write(some)
         message = parse_response(text, template, prefix="", tools=TOOLS)

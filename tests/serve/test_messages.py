@@ -1,4 +1,4 @@
-"""Messages, asked for by Anthropic's own client, and bodies as Claude Code sends them."""
+"""The messages API through Anthropic's own client, and with bodies as Claude Code sends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from paceline.serve.messages_input import MessagesBody, encode
-from tests.serve.service import Script, byte_tokenizer, running, scripted
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 TOOLS: list[Any] = [{"name": "Read", "description": "Reads.", "input_schema": {"type": "object"}}]
@@ -57,7 +57,7 @@ def test_a_limit_beyond_the_context_is_cut_to_it(client: anthropic.Anthropic) ->
 
 
 def test_events_come_in_their_order() -> None:
-    with running(scripted(Script(f"I read.\n{CALL}\n{CALL}"))) as url:
+    with running(scripted(ScriptedEngine(f"I read.\n{CALL}\n{CALL}"))) as url:
         body = {"model": "tiny", "messages": HELLO, "max_tokens": 500, "tools": TOOLS, "stream": True}
         reply = httpx.post(f"{url}/v1/messages?beta=true", json=body)
         assert reply.headers["content-type"].startswith("text/event-stream")
@@ -72,8 +72,11 @@ def test_events_come_in_their_order() -> None:
         assert [each["index"] for each in starts] == [0, 1, 2]
         assert starts[0]["content_block"] == {"type": "text", "text": ""}
         assert starts[1]["content_block"]["input"] == {}
-        told = httpx.post(f"{url}/v1/messages", json={**body, "stream": False}).json()
-        assert told["content"][0] == {"type": "text", "text": "I read."}  # no `citations: null`: the AI SDK refuses it
+        raw = httpx.post(f"{url}/v1/messages", json={**body, "stream": False}).json()
+        assert raw["content"][0] == {
+            "type": "text",
+            "text": "I read.",
+        }  # without `citations: null`, which the AI SDK refuses
 
         with anthropic.Anthropic(base_url=url, auth_token="none") as client:
             options: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 500, "tools": TOOLS}
@@ -88,7 +91,7 @@ def test_events_come_in_their_order() -> None:
 
 def claude_code_turns() -> tuple[dict[str, Any], dict[str, Any]]:
     """Two turns as Claude Code sends them: a billing block, a system message after the first user message, and a
-    `cache_control` that moves and makes a block list of what was, and will be, a string."""
+    `cache_control` that moves: a message with it is a list of blocks, and a string in other turns."""
     mark = {"cache_control": {"type": "ephemeral"}}
     first: dict[str, Any] = {
         "model": "claude-x",
@@ -145,7 +148,7 @@ def test_a_turns_prompt_is_the_beginning_of_the_next() -> None:
 
 
 def test_a_claude_code_body_is_served() -> None:
-    script = Script(f"I read.\n{CALL}", "Done.")
+    script = ScriptedEngine(f"I read.\n{CALL}", "Done.")
     with running(scripted(script)) as url:
         for body in claude_code_turns():
             assert httpx.post(f"{url}/v1/messages?beta=true", json=body).status_code == 200
@@ -179,7 +182,7 @@ def test_an_unknown_model_is_anthropics_not_found(client: anthropic.Anthropic) -
 
 
 def test_half_a_character_in_a_call_and_an_image_from_a_tool() -> None:
-    script = Script('<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>')
+    script = ScriptedEngine('<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>')
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
     shown: list[Any] = [

@@ -1,4 +1,4 @@
-"""Content of every type that Anthropic's clients keep in a history: it becomes text, and the conversation goes on."""
+"""Content of every type that Anthropic's clients send in a history: it becomes text, and the conversation continues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from paceline.errors import BadField
 from paceline.serve.messages_input import MessagesBody, encode
-from tests.serve.service import Script, byte_tokenizer, running, scripted
+from tests.serve.service import ScriptedEngine, byte_tokenizer, running, scripted
 
 UNSEEN = "(an image, which this model cannot see)"
 UNREAD = "(a document, which this model cannot read)"
@@ -26,7 +26,7 @@ FOUND: Any = {
     "content": [{"type": "text", "text": "Green."}, {"type": "text", "text": "Blue."}],
     "citations": {"enabled": True},
 }
-# what either side's messages, and tools' results, can hold
+# blocks of messages of both roles and of tool results
 SHARED: list[tuple[Any, str]] = [
     (IMAGE, UNSEEN),
     (PLAIN, "The grass is green."),
@@ -58,7 +58,7 @@ def result(kind: str, content: Any) -> dict[str, Any]:
 
 
 RAN = {"stdout": "3\n", "stderr": "", "return_code": 0, "content": []}
-# what an assistant's message holds where the server has run tools
+# blocks of an assistant's message after a server has run tools
 SERVED: list[tuple[Any, str]] = [
     (
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "é"}},
@@ -127,7 +127,7 @@ def prompt(*messages: tuple[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("block", "text"), SHARED)
-def test_content_becomes_text_where_it_stands(block: Any, text: str) -> None:
+def test_content_becomes_text_in_place(block: Any, text: str) -> None:
     written = prompt(("user", [{"type": "text", "text": "Look:"}, block]))
     assert f"<|im_start|>user\nLook:\n\n{text}<|im_end|>" in written
     returned = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "It:"}, block]}
@@ -138,7 +138,7 @@ def test_content_becomes_text_where_it_stands(block: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(("block", "text"), SERVED)
-def test_what_servers_tools_did_is_told_in_its_place(block: Any, text: str) -> None:
+def test_server_tools_results_become_text_in_place(block: Any, text: str) -> None:
     around = [{"type": "text", "text": "I look."}, block, {"type": "text", "text": "So."}]
     written = prompt(("user", "Go"), ("assistant", around), ("user", "And?"))
     assert f"<|im_start|>assistant\nI look.\n\n{text}\n\nSo.<|im_end|>" in written
@@ -161,7 +161,9 @@ def test_a_new_message_with_something_to_see_is_taken(block: Any) -> None:
 @pytest.mark.parametrize("reminded", [False, True])
 def test_only_a_new_message_of_nothing_else_is_refused(more: list[Any], reminded: bool) -> None:
     after = [("system", "Be brief.")] if reminded else []
-    with pytest.raises(BadField, match=r"messages\.2\.content: this model sees no blocks of type (document, )?image"):
+    with pytest.raises(
+        BadField, match=r"messages\.2\.content: this model cannot read blocks of type (document, )?image"
+    ):
         prompt(("user", "Go"), ("assistant", "So."), ("user", [*more, IMAGE]), *after)
     taken = prompt(("user", [*more, IMAGE]), *after, ("assistant", "So."), ("user", [*more, IMAGE, SHARED[1][0]]))
     assert taken.count(UNSEEN) == 2
@@ -191,7 +193,7 @@ def test_a_system_prompt_is_text_alone() -> None:
 
 def test_deep_content_is_a_bad_request_and_a_long_one_is_read() -> None:
     many = json.dumps([PLAIN] * 200)
-    with running(scripted(Script("Done."))) as url:
+    with running(scripted(ScriptedEngine("Done."))) as url:
         for content, status in ((deep(300), 400), (deep(3000), 400), (many, 200), (deep(20), 200)):
             body = f'{{"model": "tiny", "max_tokens": 9, "messages": [{{"role": "user", "content": {content}}}]}}'
             assert httpx.post(f"{url}/v1/messages", content=body, timeout=30).status_code == status
@@ -201,7 +203,7 @@ def test_a_document_within_documents_is_read_once() -> None:
     block: dict[str, Any] = PLAIN
     for _ in range(60):
         block = {"type": "document", "source": block}
-    with running(scripted(Script("Done."))) as url:
+    with running(scripted(ScriptedEngine("Done."))) as url:
         body = {"model": "tiny", "messages": [{"role": "user", "content": [block]}]}
         assert httpx.post(f"{url}/v1/messages/count_tokens", json=body, timeout=30).status_code == 200
 
@@ -212,7 +214,7 @@ def deep(depth: int) -> str:
 
 
 def test_a_history_with_all_of_it_goes_on_by_the_clients_own_types() -> None:
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     turns: list[Any] = [
         {"role": "user", "content": [{"type": "text", "text": "Go"}, *(each for each, _ in SHARED)]},
         {"role": "assistant", "content": [each for each, _ in SERVED]},

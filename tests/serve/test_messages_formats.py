@@ -1,4 +1,4 @@
-"""Anthropic's structured output, by its two names, and its effort; replies as its client's strict mode reads them."""
+"""Anthropic's structured output under its two names, and its effort; replies pass its client's strict mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted
 from tests.serve.test_messages import CALL, HELLO, TOOLS
 
 SCHEMA: dict[str, Any] = {
@@ -85,7 +85,7 @@ def test_null_asks_for_nothing(client: anthropic.Anthropic) -> None:
 
 
 def test_the_effort_goes_to_the_template_and_leaves_reasoning_to_the_model() -> None:
-    script = Script("Done.")
+    script = ScriptedEngine("Done.")
     script.tokenizer = byte_tokenizer(template=TEMPLATE + "{{- reasoning_effort }}:{{ enable_thinking }}")
     asked: list[dict[str, Any]] = [
         {"output_config": {"effort": "max"}},
@@ -102,7 +102,7 @@ def test_the_effort_goes_to_the_template_and_leaves_reasoning_to_the_model() -> 
 
 def test_every_kind_of_reply_is_read_strictly() -> None:
     template = TEMPLATE + "{#- <think></think> #}"
-    script = Script(f"<think>\nHm.\n</think>\n\nI read.\n{CALL}")
+    script = ScriptedEngine(f"<think>\nHm.\n</think>\n\nI read.\n{CALL}")
     script.tokenizer = byte_tokenizer(template=template)
     options: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 500, "tools": TOOLS}
     with (

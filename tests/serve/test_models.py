@@ -1,4 +1,4 @@
-"""The models' API by both APIs' own clients, in their strict modes, and the paths that clients spell differently."""
+"""The models API through both APIs' own clients in their strict modes, and the spellings of paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from paceline.cli import app
 from paceline.errors import ConfigError
 from paceline.serve.run import Limits, make_service
-from tests.serve.service import Script, running, scripted, tiny
+from tests.serve.service import ScriptedEngine, running, scripted, tiny
 
 NAMES = ("tiny", "owner/name", "other-name")
 ANTHROPICS = {"anthropic-version": "2023-06-01"}
@@ -101,7 +101,7 @@ def test_an_unknown_model_is_not_found_in_its_clients_form(
     assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
     assert httpx.get(f"{url}/v1/files", headers=ANTHROPICS).json()["type"] == "error"
     assert "type" not in httpx.get(f"{url}/v1/files").json()
-    assert claude.models.retrieve("claude-any").id == "claude-any"  # as /v1/messages takes it
+    assert claude.models.retrieve("claude-any").id == "claude-any"  # /v1/messages accepts it too
 
 
 def test_a_name_in_a_path_is_read_as_it_is_sent(url: str) -> None:
@@ -120,7 +120,7 @@ def test_a_names_request_is_logged_by_its_route(url: str, caplog: pytest.LogCapt
     assert [each["endpoint"] for each in lines] == ["GET /v1/models/{model}"] * 2
 
 
-def test_a_key_is_asked_for_in_the_clients_form() -> None:
+def test_a_missing_key_is_an_error_in_the_clients_format() -> None:
     with running(make_service(tiny(), NAMES, keys=["secret"])) as address:
         plain = httpx.get(f"{address}/v1/models/tiny")
         theirs = httpx.get(f"{address}/v1/models/tiny", headers=ANTHROPICS)
@@ -137,7 +137,7 @@ def test_paths_are_found_without_v1_and_with_it_twice() -> None:
         "/messages": {"messages": hello, "max_tokens": 9},
         "/messages/count_tokens": {"messages": hello},
     }
-    with running(scripted(Script("Done."))) as address:
+    with running(scripted(ScriptedEngine("Done."))) as address:
         for path, body in bodies.items():
             replies = [
                 httpx.post(f"{address}{base}{path}", json={"model": "tiny", **body}) for base in ("/v1", "", "/v1/v1")
@@ -153,7 +153,7 @@ def test_paths_are_found_without_v1_and_with_it_twice() -> None:
 
 
 def test_no_path_but_the_open_ones_is_served_without_a_key() -> None:
-    """However a path is spelled, what is asked for a key is what is served."""
+    """Every spelling of a path needs a key exactly if its endpoint does."""
     with running(make_service(tiny(), NAMES, keys=["secret"])) as address:
         for path in ("/models", "/v1/v1/models", "/v1/models/", "/metrics", "/v1/metrics", "/v1/live"):
             assert httpx.get(address + path).status_code == 401, path
@@ -213,7 +213,7 @@ def test_without_the_option_no_page_may(url: str) -> None:
     "origin", ["", "localhost:3000", f"{ORIGIN}/", "https://a.b/c", "HTTPS://a.b", "https://a.b *"]
 )
 def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
-    with pytest.raises(ConfigError, match="an origin is"):
+    with pytest.raises(ConfigError, match="an origin must be"):
         Limits(origins=(origin,))
-    with pytest.raises(ConfigError, match="an origin is"):
+    with pytest.raises(ConfigError, match="an origin must be"):
         app(["serve", "--cors", "*", "--cors", origin], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""The status page in Chromium. Skipped where playwright or Chromium is missing."""
+"""The status page in Chromium. Skipped if playwright or Chromium is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.service import Script, running, scripted, tiny_service
+from tests.serve.service import ScriptedEngine, running, scripted, tiny_service
 
 api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -55,7 +55,7 @@ CONTRASTS = """() => {
 
 
 class Opened:
-    """A page, with what it complained of and asked others for."""
+    """A browser page, with its console errors and its requests to other hosts."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.page = browser.new_page(**options)
@@ -81,7 +81,7 @@ class Opened:
 
 def test_a_streamed_request_shows_with_its_drafted_tokens_coloured(browser: Any, tmp_path: Path) -> None:
     text = "Riders in a paceline go faster on the same legs.\n" * 12
-    with running(scripted(Script(text, size=9, drafted=True, seconds=0.03))) as url:
+    with running(scripted(ScriptedEngine(text, size=9, drafted=True, seconds=0.03))) as url:
         opened = Opened(browser, url, viewport={"width": 1400, "height": 1000})
         page = opened.page
         api.expect(page.locator("#status")).to_have_text("live")
@@ -108,7 +108,7 @@ def test_a_streamed_request_shows_with_its_drafted_tokens_coloured(browser: Any,
 @pytest.mark.parametrize("width", [360, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_playground_merges_and_shows_the_change(browser: Any, tmp_path: Path, width: int, scheme: Any) -> None:
-    with running(scripted(Script(MERGED + "```", size=40, drafted=True, seconds=0.005))) as url:
+    with running(scripted(ScriptedEngine(MERGED + "```", size=40, drafted=True, seconds=0.005))) as url:
         opened = Opened(browser, url, viewport={"width": width, "height": 800}, color_scheme=scheme)
         page = opened.page
         page.get_by_label("Instruction").fill("Make it 77.")
@@ -116,9 +116,9 @@ def test_the_playground_merges_and_shows_the_change(browser: Any, tmp_path: Path
         page.get_by_label("Edit", exact=True).fill(UPDATE)
         page.get_by_role("button", name="Apply").click()
         outcome = page.locator("#outcome")
-        api.expect(outcome).to_have_text("+1 −1 lines; merged by rule, no token written")
+        api.expect(outcome).to_have_text("+1 −1 lines; merged by rule, no tokens generated")
         assert page.locator("#flags").is_hidden()
-        page.get_by_label("The model writes it").check()
+        page.get_by_label("Always generate with the model").check()
         page.get_by_role("button", name="Apply").click()
         api.expect(outcome).to_contain_text("+1 −5 lines")
         assert "tokens in" in outcome.text_content() and "drafted" in outcome.text_content()
@@ -144,7 +144,7 @@ def test_the_diff_holds_for_any_two_files(browser: Any) -> None:
         pairs.append((before, after))
     pairs.append(([str(each) for each in range(2000)], [str(-each) for each in range(2000)]))
     pairs.append(([str(each) for each in range(2000)], [str(each) for each in range(2000) if each % 4]))
-    with running(scripted(Script("word"))) as url:
+    with running(scripted(ScriptedEngine("word"))) as url:
         opened = Opened(browser, url)
         results = opened.page.evaluate("pairs => pairs.map(([before, after]) => compare(before, after))", pairs)
         opened.finish()
@@ -167,16 +167,16 @@ def _longest_common(before: list[str], after: list[str]) -> int:
     return lengths[-1]
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any) -> None:
+def test_a_key_is_requested_and_kept_in_the_tab(browser: Any) -> None:
     with running(tiny_service(keys=("the key",))) as url:
         opened = Opened(browser, url)
         page = opened.page
-        field = page.get_by_label("This server asks for an API key.")
+        field = page.get_by_label("This server requires an API key.")
         for key in ("another", "the key"):
             field.fill(key)
             page.get_by_role("button", name="Use the key").click()
             if key == "another":
-                api.expect(page.locator("#key-error")).to_have_text("The server does not know this key.")
+                api.expect(page.locator("#key-error")).to_have_text("The key is wrong.")
         api.expect(page.locator("#status")).to_have_text("live")
         api.expect(page.locator("#pages-more")).to_contain_text("in use of")
         page.reload()

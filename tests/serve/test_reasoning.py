@@ -1,4 +1,4 @@
-"""Reasoning: apart from the answer in each API's form, whole and streamed, as the APIs' own clients read it."""
+"""Reasoning is separate from the answer in each API's format, whole and streamed, as the APIs' own clients parse it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
-from paceline.serve.service import joined
-from paceline.serve.tools import Call, Event, HermesParser, PlainParser, Text, Thought, ThoughtParser
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted
+from paceline.serve.service import merge_adjacent
+from paceline.serve.tools import Call, Event, HermesParser, PlainParser, ReasoningParser, ReasoningText, Text
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 PARAMETERS = {"type": "object", "properties": {"path": {"type": "string"}}}
@@ -21,7 +21,7 @@ TOOLS: list[Any] = [{"type": "function", "function": {"name": "Read", "parameter
 CLAUDES: list[Any] = [{"name": "Read", "input_schema": PARAMETERS}]
 CALL = '<tool_call>\n{"name": "Read", "arguments": {"path": "é.py"}}\n</tool_call>'
 REASONING = f"First é.\n\nNot yet: {CALL} <thin </thin"
-# As Qwen 3 has it: the model opens its reasoning itself, and earlier reasoning is given back to it.
+# Like Qwen 3: the model opens its reasoning itself, and the template shows earlier reasoning.
 OWN = TEMPLATE.replace(
     "+ message.role + '\\n' + message.content }}",
     "+ message.role + '\\n' }}{%- if message.reasoning_content %}"
@@ -30,32 +30,32 @@ OWN = TEMPLATE.replace(
 OPENED = OWN.replace("'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n<think>\\n' }}")
 
 
-def thoughtful(template: str, size: int, text: str) -> Script:
-    script = Script(text, size=size)
+def thoughtful(template: str, size: int, text: str) -> ScriptedEngine:
+    script = ScriptedEngine(text, size=size)
     script.tokenizer = byte_tokenizer(template=template)
     return script
 
 
-def parsed(parser: ThoughtParser, *pieces: str) -> list[Event]:
+def parsed(parser: ReasoningParser, *pieces: str) -> list[Event]:
     events: list[Event] = []
     for piece in pieces:
         events += parser.feed(piece)
-    return joined(events + parser.finish())
+    return merge_adjacent(events + parser.finish())
 
 
 @pytest.fixture(params=[(OWN, "\n<think>\n", 3), (OWN, "<think>", 50), (OPENED, "\n", 1), (OPENED, "", 7)])
-def script(request: pytest.FixtureRequest) -> Script:
+def script(request: pytest.FixtureRequest) -> ScriptedEngine:
     template, opening, size = request.param
     return thoughtful(template, size, f"{opening}{REASONING}\n</think>\n\nI read.\n{CALL}\n{CALL}")
 
 
 @pytest.fixture
-def address(script: Script) -> Iterator[str]:
+def address(script: ScriptedEngine) -> Iterator[str]:
     with running(scripted(script)) as url:
         yield url
 
 
-def test_chat_completions_bring_it_in_a_field_of_its_own(address: str, script: Script) -> None:
+def test_chat_completions_bring_it_in_a_field_of_its_own(address: str, script: ScriptedEngine) -> None:
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
         options: Any = {"model": "tiny", "messages": HELLO, "tools": TOOLS}
         whole: Any = client.chat.completions.create(**options)
@@ -128,7 +128,7 @@ def test_earlier_reasoning_goes_to_templates_that_know_it() -> None:
         assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
-# As Qwen 3 has it: turned off by a variable, and earlier reasoning given back only where no user has asked since.
+# Like Qwen 3: a variable switches reasoning off, and the template shows only reasoning after the last user message.
 SWITCHED = """\
 {%- set asked = namespace(last=-1) %}
 {%- for message in messages %}
@@ -247,8 +247,8 @@ def test_the_next_turns_prompt_begins_with_this_one_and_its_reasoning(api: str) 
         httpx.post(f"{url}/v1/{api}", json={**body, said: asked})
     first, second, third = (script.tokenizer.decode(each.prompt, False) for each in script.requests)
     assert second.startswith(f"{first}{script.texts[0]}<|im_end|>\n<|im_start|>tool\nx = 1")
-    begun = [*script.requests[0].prompt, *script.tokenizer.encode("<think>\nHm, é.\n</think>\n\nI read.\n")]
-    assert script.requests[1].prompt[: len(begun)] == begun
+    continued = [*script.requests[0].prompt, *script.tokenizer.encode("<think>\nHm, é.\n</think>\n\nI read.\n")]
+    assert script.requests[1].prompt[: len(continued)] == continued
     assert "Hm, é." not in third and third.startswith(f"{first}I read.")  # the template drops it, not the server
 
 
@@ -268,17 +268,17 @@ def test_a_template_without_reasoning_and_raw_completions_leave_the_markers() ->
     [
         ("", [], []),
         (" \n", [Text(" \n")], []),
-        ("<thi", [Text("<thi")], [Thought("<thi")]),
+        ("<thi", [Text("<thi")], [ReasoningText("<thi")]),
         ("\n<think>", [], []),
         ("<think>\n\n</think>\n\nYes. ", [Text("Yes. ")], [Text("Yes. ")]),
-        ("<think> a < b </thi", [Thought("a < b </thi")], [Thought("a < b </thi")]),
-        ("<think>a</think>\n", [Thought("a")], [Thought("a")]),
-        ("Yes. <think>a</think>", [Text("Yes. <think>a</think>")], [Thought("Yes. <think>a")]),
-        ("a</think></think>b", [Text("a</think></think>b")], [Thought("a"), Text("</think>b")]),
+        ("<think> a < b </thi", [ReasoningText("a < b </thi")], [ReasoningText("a < b </thi")]),
+        ("<think>a</think>\n", [ReasoningText("a")], [ReasoningText("a")]),
+        ("Yes. <think>a</think>", [Text("Yes. <think>a</think>")], [ReasoningText("Yes. <think>a")]),
+        ("a</think></think>b", [Text("a</think></think>b")], [ReasoningText("a"), Text("</think>b")]),
         (
             f"<think>a{CALL}</think>{CALL}b",
-            [Thought(f"a{CALL}"), Call("Read", '{"path": "é.py"}'), Text("b")],
-            [Thought(f"a{CALL}"), Call("Read", '{"path": "é.py"}'), Text("b")],
+            [ReasoningText(f"a{CALL}"), Call("Read", '{"path": "é.py"}'), Text("b")],
+            [ReasoningText(f"a{CALL}"), Call("Read", '{"path": "é.py"}'), Text("b")],
         ),
     ],
 )
@@ -289,7 +289,7 @@ def test_reasoning_is_the_front_of_the_output_only(
     kinds = (HermesParser,) if any(isinstance(each, Call) for each in expected) else (HermesParser, PlainParser)
     for kind in kinds:
         for place in range(len(text) + 1):
-            parser = ThoughtParser(kind({}) if kind is HermesParser else kind(), inside)
+            parser = ReasoningParser(kind({}) if kind is HermesParser else kind(), inside)
             assert parsed(parser, text[:place], text[place:]) == expected
-        parser = ThoughtParser(kind({}) if kind is HermesParser else kind(), inside)
+        parser = ReasoningParser(kind({}) if kind is HermesParser else kind(), inside)
         assert parsed(parser, *text) == expected

@@ -1,4 +1,4 @@
-"""Responses, asked for by OpenAI's own client and checked by its types, and bodies as Codex sends them."""
+"""The Responses API through OpenAI's own client, checked by its types, and with bodies as Codex sends them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import socket
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,8 +16,8 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
-from paceline.serve.responses_input import ResponsesBody, Toolbox, encode, toolbox
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted
+from paceline.serve.responses_input import ResponsesBody, ResponsesTools, encode, responses_tools
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted
 
 GRAMMAR = 'start: "*** Begin Patch" LF'
 RUN = {"type": "object", "properties": {"cmd": {"type": "string"}}}
@@ -66,7 +67,7 @@ CALLS = "\n".join(
 
 
 def plain(response: Any) -> dict[str, Any]:
-    """A response without what differs from one to the next: ids, times, and what the cache had."""
+    """A response without the values that differ between equal requests: ids, times, cached tokens."""
     value = response.to_dict()
     for key in ("id", "created_at", "completed_at"):
         del value[key]
@@ -81,7 +82,7 @@ def plain(response: Any) -> dict[str, Any]:
 
 
 def events_of(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events of a streamed response, each of them as OpenAI's types have it."""
+    """The events of a streamed response, each validated by OpenAI's types."""
     reply = httpx.post(f"{url}/v1/responses", json={**body, "stream": True})
     assert reply.headers["content-type"].startswith("text/event-stream"), reply.text
     found = []
@@ -96,7 +97,7 @@ def events_of(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def squeezed(events: list[dict[str, Any]]) -> list[str]:
-    """The events' names, without `response.` and with runs made one."""
+    """The events' names without `response.`, with runs of equal names merged."""
     names = [each["type"].removeprefix("response.") for each in events]
     return [name for name, before in zip(names, ["", *names], strict=False) if name != before]
 
@@ -125,13 +126,13 @@ def test_a_cut_off_response_is_incomplete_and_the_same_streamed(client: openai.O
     last: Any = list(client.responses.create(**options, stream=True))[-1]
     assert last.type == "response.incomplete" and plain(last.response) == plain(whole)
     cached = last.response.usage.input_tokens_details.cached_tokens
-    assert 0 < cached < last.response.usage.input_tokens  # the second time the prompt's pages were there
+    assert 0 < cached < last.response.usage.input_tokens  # the second request finds the prompt's pages in the cache
     body = {"model": "tiny", "input": "Hello there", "max_output_tokens": 30}
     assert squeezed(events_of(address, body)) == ["created", "in_progress", *MESSAGE, "incomplete"]
 
 
 def test_calls_of_every_kind_are_the_same_streamed_and_whole() -> None:
-    script = Script(CALLS)
+    script = ScriptedEngine(CALLS)
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         options: Any = {"model": "tiny", "input": "Fix it.", "tools": TOOLS}
         whole = client.responses.create(**options)
@@ -161,13 +162,13 @@ def test_calls_of_every_kind_are_the_same_streamed_and_whole() -> None:
         done = [each for each in events if each["type"] == "response.output_item.done"]
         assert [each["output_index"] for each in done] == list(range(6))
         assert [each["item"] for each in done] == events[-1]["response"]["output"]
-        # the model may not call what it was not given
+        # the model must not call tools that it was not given
         silent = client.responses.create(**options, tool_choice="none")
         assert [each.type for each in silent.output] == ["message"] and silent.output_text == CALLS
 
 
 def test_an_empty_reply_is_an_empty_message() -> None:
-    with running(scripted(Script(""))) as url:
+    with running(scripted(ScriptedEngine(""))) as url:
         events = events_of(url, {"model": "tiny", "input": "Hello"})
         names = [each for each in MESSAGE if each != "output_text.delta"]
         assert squeezed(events) == ["created", "in_progress", *names, "completed"]
@@ -175,14 +176,14 @@ def test_an_empty_reply_is_an_empty_message() -> None:
 
 
 def test_a_custom_tools_call_without_its_input_is_shown_as_it_is() -> None:
-    with running(scripted(Script(spoken("apply_patch", patch="x")))) as url:
+    with running(scripted(ScriptedEngine(spoken("apply_patch", patch="x")))) as url:
         body = {"model": "tiny", "input": "Hello", "tools": TOOLS}
         item = httpx.post(f"{url}/v1/responses", json=body).json()["output"][0]
         assert (item["type"], item["input"]) == ("custom_tool_call", '{"patch": "x"}')
 
 
 def test_an_engine_that_fails_ends_the_stream_with_a_failed_response() -> None:
-    with running(scripted(Script("x", fails=True))) as url:
+    with running(scripted(ScriptedEngine("x", fails=True))) as url:
         events = events_of(url, {"model": "tiny", "input": "Hello"})
         assert squeezed(events) == ["created", "in_progress", "failed"]
         assert events[-1]["response"]["status"] == "failed"
@@ -191,7 +192,7 @@ def test_an_engine_that_fails_ends_the_stream_with_a_failed_response() -> None:
 
 
 def test_a_thought_is_a_reasoning_item() -> None:
-    script = Script("<think>\nhm\n</think>\n\nTEXT")
+    script = ScriptedEngine("<think>\nhm\n</think>\n\nTEXT")
     script.tokenizer = byte_tokenizer(template=TEMPLATE + "{#- </think> #}")
     with running(scripted(script)) as url:
         events = events_of(url, {"model": "tiny", "input": "Hello"})
@@ -203,21 +204,21 @@ def test_a_thought_is_a_reasoning_item() -> None:
         assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == len("<think>\nhm\n</think>")
 
 
-def told(role: str, *texts: str, kind: str = "input_text") -> dict[str, Any]:
+def message(role: str, *texts: str, kind: str = "input_text") -> dict[str, Any]:
     content = [{"type": kind, "text": each} for each in texts]
     return {"type": "message", "id": f"msg_{len(texts)}", "role": role, "content": content}
 
 
 def codex_turns() -> list[dict[str, Any]]:
-    """Four turns as Codex sends them: everything again each time, and what the model and its tools said behind it."""
+    """Four turns as Codex sends them: each repeats everything before and appends the model's and the tools' output."""
     body: dict[str, Any] = {
         "model": "tiny",
         "stream": True,
         "input": [
-            told("developer", "You are a coding agent."),
-            told("developer", "Skills: none."),
-            told("user", "<environment_context>", "<cwd>/x</cwd>"),
-            told("user", "Write hi."),
+            message("developer", "You are a coding agent."),
+            message("developer", "Skills: none."),
+            message("user", "<environment_context>", "<cwd>/x</cwd>"),
+            message("user", "Write hi."),
         ],
         "tools": TOOLS,
         "tool_choice": "auto",
@@ -239,7 +240,7 @@ def codex_turns() -> list[dict[str, Any]]:
     replies: list[list[dict[str, Any]]] = [
         [
             {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "abc"},
-            told("assistant", "I look.", kind="output_text") | {"status": "completed"},
+            message("assistant", "I look.", kind="output_text") | {"status": "completed"},
             {"type": "function_call", "name": "exec_command", "arguments": '{"cmd": "ls"}', "call_id": "c1"},
             {
                 "type": "function_call",
@@ -258,9 +259,13 @@ def codex_turns() -> list[dict[str, Any]]:
         [
             {"type": "custom_tool_call", "id": "ctc_1", "name": "apply_patch", "input": PATCH, "call_id": "c3"},
             {"type": "custom_tool_call_output", "call_id": "c3", "output": "Done."},
-            told("developer", "Mind the time."),
+            message("developer", "Mind the time."),
         ],
-        [told("assistant", "All done.", kind="output_text"), told("developer", "News."), told("user", "Thanks.")],
+        [
+            message("assistant", "All done.", kind="output_text"),
+            message("developer", "News."),
+            message("user", "Thanks."),
+        ],
     ]
     turns = [body]
     for reply in replies:
@@ -272,7 +277,7 @@ def codex_turns() -> list[dict[str, Any]]:
 def prompt_of(body: dict[str, Any]) -> list[int]:
     read = msgspec.json.decode(msgspec.json.encode(body), type=ResponsesBody)
     read.check()
-    return encode(byte_tokenizer(), read, toolbox(read))
+    return encode(byte_tokenizer(), read, responses_tools(read))
 
 
 def test_a_turns_prompt_is_the_beginning_of_the_next() -> None:
@@ -288,19 +293,19 @@ def test_a_turns_prompt_is_the_beginning_of_the_next() -> None:
 
 
 def test_what_changes_nothing_leaves_the_prompt_as_it_is() -> None:
-    body = {"model": "tiny", "input": [told("user", "Hello")], "tools": TOOLS}
+    body = {"model": "tiny", "input": [message("user", "Hello")], "tools": TOOLS}
     hosted = [{"type": "tool_search", "execution": "client"}, {"type": "mcp", "server_label": "x"}]
     added = {"type": "additional_tools", "role": "developer", "tools": TOOLS}
     same = [
         {**body, "input": "Hello"},
         {**body, "input": [{"role": "user", "content": "Hello"}]},
-        {**body, "input": [told("user", "Hello") | {"id": "msg_other", "status": "completed"}]},
+        {**body, "input": [message("user", "Hello") | {"id": "msg_other", "status": "completed"}]},
         {**body, "tools": [*TOOLS, *hosted]},
-        {**body, "tools": None, "input": [added, told("user", "Hello")]},
+        {**body, "tools": None, "input": [added, message("user", "Hello")]},
     ]
     for each in same:
         assert prompt_of(each) == prompt_of(body)
-    system = {"model": "tiny", "input": [told("developer", "Be brief."), told("user", "Hello")]}
+    system = {"model": "tiny", "input": [message("developer", "Be brief."), message("user", "Hello")]}
     assert prompt_of({"model": "tiny", "input": "Hello", "instructions": "Be brief."}) == prompt_of(system)
 
 
@@ -319,20 +324,22 @@ def test_the_model_knows_tools_by_names_of_their_own() -> None:
         {"type": "function", "name": "a__b", "description": "again"},
         {"type": "custom", "name": "p", "format": {"type": "grammar", "syntax": "lark", "definition": GRAMMAR}},
     ]
-    box = toolbox(msgspec.json.decode(json.dumps({"model": "m", "input": "x", "tools": tools}), type=ResponsesBody))
+    box = responses_tools(
+        msgspec.json.decode(json.dumps({"model": "m", "input": "x", "tools": tools}), type=ResponsesBody)
+    )
     assert [each["function"]["name"] for each in box.functions] == ["a__b", "a__b_2", "p"]
     assert box.functions[0]["function"]["description"] == "again"
     for name, client in (("a__b", ("a__b", "")), ("a__b_2", ("b", "a")), ("other", ("other", ""))):
-        found = box.called(name)
-        assert (found.name, found.namespace, found.custom) == (*client, False) and box.name(found) == name
+        found = box.client_tool(name)
+        assert (found.name, found.namespace, found.custom) == (*client, False) and box.model_name(found) == name
     patch = box.functions[2]["function"]
     assert GRAMMAR in patch["description"] and patch["parameters"]["required"] == ["input"]
-    assert Toolbox([]).functions == []
+    assert ResponsesTools([]).functions == []
 
 
 def test_codex_bodies_are_served() -> None:
-    script = Script(CALLS, "Done.")
-    script.config = type(script.config)(max_context=100_000)
+    script = ScriptedEngine(CALLS, "Done.")
+    script.config = replace(script.config, max_context=100_000)
     with running(scripted(script)) as url:
         for body in codex_turns():
             assert events_of(url, body)[-1]["type"] == "response.completed"
@@ -416,7 +423,7 @@ def test_a_body_that_cannot_be_served_is_a_400_that_names_the_field(
 def test_errors_have_openais_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-4o"):
         client.responses.create(model="gpt-4o", input="x")
-    with pytest.raises(openai.NotFoundError, match="unknown here, or has expired"):
+    with pytest.raises(openai.NotFoundError, match="unknown or has expired"):
         client.responses.create(model="tiny", input="x", previous_response_id="resp_1")
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="tiny", input="x" * 3000, stream=True)

@@ -1,4 +1,4 @@
-"""Compaction in the form of the Responses API: what is kept, what is shortened, and that it is read again."""
+"""Compaction in the Responses API: what is kept, what is shortened, and that later turns read it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.service import Script, running, scripted, tiny_service
+from tests.serve.service import ScriptedEngine, running, scripted, tiny_service
 from tests.serve.test_responses import events_of
 
 LOG = "\n".join(f"line {index}: nothing of interest happened here" for index in range(300))
@@ -35,8 +35,8 @@ def test_a_compacted_conversation_goes_on(client: openai.OpenAI) -> None:
     text = base64.b64decode(str(output[2]["encrypted_content"])).decode()
     assert "AssertionError: test_tokens: 3 != 4" in text and "It counts one token too many." in text
     assert '(called run: {"cmd": "pytest"})' in text and text.count("(filtered ") >= 2
-    # it is read again, by the next turn and by the next compaction
-    script = Script("Yes.")
+    # the next turn and the next compaction read it
+    script = ScriptedEngine("Yes.")
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as other:
         follow = [*output, {"role": "user", "content": "Mend it."}]
         made = other.responses.create(model="tiny", input=follow)  # type: ignore[arg-type]
@@ -66,14 +66,14 @@ def test_a_trigger_makes_a_turn_that_is_the_compaction(address: str) -> None:
 
 
 def test_a_conversation_goes_on_from_its_compaction_alone() -> None:
-    script = Script("Yes.")
+    script = ScriptedEngine("Yes.")
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         talk: Any = [*TALK[:2], {"role": "assistant", "content": LOG[:6000]}, {"type": "compaction_trigger"}]
         short = client.responses.create(model="tiny", input=talk)
         client.responses.create(model="tiny", input="Mend it.", previous_response_id=short.id)
         listed = [each.type for each in client.responses.input_items.list(short.id)]
     prompt = script.tokenizer.decode(script.requests[0].prompt)
-    assert listed == ["message", "message"] and prompt.count("Why does test_tokens fail?") == 2  # and where it stood
+    assert listed == ["message", "message"] and prompt.count("Why does test_tokens fail?") == 2  # and its position
     assert len(prompt) < 4500 and prompt.index("The conversation so far, shortened:") < prompt.index("Mend it.")
 
 

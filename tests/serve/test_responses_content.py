@@ -1,4 +1,4 @@
-"""Items and parts that a conversation may have and this model cannot see: the turn goes on, with what stands for them."""
+"""Items and parts that the model cannot read become placeholders, and the conversation continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from paceline.serve.responses_input import ResponsesBody, encode, toolbox
+from paceline.serve.responses_input import ResponsesBody, encode, responses_tools
 from tests.serve.service import byte_tokenizer
 
 IMAGE = "(an image, which this model cannot see)"
@@ -19,10 +19,10 @@ ASK = {"role": "user", "content": "Go on."}
 
 
 def written(*items: Any) -> str:
-    """The prompt's text of a conversation that ends with a question."""
+    """The text of the prompt of a conversation that ends with a question."""
     read = msgspec.json.decode(json.dumps({"model": "tiny", "input": [*items, ASK]}), type=ResponsesBody)
     read.check()
-    text = byte_tokenizer().decode(encode(byte_tokenizer(), read, toolbox(read)), skip_special=False)
+    text = byte_tokenizer().decode(encode(byte_tokenizer(), read, responses_tools(read)), skip_special=False)
     text = text.removeprefix("<|im_start|>system\nHelp.<|im_end|>\n")
     return text.removesuffix("<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n")
 
@@ -194,7 +194,7 @@ def test_a_text_file_is_text() -> None:
     data = base64.b64encode("é = 1\n".encode()).decode()
     part = {"type": "input_file", "filename": "a.py", "file_data": f"data:text/x-python;base64,{data}"}
     assert written({"role": "user", "content": [part]}) == said("a.py:\né = 1\n")
-    for broken in ("data:text/plain;base64,/w==", "data:text/plain;base64,???"):  # no UTF-8, and no base64
+    for broken in ("data:text/plain;base64,/w==", "data:text/plain;base64,???"):  # not UTF-8; not base64
         assert "cannot read" in written({"role": "user", "content": [{**part, "file_data": broken}]})
 
 

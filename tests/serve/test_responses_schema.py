@@ -1,8 +1,8 @@
-"""Replies held to the published schema: the fields of Open Responses (openresponses.org) and of OpenAI's OpenAPI document.
+"""Checks replies against the published schemas: the fields of Open Responses (openresponses.org) and OpenAI's OpenAPI.
 
-The table has every field that either of them requires, with what it may be. Where they differ (the events of reasoning,
-tools that are no functions) it is OpenAI's, which its clients read. The cases are those of Open Responses' compliance
-suite, which no registry has; here the model's words are given, so that each has one right answer.
+The table has every field that either of them requires, with its allowed types. If they differ (the events of reasoning, tools
+that are not functions), it follows OpenAI's, which its clients parse. The cases are those of Open Responses' compliance
+suite, which is not on a package registry. Here the model's output is scripted, so that each case has one right answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted
 from tests.serve.test_responses import PATCH, TOOLS, spoken
 
 TEXT, INTEGER, NUMBER, TRUTH, LIST, OBJECT, NULL = str, int, float, bool, list, dict, type(None)
@@ -102,7 +102,7 @@ EVENTS: dict[str, Any] = {
 
 
 def check(value: Any, kind: Any, place: str) -> None:
-    """A value is of a type, equal to a text, has an object's fields, or is one of several of these."""
+    """Checks that a value is of a type, equals a text, has an object's fields, or matches one of several of these."""
     if isinstance(kind, tuple):
         errors = []
         for each in kind:
@@ -169,7 +169,7 @@ def check_events(events: list[dict[str, Any]]) -> None:
 
 
 def asked(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The whole response, checked; and the streamed one, the same, its events checked too."""
+    """The checked whole response; also checks that the streamed response is equal, and checks its events."""
     whole = httpx.post(f"{url}/v1/responses", json={"model": "tiny", **body}, timeout=60)
     assert whole.status_code == 200, whole.text
     check_response(whole.json())
@@ -211,13 +211,13 @@ def user(content: Any) -> dict[str, Any]:
     ids=("basic", "system", "tool", "tool without fields", "image", "turns", "custom tool", "compaction"),
 )
 def test_the_compliance_cases_hold(body: dict[str, Any], says: str, kinds: list[str]) -> None:
-    with running(scripted(Script(says))) as url:
+    with running(scripted(ScriptedEngine(says))) as url:
         response = asked(url, body)
     assert response["status"] == "completed" and [each["type"] for each in response["output"]] == kinds
 
 
 def test_reasoning_and_an_incomplete_response_hold(address: str) -> None:
-    script = Script("<think>\nhm\n</think>\n\nTEXT")
+    script = ScriptedEngine("<think>\nhm\n</think>\n\nTEXT")
     script.tokenizer = byte_tokenizer(template=TEMPLATE + "{#- </think> #}")
     with running(scripted(script)) as url:
         assert [each["type"] for each in asked(url, {"input": "x"})["output"]] == ["reasoning", "message"]
@@ -226,7 +226,7 @@ def test_reasoning_and_an_incomplete_response_hold(address: str) -> None:
 
 
 def test_a_failed_response_holds() -> None:
-    with running(scripted(Script("x", fails=True))) as url:
+    with running(scripted(ScriptedEngine("x", fails=True))) as url:
         reply = httpx.post(f"{url}/v1/responses", json={"model": "tiny", "input": "x", "stream": True})
     events = [json.loads(each.partition("data: ")[2]) for each in reply.text.strip().split("\n\n")]
     check_events(events)

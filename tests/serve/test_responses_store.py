@@ -1,4 +1,4 @@
-"""What is kept of responses: conversations that go on by an id, for the key that began them, as long as there is room."""
+"""Stored responses: conversations continue by an id, for the key that began them, within the store's limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from paceline.errors import ConfigError, NotFound
 from paceline.serve.run import Limits, make_service
 from paceline.serve.store import Store, Turn, history
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted, tiny
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted, tiny
 from tests.serve.test_responses import PATCH, TOOLS, spoken
 
 
@@ -29,7 +29,7 @@ def made(name: str, before: Turn | None, tenant: str = "", size: int = 1) -> Tur
 
 def kept(store: Store, name: str, before: str | None = None, tenant: str = "", size: int = 1) -> None:
     turn = None if before is None else store.get(tenant, before).turn
-    store.keep({"id": name}, made(name, turn, tenant, size))
+    store.add({"id": name}, made(name, turn, tenant, size))
 
 
 def names(store: Store, name: str, tenant: str = "") -> list[str]:
@@ -41,10 +41,10 @@ def test_a_chain_is_kept_once_and_as_long_as_one_needs_it() -> None:
     kept(store, "a", size=10_000)
     one = store.size
     kept(store, "b", "a")
-    kept(store, "c", "a")  # two that follow the same one
+    kept(store, "c", "a")  # two turns that follow the same one
     assert store.size < one + 10_000
     store.delete("", "a")
-    with pytest.raises(NotFound, match="'a' is unknown here, or has expired"):
+    with pytest.raises(NotFound, match="'a' is unknown or has expired"):
         store.get("", "a")
     assert names(store, "b") == ["in_a", "out_a", "in_b", "out_b"] and store.item("", "in_a")["content"] == "x" * 10_000
     store.delete("", "b")
@@ -62,7 +62,7 @@ def test_a_turn_that_went_while_its_successor_was_written_comes_back_with_it() -
     kept(store, "a")
     turn = store.get("", "a").turn
     store.delete("", "a")
-    store.keep({"id": "b"}, made("b", turn))
+    store.add({"id": "b"}, made("b", turn))
     assert names(store, "b") == ["in_a", "out_a", "in_b", "out_b"] and store.item("", "in_a") == item("in_a")
     store.delete("", "b")
     assert store.size == 0
@@ -80,7 +80,7 @@ def test_the_least_recently_used_go_first_and_the_bound_holds() -> None:
     assert names(store, "a") and names(store, "d49")
     with pytest.raises(NotFound):
         store.get("", "b")
-    kept(store, "huge", size=200_000)  # what does not fit is not kept, nor is anything else then
+    kept(store, "huge", size=200_000)  # a response that does not fit is not stored, and evicts all others
     assert store.size == 0
 
 
@@ -138,7 +138,7 @@ def test_a_response_is_found_listed_and_forgotten(client: openai.OpenAI) -> None
         client.responses.retrieve(made.id)
     with pytest.raises(openai.NotFoundError, match=made.id):
         client.responses.create(model="tiny", input="x", previous_response_id=made.id)
-    assert client.responses.input_items.list(then.id).data  # it has the whole conversation still
+    assert client.responses.input_items.list(then.id).data  # it still has the whole conversation
     unkept = client.responses.create(model="tiny", input="x", store=False, max_output_tokens=2)
     assert unkept.store is False  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError):
@@ -166,7 +166,7 @@ def test_paths_and_queries_that_cannot_be_are_refused(address: str, client: open
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_next_turn_begins_with_the_prompt_and_output_of_the_last_and_finds_it_cached(streamed: bool) -> None:
-    """Calls, custom calls and reasoning are kept; instructions are not carried over."""
+    """Calls, custom calls and reasoning are stored; instructions are not carried over."""
     said = "<think>\nhm\n</think>\n\nI run.\n" + "\n".join(
         (spoken("exec_command", cmd="ls"), spoken("apply_patch", input=PATCH), spoken("agents__close", target="x"))
     )
@@ -175,7 +175,7 @@ def test_a_next_turn_begins_with_the_prompt_and_output_of_the_last_and_finds_it_
         "message.role + '\\n' + ('<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' "
         "if message.reasoning_content else '') + message.content",
     )
-    script = Script(said, "Done.")
+    script = ScriptedEngine(said, "Done.")
     script.tokenizer = byte_tokenizer(template=template + "{#- </think> #}")
     with running(scripted(script)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         options: Any = {"model": "tiny", "tools": TOOLS, "instructions": "Be brief."}
@@ -211,7 +211,7 @@ def test_a_next_turn_finds_the_last_one_in_the_cache(client: openai.OpenAI) -> N
     first = client.responses.create(model="tiny", input="Tell me of rivers. " * 12, max_output_tokens=40)
     then = client.responses.create(model="tiny", input="More.", previous_response_id=first.id, max_output_tokens=4)
     assert first.usage is not None and then.usage is not None
-    # all of the prompt's pages of 16 tokens; the output is bytes that need not be the same when written again
+    # all of the prompt's pages of 16 tokens; the output's bytes may tokenize differently in the next prompt
     assert then.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens // 16 * 16
 
 

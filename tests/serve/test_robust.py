@@ -1,4 +1,4 @@
-"""What the server bears: malformed input, slow and gone clients, time limits, idle streams; and what it tells of itself."""
+"""Robustness: malformed input, slow and disconnecting clients, time limits, idle streams; and logs, metrics and traces."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from paceline.serve import constrain
 from paceline.serve.app import ROUTES, hash_key
 from paceline.serve.connection import Connection
 from paceline.serve.host import Host, Stream
-from paceline.serve.journal import Exchange, JsonFormatter, TextFormatter
 from paceline.serve.openapi import OPERATIONS, document
+from paceline.serve.request_log import JsonFormatter, RequestRecord, TextFormatter
 from paceline.serve.run import Limits, Server, keys_of, make_service, stored_hash
-from paceline.serve.service import Service, aside_if_long
+from paceline.serve.service import Service, run_in_worker_thread_if_large
 from paceline.serve.trace import spans
 from paceline.serve.wire import EventStream
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
 from tests.serve.malformed import bodies, streams, valid
-from tests.serve.service import Script, running, scripted, tiny, tiny_service, until
+from tests.serve.service import ScriptedEngine, running, scripted, tiny, tiny_service, until
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -60,8 +60,8 @@ def address(service: Service) -> Iterator[str]:
         yield url
 
 
-class Slow(Script):
-    """A script whose every step takes a while."""
+class Slow(ScriptedEngine):
+    """A scripted engine with slow steps."""
 
     def __init__(self, seconds: float, text: str = "word " * 40) -> None:
         super().__init__(text, size=1)
@@ -73,7 +73,7 @@ class Slow(Script):
 
 
 def exchange(url: str, data: bytes, seconds: float = 10.0) -> bytes:
-    """What comes back for these bytes until the server closes, or says no more for a while."""
+    """The server's reply to these bytes, until it closes the connection or is silent for a while."""
     address = urlsplit(url)
     received = b""
     with socket.create_connection((address.hostname, address.port), timeout=seconds) as connection:
@@ -105,13 +105,13 @@ def test_byte_streams_are_refused_or_closed(address: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Connection, "head_seconds", 0.2)
     for kind, data in islice(streams(seed=1), 34):
         if kind in ("length too long", "half a body"):
-            continue  # the body's time is another test's
+            continue  # the body's time limit has its own test
         statuses = [line[9:12] for line in exchange(address, data).split(b"\r\n") if line.startswith(b"HTTP/1.1")]
         assert all(b"400" <= status < b"500" for status in statuses), (kind, statuses, data[:200])
     assert httpx.get(f"{address}/health").status_code == 200
 
 
-def test_a_head_that_does_not_come_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_head_closes_the_connection(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "head_seconds", 0.3)
     for data in (b"", b"GET /hea", post(CHAT, valid(CHAT))[:30]):
         began = time.monotonic()
@@ -121,11 +121,11 @@ def test_a_head_that_does_not_come_is_given_up(address: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
-def test_a_body_that_does_not_come_is_a_408(path: str) -> None:
-    service = scripted(Script("word"), body_seconds=0.3)
+def test_an_incomplete_body_is_a_408(path: str) -> None:
+    service = scripted(ScriptedEngine("word"), body_seconds=0.3)
     with running(service) as url:
         status, _, rest = exchange(url, post(path, valid(path))[:-5]).partition(b"\r\n")
-        assert status.split()[1] == b"408" and b"not whole after 0.3 seconds" in rest
+        assert status.split()[1] == b"408" and b"not complete after 0.3 seconds" in rest
         assert httpx.post(url + path, json=valid(path)).status_code == 200
 
 
@@ -144,7 +144,7 @@ def test_a_request_that_takes_too_long_ends_in_its_apis_error(path: str) -> None
 
 
 @pytest.mark.parametrize(("path", "idle"), [(CHAT, ": waiting"), (MESSAGES, 'event: ping\ndata: {"type":"ping"}')])
-def test_a_stream_with_nothing_to_say_says_so(path: str, idle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_stream_sends_keep_alives(path: str, idle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EventStream, "idle_seconds", 0.1)
     with running(scripted(Slow(0.5, "ab"))) as url:
         text = httpx.post(url + path, json={**valid(path), "stream": True}).text
@@ -154,9 +154,9 @@ def test_a_stream_with_nothing_to_say_says_so(path: str, idle: str, monkeypatch:
     assert parts[-2].endswith("[DONE]" if path == CHAT else '{"type":"message_stop"}')
 
 
-def test_outputs_that_wait_come_as_one() -> None:
+def test_queued_outputs_are_merged() -> None:
     async def run() -> list[StepOutput]:
-        service = scripted(Script("word"))
+        service = scripted(ScriptedEngine("word"))
         stream = Stream(service.host, Request([1]), "one")
         logprob = TokenLogprob(5, -1.0)
         stream.put(StepOutput("one", [5], "a", [False], (logprob,)))
@@ -176,7 +176,7 @@ def test_outputs_that_wait_come_as_one() -> None:
     assert last.finish is FinishReason.STOP and last.usage == Usage(output_tokens=4)
 
 
-def test_the_queue_is_as_long_as_told() -> None:
+def test_the_queue_has_the_configured_length() -> None:
     assert make_service(tiny(), ["tiny"]).host.max_open == 4 * 64
     assert make_service(tiny(max_batch=2), ["tiny"], limits=Limits(queue=0)).host.max_open == 2
     for wrong in ({"queue": -1}, {"request_seconds": 0.0}, {"body_bytes": 0}):
@@ -236,24 +236,24 @@ def test_other_methods_and_paths_are_refused_in_the_apis_form(address: str) -> N
 
 
 def test_only_short_bodies_are_encoded_on_the_event_loop() -> None:
-    """A long one, or one that does not say how long it is, must not keep the others waiting."""
+    """A long body, or one without a content-length, must not delay other requests."""
 
     async def thread_for(headers: dict[str, str]) -> str:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         http = HttpRequest({"type": "http", "headers": raw})
-        return await aside_if_long(http, lambda: threading.current_thread().name)
+        return await run_in_worker_thread_if_large(http, lambda: threading.current_thread().name)
 
     here = threading.current_thread().name
-    for headers, aside in (
+    for headers, in_worker in (
         ({"content-length": "2048"}, False),
         ({"content-length": "2049"}, True),
         ({"content-length": "-1"}, True),
         ({}, True),
     ):
-        assert asyncio.run(thread_for(headers)).startswith("aside" if aside else here)
+        assert asyncio.run(thread_for(headers)).startswith("paceline-worker" if in_worker else here)
 
 
-def test_what_a_long_body_asks_for_is_read_aside_schemas_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_bodies_and_their_schemas_are_read_in_a_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
 
     def seen(*arguments: Any, **options: Any) -> str:
@@ -263,7 +263,7 @@ def test_what_a_long_body_asks_for_is_read_aside_schemas_too(monkeypatch: pytest
     monkeypatch.setattr(constrain, "json_schema", seen)
     form = {"type": "json_schema", "schema": {"type": "object", "description": "x" * 3000}}
     asked = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x", "text": {"format": form}}}
-    with running(scripted(Script("{}"))) as url:
+    with running(scripted(ScriptedEngine("{}"))) as url:
         for path in (CHAT, "/v1/completions", "/v1/responses", MESSAGES):
             body = asked.get(path, {"messages": HELLO, "max_tokens": 9})
             if path == MESSAGES:
@@ -271,7 +271,7 @@ def test_what_a_long_body_asks_for_is_read_aside_schemas_too(monkeypatch: pytest
             elif "text" not in body:
                 body = {**body, "json_schema": form["schema"]}
             assert httpx.post(url + path, json=body).status_code == 200
-    assert len(threads) == 4 and all(each.startswith("aside") for each in threads)
+    assert len(threads) == 4 and all(each.startswith("paceline-worker") for each in threads)
 
 
 def test_every_route_is_described() -> None:
@@ -285,7 +285,7 @@ def test_every_route_is_described() -> None:
 
 
 def test_metrics_tell_drafts_by_drafter_and_position() -> None:
-    service = scripted(Script("word"))
+    service = scripted(ScriptedEngine("word"))
     metrics = service.metrics
 
     async def run() -> None:
@@ -331,7 +331,7 @@ def test_a_span_tells_of_a_request() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    one = Exchange("req_1", "POST", CHAT, [(b"traceparent", parent)], status=200, gone=False)
+    one = RequestRecord("req_1", "POST", CHAT, [(b"traceparent", parent)], status=200, client_gone=False)
     one.ended = one.started + 0.25
     spans(provider.get_tracer("paceline"), "tiny")(one)
     (span,) = memory.get_finished_spans()
@@ -342,7 +342,7 @@ def test_a_span_tells_of_a_request() -> None:
 
 SERVED = """
 import time, torch
-from tests.serve.service import Script, scripted
+from tests.serve.service import ScriptedEngine, scripted
 from paceline.serve.run import Host, Server
 matrix = torch.rand(3000, 3000)
 def compute(seconds):
@@ -350,7 +350,7 @@ def compute(seconds):
     while time.monotonic() < end:
         matrix @ matrix
 Host.stop_seconds = 0.2
-script = Script("word " * 100_000, size=1, seconds={step})
+script = ScriptedEngine("word " * 100_000, size=1, seconds={step})
 server = Server(scripted(script, warm_up=lambda: compute({warm_up})), "127.0.0.1", {port})
 server.run()
 """
@@ -358,7 +358,7 @@ server.run()
 
 @contextlib.contextmanager
 def served(step: float = 0.0003, warm_up: float = 0) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server in a process of its own, and its address."""
+    """Starts a server in its own process; returns the process and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -402,7 +402,7 @@ def test_a_second_signal_waits_for_no_step_and_no_warm_up() -> None:
         assert process.wait(2) == -signal.SIGINT
     with served(step=60) as (process, url), httpx.Client() as client:
         with pytest.raises(httpx.ReadTimeout):
-            client.post(url + CHAT, json=valid(CHAT), timeout=0.5)  # it has gone, but its step goes on
+            client.post(url + CHAT, json=valid(CHAT), timeout=0.5)  # the client leaves, the step is still running
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -420,7 +420,7 @@ def test_the_end_does_not_wait_for_a_long_warm_up(monkeypatch: pytest.MonkeyPatc
     over = threading.Event()
 
     async def run() -> str:
-        host = scripted(Script("word"), warm_up=lambda: over.wait(60)).host
+        host = scripted(ScriptedEngine("word"), warm_up=lambda: over.wait(60)).host
         host.start()
         await host.stop()
         return host.state
@@ -433,7 +433,7 @@ def test_the_end_does_not_wait_for_a_long_warm_up(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/responses", "/v1/completions"])
 def test_what_the_drain_does_not_finish_ends_in_its_apis_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "drain_seconds", 0.3)
-    service = scripted(Script("word " * 100_000, size=1))
+    service = scripted(ScriptedEngine("word " * 100_000, size=1))
     with ThreadPoolExecutor(2) as threads:
         with running(service) as url:
             bodies = [{**valid(path), "stream": stream} for stream in (False, True)]
@@ -463,9 +463,9 @@ def test_a_grammar_that_is_too_much_ends_its_request_by_an_error_and_no_other() 
             whole = client.post(path, json=body)
             error = whole.json()["error"]
             assert whole.status_code == 400 and error["type"] == "invalid_request_error"
-            assert "too much to follow" in error["message"] and "\n" not in error["message"]
+            assert "too complex to follow" in error["message"] and "\n" not in error["message"]
             events = client.post(path, json={**body, "stream": True}).text.rstrip().split("\n\n")
-            assert events[-1].startswith(last) and "too much to follow" in events[-1] and len(events) > 3
+            assert events[-1].startswith(last) and "too complex to follow" in events[-1] and len(events) > 3
         assert beside.result().json()["choices"] == alone
         until(lambda: service.host.num_open == 0 and not engine.busy)
         assert engine.pool.num_free + engine.tree.num_evictable == engine.pool.num_pages - 1
@@ -477,7 +477,7 @@ def test_a_grammar_that_is_too_much_ends_its_request_by_an_error_and_no_other() 
 
 
 def test_a_refusal_arrives_though_its_body_is_still_coming() -> None:
-    service = dataclasses.replace(scripted(Script("Hello")), keys=(hash_key("right"),))
+    service = dataclasses.replace(scripted(ScriptedEngine("Hello")), keys=(hash_key("right"),))
     with running(service) as url, socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
         size = 300_000
         head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: wrong\r\ncontent-length: {size}\r\n\r\n"

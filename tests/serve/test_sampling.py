@@ -1,4 +1,4 @@
-"""Sampling fields at the server's edge: ranges, the model's own defaults, and what is refused because it cannot be had."""
+"""Sampling fields of requests: ranges, the model's own defaults, and fields that are refused as not supported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from paceline.config import EngineConfig, Hardware, resolve
 from paceline.engine.engine import Engine
 from paceline.models.decoder import Decoder
 from paceline.serve.run import make_service
-from paceline.serve.unserved import Unserved
+from paceline.serve.unsupported import UnsupportedFields
 from paceline.types import Sampling
-from tests.serve.service import MARKERS, Script, byte_tokenizer, running, scripted, tiny
+from tests.serve.service import MARKERS, ScriptedEngine, byte_tokenizer, running, scripted, tiny
 from tests.serve.test_server import COLUMN, TABLES
 from tests.tiny import random_tensors, tiny_config
 
@@ -26,7 +26,7 @@ OWN = Sampling(temperature=0.7, top_k=20, top_p=0.8, min_p=0.1, repetition_penal
 
 
 def asked(path: str, **fields: Any) -> dict[str, Any]:
-    """A body that the endpoint takes."""
+    """A valid body for the endpoint."""
     limit, said = {
         "completions": ("max_tokens", {"prompt": "x"}),
         "responses": ("max_output_tokens", {"input": "x"}),
@@ -130,8 +130,8 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-def test_what_cannot_be_had_is_refused_by_name(address: str) -> None:
-    for name in Unserved.__annotations__:
+def test_unsupported_fields_are_refused_by_name(address: str) -> None:
+    for name in UnsupportedFields.__annotations__:
         for path in PATHS:
             reply = httpx.post(f"{address}/v1/{path}", json=asked(path, **{name: CHANGING.get(name, 2)}))
             assert reply.status_code == 400 and reply.json()["error"]["param"] == name, reply.text
@@ -151,8 +151,8 @@ def test_a_model_that_is_left_out_is_the_one_served(address: str) -> None:
 
 
 def seen(defaults: Sampling, path: str, **fields: Any) -> Sampling:
-    """What the engine is asked for."""
-    script = Script("Hello.")
+    """The sampling that the engine receives."""
+    script = ScriptedEngine("Hello.")
     with running(dataclasses.replace(scripted(script), defaults=defaults)) as url:
         assert httpx.post(f"{url}/v1/{path}", json=asked(path, **fields)).status_code == 200
     return script.requests[0].sampling
@@ -170,7 +170,7 @@ def test_what_a_request_does_not_say_is_as_the_models_makers_have_it(path: str) 
     assert values(seen(OWN, path, top_k=0, top_p=1)) == (0.7, 0, 1, 0.1, 1.1)
     assert values(seen(OWN, path, temperature=0)) == values(Sampling())
     assert values(seen(Sampling(), path)) == values(Sampling())
-    if path != "messages":  # which has no such field
+    if path != "messages":  # the API has no such field
         assert values(seen(OWN, path, temperature=0, repetition_penalty=1.3)) == (0, 0, 1, 0, 1.3)
 
 
@@ -183,7 +183,7 @@ def test_repeat_penalty_is_repetition_penalty(small: str, path: str) -> None:
         assert error["param"] == "repeat_penalty" and error["message"].startswith("repeat_penalty ")
 
 
-def test_a_limit_is_told_by_the_field_that_its_client_knows(small: str) -> None:
+def test_an_error_names_the_field_as_its_client_does(small: str) -> None:
     for path, field, value, words in (
         ("messages", "stop_sequences", ["x"] * 65, "stop_sequences must have at most 64 strings"),
         ("messages", "stop_sequences", [""], "stop_sequences must not have an empty string"),
@@ -201,7 +201,7 @@ def test_the_greedy_option_leaves_the_makers_values_out() -> None:
 
 
 def test_merges_stay_greedy_whatever_the_makers_say() -> None:
-    script = Script("1")
+    script = ScriptedEngine("1")
     asked_for = f"<code>{TABLES}</code>\n<update>{COLUMN}</update>"
     with running(dataclasses.replace(scripted(script), defaults=OWN)) as url:
         said, options = [{"role": "user", "content": asked_for}], {"path": "a.sql"}

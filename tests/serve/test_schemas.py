@@ -1,4 +1,4 @@
-"""Clients' schemas and grammars at the server's edge: what is refused, with which words, and whose names are whose."""
+"""Clients' schemas and grammars: which are refused, with which message, and that rule names do not collide."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from paceline.engine.grammar import Grammars
-from paceline.serve.call_grammars import FORMS
-from paceline.serve.constrain import Calls, held
+from paceline.serve.call_grammars import CALL_FORMATS
+from paceline.serve.constrain import AllowedCalls, output_grammar
 from paceline.serve.tools import HermesParser
 from tests.serve.service import byte_tokenizer
 
@@ -24,7 +24,7 @@ ODD: dict[str, Any] = {
 
 
 def asked(path: str, schema: Any, strict: bool | None, forced: bool) -> dict[str, Any]:
-    """A body with a tool whose parameters `schema` is."""
+    """A body with a tool whose parameters are `schema`."""
     more = {} if strict is None else {"strict": strict}
     if path == "/v1/messages":
         tools: Any = [{"name": "odd", "input_schema": schema, **more}]
@@ -107,7 +107,7 @@ def test_a_number_that_no_float_holds_and_a_list_without_end_are_refused(address
         assert reply.status_code == 400 and words in reply.text, reply.text
 
 
-# recurs through `start`, has names that the server's own rules have, and braces where a scan of braces would go wrong
+# recursive through `start`, with rule names that the server uses too, and braces that would mislead a scan for braces
 LARK = """start: "(" start ")" | r0 | r1
 r0: A // a comment's }
 r1: "{" /[}]/
@@ -120,18 +120,18 @@ def passes(grammar: str | None, text: str) -> bool:
     tokenizer = byte_tokenizer()
     assert grammar is not None
     tokens = [*tokenizer.encode(text, allow_special=True), tokenizer.eos_tokens[0]]
-    bits = Grammars(tokenizer, tokenizer.vocab_size).follow(grammar).masks([0, *tokens], [0, *[1] * len(tokens)])
+    bits = Grammars(tokenizer, tokenizer.vocab_size).matcher(grammar).masks([0, *tokens], [0, *range(len(tokens))])
     return all(bits[index][token // 32] >> (token % 32) & 1 for index, token in enumerate(tokens))
 
 
 @pytest.mark.parametrize("thinking", [None, False, True])
-@pytest.mark.parametrize("kind", list(FORMS))
+@pytest.mark.parametrize("kind", list(CALL_FORMATS))
 def test_a_grammars_names_are_its_own_beside_tools_and_reasoning(kind: Any, thinking: bool | None) -> None:
     tokenizer = byte_tokenizer()
-    calls = Calls({"f": {"type": "object", "properties": {}, "additionalProperties": False}})
+    calls = AllowedCalls({"f": {"type": "object", "properties": {}, "additionalProperties": False}})
     before = {None: "", False: "<think>\n((\n</think>\n\n", True: "((\n</think>\n\n"}[thinking]
-    for offered in (Calls({}), calls):
-        grammar = held(LARK, offered, kind, tokenizer.special_tokens, thinking)
+    for offered in (AllowedCalls({}), calls):
+        grammar = output_grammar(LARK, offered, kind, tokenizer.special_tokens, thinking)
         for text, holds in (("((abc))", True), ("{}", True), ("((abc)", False), ("}", False), ("(d)", False)):
             assert passes(grammar, before + text) is holds, (offered, text)
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
@@ -142,7 +142,7 @@ def test_a_grammars_names_are_its_own_beside_tools_and_reasoning(kind: Any, thin
 def test_what_a_grammar_ignores_is_ignored_in_it_alone() -> None:
     tokenizer = byte_tokenizer()
     lark = 'start: "a" start | "b"\n%ignore /[ ]+/\n'
-    grammar = held(lark, Calls({"f": None}), HermesParser, tokenizer.special_tokens, None)
+    grammar = output_grammar(lark, AllowedCalls({"f": None}), HermesParser, tokenizer.special_tokens, None)
     assert passes(grammar, "a a  b") and not passes(grammar, "a a  a")
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     assert passes(grammar, call) and not passes(grammar, call.replace('"f"', ' "f"').replace('{"n', '{  "n'))

@@ -1,4 +1,4 @@
-"""What is around the endpoints: apply, clients that go, the queue, keys, the drain, a crash, and the small endpoints."""
+"""Apply, disconnecting clients, the queue, API keys, the drain, a crash, and the small endpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from paceline.engine.engine import Engine
 from paceline.errors import ConfigError
-from paceline.serve.morph import _Release
+from paceline.serve.morph import StablePrefix
 from paceline.serve.run import check_address
 from paceline.serve.service import Service
 from paceline.tasks.apply import Prepared, apply, prepare
 from paceline.tasks.prompts import morph_form
 from paceline.types import Usage
-from tests.serve.service import Script, running, scripted, tiny, tiny_service, until
+from tests.serve.service import ScriptedEngine, running, scripted, tiny, tiny_service, until
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 CODE = "def one():\n    return 1\n\n\ndef two():\n    return 2\n"
@@ -27,7 +27,7 @@ UPDATE = "# ... existing code ...\ndef two():\n    return 22\n"
 SURE = "def one():\n    return 11\n"
 DOUBTFUL = "class Elephant:\n    trunk = 1\n"
 TABLES = "\n".join(f"CREATE TABLE {name} (\n  id INT,\n  name TEXT,\n  size INT\n);\n" for name in "ab")
-COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # which stands as well in the one table as in the other
+COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # which fits the one table as well as the other
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 1500, "stream": True, "logit_bias": {"65": 100}}
 
 
@@ -80,7 +80,7 @@ def test_an_edit_without_a_doubt_is_answered_by_rule_without_a_token(address: st
 
 
 def test_an_edit_without_a_doubt_does_not_reach_the_engine() -> None:
-    script = Script("never said")
+    script = ScriptedEngine("never said")
     with running(scripted(script)) as url:
         assert merge(url, CODE, SURE)[0]["choices"][0]["message"]["content"] == CODE.replace("return 1", "return 11")
     assert script.requests == []
@@ -95,8 +95,8 @@ def test_a_doubtful_edit_is_flagged_as_the_task_flags_it(address: str) -> None:
     assert whole["usage"]["completion_tokens"] == 0
 
 
-def test_of_two_readings_the_model_is_asked_and_the_candidate_stays_where_it_gives_neither(address: str) -> None:
-    """A random model writes no reading of the edit."""
+def test_of_two_interpretations_the_model_is_asked_and_the_candidate_stays_if_it_gives_neither(address: str) -> None:
+    """A random model's output is none of the edit's interpretations."""
     whole, chunks = merge(address, TABLES, COLUMN, paceline={"path": "a.sql"})
     text = TABLES.replace("  name TEXT,", "  name TEXT NOT NULL,", 1)
     assert whole["choices"][0]["message"]["content"] == streamed(chunks) == text
@@ -105,12 +105,12 @@ def test_of_two_readings_the_model_is_asked_and_the_candidate_stays_where_it_giv
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_reading_that_the_model_writes_is_the_answer(number: int) -> None:
+def test_an_interpretation_that_the_model_writes_is_the_answer(number: int) -> None:
     head, middle, tail = TABLES.split("  name TEXT,")
     columns = ["  name TEXT,"] * 2
     columns[number - 1] = "  name TEXT NOT NULL,"
     reading = f"{head}{columns[0]}{middle}{columns[1]}{tail}"
-    with running(scripted(Script(reading))) as url:
+    with running(scripted(ScriptedEngine(reading))) as url:
         whole, chunks = merge(url, TABLES, COLUMN, paceline={"path": "a.sql"})
     assert whole["choices"][0]["message"]["content"] == streamed(chunks) == reading
     assert whole["paceline"]["source"] == "model" and whole["paceline"]["flagged"]
@@ -157,7 +157,7 @@ def test_what_is_streamed_of_a_merge_is_the_concluded_file(engine: Engine, code:
     output = "def one():\r\n    return `1`\n\n\n\ndef two():\n    return 22\n\n"
     whole = prepared.conclude(output, Usage(), False).text
     for size in range(1, 9):
-        release = _Release(prepared)
+        release = StablePrefix(prepared)
         streamed = "".join(release.feed(output[start : start + size]) for start in range(0, len(output), size))
         assert streamed and streamed + release.rest(whole) == whole
 
@@ -198,8 +198,8 @@ def test_requests_beside_each_other_are_answered_as_alone(address: str) -> None:
         assert replies[number]["choices"][0]["message"] == one["choices"][0]["message"]
 
 
-def test_a_full_queue_is_told_in_each_apis_form() -> None:
-    service = scripted(Script("word " * 20_000, size=1), max_open=1)
+def test_a_full_queue_is_an_error_in_each_apis_format() -> None:
+    service = scripted(ScriptedEngine("word " * 20_000, size=1), max_open=1)
     with running(service) as url, httpx.Client() as client:
         with client.stream("POST", f"{url}/v1/chat/completions", json=LONG) as reply:
             lines = reply.iter_lines()  # kept: httpx closes the reply with it
@@ -213,7 +213,7 @@ def test_a_full_queue_is_told_in_each_apis_form() -> None:
         until(lambda: service.host.num_open == 0)
 
 
-def test_keys_are_asked_for_in_both_ways() -> None:
+def test_keys_are_accepted_in_both_headers() -> None:
     with running(tiny_service(keys=("first", "second"))) as url:
         for key in ("wrong", ""):
             refused = httpx.post(f"{url}/v1/messages", json={}, headers={"x-api-key": key})
@@ -239,7 +239,7 @@ def test_an_open_address_needs_a_key_or_consent() -> None:
 
 
 def test_the_drain_finishes_what_is_under_way() -> None:
-    service = scripted(Script("word " * 500, size=1))
+    service = scripted(ScriptedEngine("word " * 500, size=1))
     with httpx.Client(timeout=20) as client:
         with running(service) as url:
             stream = client.stream("POST", f"{url}/v1/chat/completions", json=LONG)
@@ -255,7 +255,7 @@ def test_the_drain_finishes_what_is_under_way() -> None:
 
 
 def test_a_crash_of_the_thread_fails_everything_loudly(caplog: pytest.LogCaptureFixture) -> None:
-    service = scripted(Script("word", fails=True))
+    service = scripted(ScriptedEngine("word", fails=True))
     with running(service) as url:
         assert httpx.get(f"{url}/health").status_code == 200
         assert chat(url).status_code == 500 and chat(url).status_code == 500
@@ -264,7 +264,7 @@ def test_a_crash_of_the_thread_fails_everything_loudly(caplog: pytest.LogCapture
 
 
 def test_one_requests_bug_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
-    with running(scripted(Script("word"))) as url:
+    with running(scripted(ScriptedEngine("word"))) as url:
         body = {"model": "tiny", "prompt": "secret BUG!", "max_tokens": 5}
         assert httpx.post(f"{url}/v1/completions", json=body).status_code == 500
         assert chat(url).status_code == 200

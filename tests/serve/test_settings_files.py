@@ -1,4 +1,4 @@
-"""Values merged into settings files of many shapes: read back where they belong, all else as it was, or refused."""
+"""Merging values into settings files of many forms: they are read back, all else is unchanged, or the file is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINI = find_client("mini").settings(SERVER, {"HOME": "/home"}).files[0]
 
 
 def gone(before: str, after: str) -> str:
-    """The lines of `before` that `after` has no more."""
+    """The lines of `before` that are missing in `after`."""
     lines = difflib.ndiff(before.splitlines(keepends=True), after.splitlines(keepends=True))
     return "".join(line[2:] for line in lines if line.startswith("-"))
 

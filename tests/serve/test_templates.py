@@ -1,4 +1,4 @@
-"""The chat template chooses the format of tool calls, and the tool's schema the types of values."""
+"""The chat template determines the format of tool calls, and the tool's schema the types of values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from paceline.serve.tools import (
     KimiParser,
     MiniMaxParser,
     QwenCoderParser,
+    has_reasoning,
     parser_for,
-    thinks,
 )
 from paceline.serve.tools.values import typed
 from tests.serve.formats import FORMATS, SCHEMA
-from tests.serve.service import TEMPLATE, Script, byte_tokenizer, running, scripted
+from tests.serve.service import TEMPLATE, ScriptedEngine, byte_tokenizer, running, scripted
 
-# How the models' own templates teach their calls: within strings of Jinja or as plain text, escaped or not.
+# How the models' own templates show the call format: within Jinja strings or as plain text, escaped or not.
 QWEN = r"""{{- "each within <tool_call></tool_call> tags:\n<tool_call>\n{\"name\": <name>, \"arguments\": <args>}" }}"""
 NOUS = '{{- "<tool_call>\n{"arguments": <args-dict>, "name": <function-name>}\n</tool_call>" }}'
 CODER = (
@@ -63,16 +63,16 @@ def test_the_template_chooses_the_parser(template: str | None, kind: Any) -> Non
     assert parser_for(template) is kind
 
 
-def test_a_template_knows_reasoning_where_it_has_its_end() -> None:
-    assert thinks("{{- '<think>\\n\\n</think>' }}") and not thinks(TEMPLATE) and not thinks(None)
+def test_a_template_with_the_end_marker_has_reasoning() -> None:
+    assert has_reasoning("{{- '<think>\\n\\n</think>' }}") and not has_reasoning(TEMPLATE) and not has_reasoning(None)
 
 
 @pytest.mark.parametrize("name", ["qwen_coder", "glm", "deepseek", "minimax"])
 def test_a_served_models_calls_are_read_in_its_templates_format(name: str) -> None:
-    taught = {"qwen_coder": CODER, "glm": GLM, "deepseek": "<｜tool▁calls▁begin｜>", "minimax": MINIMAX}[name]
-    template = TEMPLATE.replace("{{- '\\nTools", "{#- " + taught.replace("#}", "") + " #}{{- '\\nTools")
+    marker = {"qwen_coder": CODER, "glm": GLM, "deepseek": "<｜tool▁calls▁begin｜>", "minimax": MINIMAX}[name]
+    template = TEMPLATE.replace("{{- '\\nTools", "{#- " + marker.replace("#}", "") + " #}{{- '\\nTools")
     arguments = {"path": "é.py", "limit": 3, "edits": [{"a": "</parameter></arg_value>"}]}
-    script = Script("I write.\n" + FORMATS[name].write([("write", arguments)]), size=2)
+    script = ScriptedEngine("I write.\n" + FORMATS[name].write([("write", arguments)]), size=2)
     script.tokenizer = byte_tokenizer(template=template)
     tools = [{"type": "function", "function": {"name": "write", "parameters": SCHEMA}}]
     with running(scripted(script)) as url:

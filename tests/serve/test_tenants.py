@@ -1,4 +1,4 @@
-"""Whose cached prefixes a request finds, and whose requests an error within a step ends."""
+"""Which clients share cached prefixes, and which requests an error within a step ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from paceline.serve.app import hash_key
-from tests.serve.service import Script, running, scripted, tiny, tiny_service
+from tests.serve.service import ScriptedEngine, running, scripted, tiny, tiny_service
 from tests.serve.test_server import COLUMN, TABLES
 
 CHAT, TEXT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
@@ -30,7 +30,7 @@ def cached(reply: httpx.Response) -> int:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_keys_share_no_cached_prefix_unless_told(path: str) -> None:
+def test_keys_share_no_cached_prefix_unless_configured(path: str) -> None:
     keys = (hash_key("one"), hash_key("other"))
     for share in (False, True):
         service = dataclasses.replace(tiny_service(tiny()), keys=keys, share_cache=share)
@@ -53,7 +53,7 @@ def test_a_salt_keeps_apart_what_one_key_asks(path: str) -> None:
 
 def test_merges_and_messages_have_the_salt_too() -> None:
     merge = f"<code>{TABLES}</code>\n<update>{COLUMN}</update>"
-    script = Script("1")
+    script = ScriptedEngine("1")
     with running(scripted(script)) as url, httpx.Client(base_url=url) as client:
         for path, body in (
             (CHAT, {"model": "morph-v3-fast", "messages": [{"role": "user", "content": merge}], "paceline": SQL}),

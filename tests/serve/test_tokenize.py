@@ -1,4 +1,4 @@
-"""Tokens of texts and conversations, and back, in the forms of vLLM and llama.cpp."""
+"""Tokenizing texts and conversations, and detokenizing, in the formats of vLLM and llama.cpp."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_texts_tokens(address: str, body: dict[str, Any], tokens: list[int]) -
     assert back == {"prompt": next(iter(body.values())), "content": next(iter(body.values()))}
 
 
-def test_what_comes_before_a_prompt_is_there_where_it_is_asked_for() -> None:
+def test_prefix_tokens_are_added_if_requested() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.bos_tokens = (START,)
     with running(tiny_service(tiny(tokenizer))) as url:

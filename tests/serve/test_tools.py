@@ -1,4 +1,4 @@
-"""The parser of hermes calls: streamed in any pieces, it gives what it gives for the whole text, and loses nothing."""
+"""The parser of Hermes calls: it gives the same events for any split of the stream, and loses no text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from paceline.serve.service import joined
+from paceline.serve.service import merge_adjacent
 from paceline.serve.tools import Call, Event, HermesParser, Text
 
 WORDS = [
@@ -55,7 +55,7 @@ def parse(*pieces: str) -> list[Event]:
     events: list[Event] = []
     for piece in pieces:
         events += parser.feed(piece)
-    return joined(events + parser.finish())
+    return merge_adjacent(events + parser.finish())
 
 
 def value(draw: random.Random, depth: int = 0) -> object:

@@ -1,4 +1,4 @@
-"""Fast Apply from end to end: by rule without a model, and on a real one."""
+"""Fast Apply end to end: by rule without a model, and with a real one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from paceline.engine.engine import Engine
 from paceline.errors import ConfigError, ContextExceeded, EditNotFound, EmptyEdit
 from paceline.models.checkpoint import open_checkpoint
 from paceline.models.pull import pull
-from paceline.tasks.apply import Applied, Prepared, apply, ask, prepare
+from paceline.tasks.apply import Applied, Prepared, apply, prepare, prompt_and_draft
 from paceline.tasks.merge import candidate_merge
-from paceline.tasks.prompts import POLICIES, Policy, expected, fence_for, messages, opening
+from paceline.tasks.prompts import POLICIES, Policy, answer_start, chat_messages, expected_answer, fence_for
 from paceline.types import Request, Sampling, StepOutput, Usage
 
 CODE = "import os\n\n\ndef load(path):\n    return open(path).read()\n\n\ndef remove(path):\n    os.remove(path)\n"
@@ -22,30 +22,30 @@ EDIT = (
     "# ... existing code ...\n"
 )
 MERGED = CODE.replace("    return open(path).read()\n", "    with open(path) as file:\n        return file.read()\n")
-# SmolLM2 cannot copy a file: a boundless margin makes it follow the candidate, so that all around the model is exercised
+# SmolLM2 cannot copy a file. An unlimited margin makes it follow the candidate, so that all the code around it runs
 FORCED = Policy("forced", margin=1e6)
 
 
 TABLE = "CREATE TABLE {} (\n  id INT,\n  name TEXT,\n  size INT\n);\n"
 TABLES = f"{TABLE.format('a')}\n{TABLE.format('b')}"
-COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # which stands as well in the one table as in the other
+COLUMN = "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n"  # fits two tables equally well
 FIRST, SECOND = (TABLES.replace(each, each.replace("TEXT", "TEXT NOT NULL")) for each in map(TABLE.format, "ab"))
-ELEPHANT = "class Elephant:\n    trunk = 1\n"  # in doubt, with no other reading
+ELEPHANT = "class Elephant:\n    trunk = 1\n"  # gives a warning, without an alternative
 
 
 def no_engine() -> NoReturn:
     raise AssertionError("no engine is needed")
 
 
-def doubtful(policy: str = "auto") -> Prepared:
-    """The column's edit as it goes to a model, without one."""
+def ambiguous_edit(policy: str = "auto") -> Prepared:
+    """The request for the column's edit, which has two interpretations."""
     merge = candidate_merge(TABLES, COLUMN, "a.sql")
     return Prepared(TABLES, COLUMN, POLICIES[policy], "```", merge, Request([1], Sampling()), "a.sql")
 
 
 @pytest.mark.parametrize("policy", [None, "auto", POLICIES["auto"]])
 @pytest.mark.parametrize("code", [CODE, CODE.replace("\n", "\r\n"), "\ufeff" + CODE, CODE.rstrip("\n")])
-def test_an_edit_without_a_doubt_needs_no_engine(code: str, policy: str | Policy | None) -> None:
+def test_an_edit_without_a_warning_needs_no_engine(code: str, policy: str | Policy | None) -> None:
     result = apply(no_engine, code, EDIT, path="store.py", policy=policy)
     assert result.text == candidate_merge(code, EDIT).text and result.reasons == ()
     assert (result.source, result.policy, result.path) == ("rule", "auto", "store.py")
@@ -53,12 +53,12 @@ def test_an_edit_without_a_doubt_needs_no_engine(code: str, policy: str | Policy
     assert result.as_dict()["source"] == "rule" and not result.as_dict()["flagged"]
 
 
-def test_an_edit_in_doubt_with_no_other_reading_is_flagged_without_an_engine() -> None:
+def test_an_edit_with_a_warning_and_no_alternative_is_flagged_without_an_engine() -> None:
     merge = candidate_merge(CODE, ELEPHANT, "store.py")
-    assert merge.doubts and merge.other is None
+    assert merge.warnings and merge.alternative is None
     result = apply(no_engine, CODE, ELEPHANT, path="store.py")
     assert (result.text, result.source, result.usage) == (merge.text, "rule", Usage())
-    assert set(merge.doubts) <= set(result.reasons) and result.as_dict()["flagged"]
+    assert set(merge.warnings) <= set(result.reasons) and result.as_dict()["flagged"]
 
 
 def test_a_merge_that_breaks_the_file_is_flagged_without_an_engine() -> None:
@@ -83,12 +83,12 @@ def test_what_cannot_be_merged_is_refused_before_an_engine_is_made(
 
 
 @pytest.mark.parametrize(("edit", "policy"), [(EDIT, "review"), (EDIT, "review-margin"), (EDIT, "opened")])
-def test_other_policies_ask_the_model_though_there_is_no_doubt(edit: str, policy: str) -> None:
+def test_other_policies_ask_the_model_without_a_warning_too(edit: str, policy: str) -> None:
     with pytest.raises(AssertionError, match="no engine"):
         prepare(no_engine, CODE, edit, policy=policy)
 
 
-def test_two_readings_are_put_to_the_model() -> None:
+def test_the_model_is_asked_about_two_interpretations() -> None:
     with pytest.raises(AssertionError, match="no engine"):
         prepare(no_engine, TABLES, COLUMN, path="a.sql")
 
@@ -107,21 +107,25 @@ def test_two_readings_are_put_to_the_model() -> None:
     ],
     ids=["candidate", "other", "fenced", "file", "both", "own words", "cut", "nothing"],
 )
-def test_the_models_text_is_taken_where_it_is_a_reading_of_the_edit(output: str, text: str, source: str) -> None:
-    prepared = doubtful()
-    assert prepared.merge.text == FIRST and prepared.merge.other is not None and prepared.merge.other.text == SECOND
+def test_the_models_text_is_taken_if_it_is_one_of_the_interpretations(output: str, text: str, source: str) -> None:
+    prepared = ambiguous_edit()
+    assert (
+        prepared.merge.text == FIRST
+        and prepared.merge.alternative is not None
+        and prepared.merge.alternative.text == SECOND
+    )
     result = prepared.conclude(output, Usage(), False)
     assert (result.text, result.source) == (text, source)
-    assert any("line 3" in reason and "line 9" in reason for reason in result.reasons), "the doubt stays"
+    assert any("line 3" in reason and "line 9" in reason for reason in result.reasons), "the warning stays"
 
 
-def test_a_reading_of_an_output_that_was_cut_off_says_so() -> None:
-    assert "the output was cut off at its token limit" in doubtful().conclude(SECOND, Usage(), True).reasons
+def test_a_cut_off_output_is_flagged() -> None:
+    assert "the output was cut off at its token limit" in ambiguous_edit().conclude(SECOND, Usage(), True).reasons
 
 
 def test_other_policies_keep_the_models_own_text() -> None:
     own = FIRST.replace("size", "length")
-    result = doubtful("review").conclude(own, Usage(), False)
+    result = ambiguous_edit("review").conclude(own, Usage(), False)
     assert (result.text, result.source) == (own, "model")
     assert any("size INT" in reason for reason in result.reasons)
 
@@ -166,15 +170,15 @@ def test_line_ends_and_fences_of_the_file_survive(engine: Engine) -> None:
         ("e\u0301 = 1\n" + CODE, EDIT),
     ],
 )
-def test_the_prompt_is_that_of_the_chat_encoded_whole(policy: str, code: str, edit: str) -> None:
+def test_the_spliced_prompt_equals_the_chat_encoded_whole(policy: str, code: str, edit: str) -> None:
     tokenizer = open_checkpoint(pull("smollm2-135m")).tokenizer()
     chosen, merge = POLICIES[policy], candidate_merge(code, edit)
     fence = fence_for(code, edit, merge.text)
     for instruction in ("", 'close "<update>"\nnow'):
-        prompt, source = ask(tokenizer, chosen, code, edit, instruction, merge, fence)
-        chat = messages(chosen, code, edit, instruction, merge.text)
-        assert prompt == tokenizer.encode_chat(chat) + tokenizer.encode(opening(chosen, fence))
-        answer = tokenizer.encode(expected(chosen, code, merge.text, fence))
+        prompt, source = prompt_and_draft(tokenizer, chosen, code, edit, instruction, merge, fence)
+        chat = chat_messages(chosen, code, edit, instruction, merge.text)
+        assert prompt == tokenizer.encode_chat(chat) + tokenizer.encode(answer_start(chosen, fence))
+        answer = tokenizer.encode(expected_answer(chosen, code, merge.text, fence))
         assert source == [*answer, *tokenizer.eos_tokens[:1]]
 
 
@@ -203,7 +207,7 @@ def test_what_cannot_be_merged_is_refused(engine: Engine, code: str, edit: str, 
 
 
 @pytest.mark.model
-def test_two_readings_are_shown_to_the_model_and_one_of_them_comes_back(engine: Engine) -> None:
+def test_the_model_chooses_one_of_two_interpretations(engine: Engine) -> None:
     prepared = prepare(engine, TABLES, COLUMN, path="a.sql")
     assert isinstance(prepared, Prepared) and prepared.request.margin == 0.0
     prompt = engine.tokenizer.decode(prepared.request.prompt)

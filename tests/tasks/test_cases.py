@@ -1,7 +1,7 @@
-"""Small inputs of known faults, by rule alone: none is silently wrong, and what an edit does not touch keeps its bytes.
+"""Merges by rule of small inputs on which edit tools fail: none is silently wrong, and untouched rows keep their bytes.
 
-A case (cases.jsonl, a copy of ../shared/cases/apply.jsonl) is right where the merge is `expected` byte for byte, silently
-wrong where it differs and nothing says so. `python tests/tasks/test_cases.py` prints what RIGHT should hold.
+A case (cases.jsonl) is right if the merge equals `expected` byte for byte, and silently wrong if it differs and is not flagged.
+`python tests/tasks/test_cases.py` prints what RIGHT should hold.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from paceline.tasks.checks import check
 from paceline.tasks.compact import compact
 from paceline.tasks.lines import BOM, Lines
 from paceline.tasks.merge import Merge, candidate_merge
-from paceline.tasks.scoring import FILES, LineScorer, Message
+from paceline.tasks.scoring import FILES, ConversationMessage, LineScorer
 
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in (Path(__file__).parent / "cases.jsonl").open()]
 EDITS = {record["id"]: record for record in RECORDS if record["edit"]}
 COMPACTED = [record for record in RECORDS if not record["edit"]]
 TO_FLAG = "(must be flagged or refused)\n"  # the `expected` of a case in which any text without a flag is wrong
 
-# the cases that are right with no flag: none may be lost
+# the cases that are right without a flag: none may be missing
 RIGHT = """\
 abbrev-hunk append-go-method append-method append-py append-rust append-terraform blocks-out-of-order bom-block-first
 bom-block-one-first-line bom-diff-first bom-in-edit bom-in-edit-block bom-lazy-body bom-lazy-top bom-lost-lazy
@@ -67,13 +67,13 @@ yaml2-same yaml3-existing yaml3-same
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes of an edit. `merge` is None where it is refused, and `reasons` say why it is flagged or refused."""
+    """The outcome of an edit. `merge` is None if it is refused; `reasons` say why it is flagged or refused."""
 
     merge: Merge | None
     reasons: tuple[str, ...]
 
     def right(self, expected: str) -> bool:
-        """Whether the text is as it should be, with no flag; or a flag or a refusal where one is asked for."""
+        """Whether the text is right and not flagged, or flagged or refused if the case requires that."""
         return bool(self.reasons) if expected == TO_FLAG else not self.reasons and self.is_text(expected)
 
     def silently_wrong(self, expected: str) -> bool:
@@ -113,46 +113,46 @@ def test_most_cases_are_right_without_a_flag() -> None:
     assert len(right_without_flag()) >= 0.66 * len(RECORDS)
 
 
-def test_what_leaves_a_reader_no_doubt_is_right() -> None:
+def test_unambiguous_cases_are_right() -> None:
     easy = [name for name, record in EDITS.items() if record["easy"]]
     lost = [name for name in easy if not outcome(name).right(EDITS[name]["expected"])]
     assert len(easy) == 57
     assert len(lost) <= 5, f"easy, and not right: {', '.join(lost)}"
 
 
-def test_no_case_is_lost_that_was_right() -> None:
+def test_no_case_that_was_right_is_wrong_now() -> None:
     assert sorted(RIGHT) == RIGHT and len(set(RIGHT)) == len(RIGHT)
     assert sorted(set(RIGHT) - set(right_without_flag())) == []
 
 
 @pytest.mark.parametrize("record", COMPACTED, ids=lambda record: record["id"])
 def test_rows_that_must_stay_survive_compact(record: dict[str, Any]) -> None:
-    message = Message("user", record["file"], record["path"])
+    message = ConversationMessage("user", record["file"], record["path"])
     assert record["instruction"] == "paceline compact file.log --ratio 0.5 (no query)"
     kept = compact([message], "", ratio=0.5, preserve_recent=0, scorer=LineScorer(FILES)).text.splitlines()
     due = [row for row in record["file"].splitlines() if " ERROR " in row]
     assert len(due) == 1 and due[0] in kept
 
 
-# what the edit does not touch stays byte for byte
+# rows that the edit does not touch keep their bytes
 
 
 @dataclass
-class Hostile:
-    """A file and its right result, in both of which the same rows are to be made odd."""
+class OddBytesCase:
+    """A file and its right result. The same rows of both can be given odd bytes."""
 
     file: Lines
     wanted: Lines
-    pairs: list[tuple[int, int]]  # rows of the file, far from what changes, and those of the result that they are
+    pairs: list[tuple[int, int]]  # (file row, result row) of rows away from every change
 
     def put(self, kind: str, chosen: list[tuple[int, int]], draw: random.Random) -> None:
         for row, place in chosen:
-            odd, end = made_odd(kind, self.file.rows[row], self.file.ends[row], draw)
+            odd, end = with_odd_bytes(kind, self.file.rows[row], self.file.ends[row], draw)
             self.file.rows[row] = self.wanted.rows[place] = odd
             self.file.ends[row] = self.wanted.ends[place] = end
 
     def texts(self, bom: bool) -> tuple[str, str]:
-        """The file and the result, with a byte order mark before their first rows or as they were."""
+        """The file and the result, with or without a byte order mark."""
         own, wanted = (
             "".join(f"{row}{end}" for row, end in zip(each.rows, each.ends, strict=True)) for each in self.both
         )
@@ -163,12 +163,12 @@ class Hostile:
         return self.file, self.wanted
 
 
-KINDS = ("line end", "spaces", "tabs", "form feed", "separator", "carriage return")
-AWAY = 1  # rows between a row that is made odd and the next one that changes or is in the edit
+DEFINITION_KINDS = ("line end", "spaces", "tabs", "form feed", "separator", "carriage return")
+AWAY = 1  # rows between a row with odd bytes and the next one that changes or is in the edit
 
 
-def made_odd(kind: str, row: str, end: str, draw: random.Random) -> tuple[str, str]:
-    """A row and its end with something in it that is easily lost."""
+def with_odd_bytes(kind: str, row: str, end: str, draw: random.Random) -> tuple[str, str]:
+    """A row and its end with bytes in it that are easily lost."""
     if kind == "line end":
         return row, {"\n": "\r\n", "\r\n": "\n"}.get(end, end)
     if kind in ("spaces", "tabs"):
@@ -179,8 +179,8 @@ def made_odd(kind: str, row: str, end: str, draw: random.Random) -> tuple[str, s
     return row[:place] + sign + row[place:] + ("" if row[place:] else "_"), end
 
 
-def hostile(name: str) -> Hostile:
-    """A right case with the rows that may be made odd: they stand once, are not in the edit, and nothing near changes."""
+def odd_bytes_case(name: str) -> OddBytesCase:
+    """A right case, and its rows that may get odd bytes: unique, not in the edit, and away from every change."""
     record, merge = EDITS[name], outcome(name).merge
     assert merge is not None
     file, wanted = Lines.of(record["file"]), Lines.of(record["expected"])
@@ -189,13 +189,13 @@ def hostile(name: str) -> Hostile:
     places = {row.strip(): place for place, row in enumerate(wanted.rows)}
 
     def same(row: int) -> int | None:
-        """The row of the result that a row of the file is, where that is plain."""
+        """The row of the result that is a given row of the file; None if that is not certain."""
         text = file.rows[row].strip()
         alone = bool(text) and merge.kept[row] and own[text] == others[text] == 1 and text not in record["edit"]
         return places[text] if alone and wanted.rows[places[text]] == file.rows[row] else None
 
     def far(row: int, place: int) -> bool:
-        """Whether the rows around both are the same ones, and the edit has none of them."""
+        """Whether the rows around both are the same and not in the edit."""
         for step in range(-AWAY, AWAY + 1):
             inside = 0 <= row + step < len(file.rows), 0 <= place + step < len(wanted.rows)
             if inside[0] != inside[1]:
@@ -207,13 +207,13 @@ def hostile(name: str) -> Hostile:
         return True
 
     pairs = [(row, place) for row in range(len(file.rows)) if (place := same(row)) is not None and far(row, place)]
-    return Hostile(file, wanted, pairs)
+    return OddBytesCase(file, wanted, pairs)
 
 
 SURE = [name for name, record in EDITS.items() if record["expected"] != TO_FLAG]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "all"])
+@pytest.mark.parametrize("kind", [*DEFINITION_KINDS, "all"])
 def test_odd_bytes_in_rows_that_an_edit_does_not_touch_survive(kind: str) -> None:
     draw = random.Random(kind)
     wrong, tried = [], 0
@@ -221,12 +221,12 @@ def test_odd_bytes_in_rows_that_an_edit_does_not_touch_survive(kind: str) -> Non
         if not outcome(name).is_text(EDITS[name]["expected"]):
             continue
         for _ in range(2):
-            each = hostile(name)
+            each = odd_bytes_case(name)
             if not each.pairs:
                 break
             chosen = sorted(draw.sample(each.pairs, draw.randint(1, len(each.pairs))))
             for pair in chosen:
-                each.put(draw.choice(KINDS) if kind == "all" else kind, [pair], draw)
+                each.put(draw.choice(DEFINITION_KINDS) if kind == "all" else kind, [pair], draw)
             code, wanted = each.texts(bom=kind == "all")
             tried += code != EDITS[name]["file"]
             if by_rule(EDITS[name], code).silently_wrong(wanted):

@@ -1,4 +1,4 @@
-"""The checks flag results that are changed in one way, and let true ones pass."""
+"""The checks flag results with one fault, and pass right ones."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def test_blank_lines_at_the_end_do_not_matter() -> None:
         (AFTER.replace("    return total + 9", "return total + 9"), "line"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, words: str) -> None:
+def test_a_wrong_result_is_flagged(text: str, words: str) -> None:
     assert words in reasons(text)
 
 
 @pytest.mark.parametrize("text", [AFTER, BEFORE, AFTER.replace("value * 9", "value * 99")])
-def test_a_candidate_that_is_given_is_not_made_anew(text: str) -> None:
+def test_a_given_candidate_is_used(text: str) -> None:
     candidate = candidate_merge(BEFORE, UPDATE)
     assert check(BEFORE, UPDATE, text, "x.py", candidate) == check(BEFORE, UPDATE, text, "x.py")
-    doubted = replace(candidate, doubts=("a doubt",))
-    assert check(BEFORE, UPDATE, text, "x.py", doubted) == ("a doubt", *check(BEFORE, UPDATE, text, "x.py"))
+    with_warning = replace(candidate, warnings=("a warning",))
+    assert check(BEFORE, UPDATE, text, "x.py", with_warning) == ("a warning", *check(BEFORE, UPDATE, text, "x.py"))
 
 
 def test_a_marker_that_the_file_has_is_no_fault() -> None:
@@ -121,8 +121,8 @@ def test_equality_without_a_grammar_is_of_rows() -> None:
     assert not same_syntax_tree("a\n\nb", "a\nb", "a.unknown")
 
 
-def said(code: str, update: str, path: str | None, text: str | None = None) -> str:
-    """What the checks say of the merge by rule, or of another text in its place."""
+def check_reasons(code: str, update: str, path: str | None, text: str | None = None) -> str:
+    """The reasons of the checks for the merge by rule, or for another text in its place."""
     merge = candidate_merge(code, update, path)
     return "; ".join(check(code, update, merge.text if text is None else text, path, merge))
 
@@ -130,7 +130,7 @@ def said(code: str, update: str, path: str | None, text: str | None = None) -> s
 @pytest.mark.parametrize("path", [None, "a.txt", "README", "a.unknown"])
 def test_text_of_no_known_language_is_not_parsed(path: str | None) -> None:
     code = "Dear all,\n\nthe (new) office is open.\n\nYours\n"
-    assert said(code, code.replace("open.", "open :-)."), path) == ""
+    assert check_reasons(code, code.replace("open.", "open :-)."), path) == ""
 
 
 @pytest.mark.parametrize(
@@ -147,23 +147,23 @@ def test_text_of_no_known_language_is_not_parsed(path: str | None) -> None:
 )
 def test_an_edit_that_breaks_the_file_is_flagged(path: str, code: str, broken: str) -> None:
     assert parses(code, path) is True
-    assert "the result has a syntax error, and the file has none" in said(code, broken, path)
+    assert "the result has a syntax error, and the file has none" in check_reasons(code, broken, path)
 
 
 def test_an_error_more_than_the_file_has_is_flagged_and_the_files_own_is_not() -> None:
     code = "def f(:\n    return 1\n\n\ndef g():\n    return 2\n"
-    assert "syntax error" in said(code, code.replace("return 2", "return (2"), "a.py")
-    assert "syntax error" not in said(code, code.replace("return 2", "return 3"), "a.py")
+    assert "syntax error" in check_reasons(code, code.replace("return 2", "return (2"), "a.py")
+    assert "syntax error" not in check_reasons(code, code.replace("return 2", "return 3"), "a.py")
 
 
 @pytest.mark.parametrize("signs", ["()", "[]", "-"])
 def test_a_deep_expression_is_checked_like_any_other(signs: str) -> None:
     code = f"x = {signs[0] * 5000}1{signs[1:] * 5000}\ny = 1\nz = 3\n"
     changed = code.replace("y = 1", "y = 2")
-    assert said(code, changed, "a.py") == ""
+    assert check_reasons(code, changed, "a.py") == ""
     assert same_syntax_tree(code, code.replace("y = 1", "y  =  1"), "a.py")
     assert not same_syntax_tree(code, changed, "a.py")
-    assert said(code, changed, "a.py", code) != ""
+    assert check_reasons(code, changed, "a.py", code) != ""
 
 
 PAGE = "# Title\n\nRun:\n\n```sh\nmake\n```\n\nThen read it.\n\n```sh\nmake test\n```\n\n## Help\n\nAsk us.\nBye for now.\n"
@@ -180,26 +180,28 @@ CONTENT = "<!-- ... existing content ... -->\n"
 )
 def test_markdown_is_not_flagged_for_its_fences(before: str, after: str) -> None:
     changed = PAGE.replace(before, after)
-    assert said(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md") == ""
-    assert said(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md", changed) == ""
+    assert check_reasons(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md") == ""
+    assert check_reasons(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md", changed) == ""
 
 
 def test_a_whole_markdown_file_is_not_flagged_for_its_fences() -> None:
     page = PAGE[: PAGE.index("\n## Help")]
-    assert said(page, page.replace("make test", "make check"), "a.md") == ""
+    assert check_reasons(page, page.replace("make test", "make check"), "a.md") == ""
 
 
 def test_a_fence_that_neither_file_nor_edit_has_is_flagged() -> None:
     changed = PAGE.replace("Ask us.", "Ask them.")
-    assert "is a fence" in said(PAGE, snippet_of(PAGE, changed, "a.md"), "a.md", f"```markdown\n{changed}```\n")
+    assert "is a fence" in check_reasons(
+        PAGE, snippet_of(PAGE, changed, "a.md"), "a.md", f"```markdown\n{changed}```\n"
+    )
 
 
 @pytest.mark.parametrize("lost", ["Run:\n", "make\n", "Then read it.\n", "## Help\n"])
 def test_a_line_that_a_model_dropped_from_markdown_is_found(lost: str) -> None:
     changed = PAGE.replace("Ask us.", "Ask them.")
     update = snippet_of(PAGE, changed, "a.md", 2)
-    assert said(PAGE, update, "a.md") == ""
-    assert "is missing" in said(PAGE, update, "a.md", changed.replace(lost, "", 1))
+    assert check_reasons(PAGE, update, "a.md") == ""
+    assert "is missing" in check_reasons(PAGE, update, "a.md", changed.replace(lost, "", 1))
 
 
 SETTINGS = "name: a\nlist:\n  - one\n  - two\nversion: 1\nsize: 3\n"
@@ -209,17 +211,17 @@ SETTINGS = "name: a\nlist:\n  - one\n  - two\nversion: 1\nsize: 3\n"
 def test_a_line_that_a_model_dropped_from_yaml_is_found(lost: str) -> None:
     update = "# ... existing code ...\nversion: 1\nsize: 4\n"
     changed = SETTINGS.replace("size: 3", "size: 4")
-    assert said(SETTINGS, update, "a.yaml", changed) == ""
+    assert check_reasons(SETTINGS, update, "a.yaml", changed) == ""
     assert parses(changed.replace(lost, ""), "a.yaml")
-    assert "is missing" in said(SETTINGS, update, "a.yaml", changed.replace(lost, ""))
+    assert "is missing" in check_reasons(SETTINGS, update, "a.yaml", changed.replace(lost, ""))
 
 
 def test_rows_that_a_model_swapped_in_a_text_without_grammar_are_found() -> None:
     code = "one two\nthree four\nfive six\nseven eight\n"
     update = code.replace("five six", "five nine")
     swapped = "three four\none two\nfive nine\nseven eight\n"
-    assert said(code, update, "a.txt") == ""
-    assert said(code, update, "a.txt", swapped) != ""
+    assert check_reasons(code, update, "a.txt") == ""
+    assert check_reasons(code, update, "a.txt", swapped) != ""
 
 
 @pytest.mark.parametrize("line", ["# ... existing code ...", "    # ...", "..."])
@@ -227,5 +229,5 @@ def test_a_marker_that_is_left_in_the_result_is_flagged(line: str) -> None:
     assert "is a marker" in reasons(AFTER.replace("def f2", f"{line}\ndef f2"))
 
 
-def test_an_edit_that_changes_nothing_is_said() -> None:
-    assert "the edit changes nothing" in said(BEFORE, BEFORE, "x.py")
+def test_an_edit_that_changes_nothing_is_flagged() -> None:
+    assert "the edit changes nothing" in check_reasons(BEFORE, BEFORE, "x.py")

@@ -1,4 +1,4 @@
-"""Compact: what stays is as it was, in order, within the ratio; what is worth most stays."""
+"""Context compaction: kept lines are unchanged, in order and within the ratio, and they are the most valuable ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import paceline
 from paceline.errors import InputError
 from paceline.tasks.compact import Compacted, CompactedMessage, compact
-from paceline.tasks.outline import Block, outline
-from paceline.tasks.scoring import LineScorer, Message, split_lines
+from paceline.tasks.outline import DefinitionBlock, outline
+from paceline.tasks.scoring import ConversationMessage, LineScorer, split_lines
 
 _LINES = st.sampled_from(
     [
@@ -49,14 +49,16 @@ _TEXTS = st.builds(
     st.sampled_from(["", "\n", "\r\n", "\n\n"]),
 )
 _MESSAGES = st.lists(
-    st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), _TEXTS), min_size=0, max_size=6
+    st.builds(ConversationMessage, st.sampled_from(["system", "user", "assistant", "tool"]), _TEXTS),
+    min_size=0,
+    max_size=6,
 )
 _RATIOS = st.sampled_from([0.05, 0.3, 0.5, 0.77, 1.0])
 CODE = Path(paceline.__file__).parent.joinpath("tasks", "merge.py").read_text(encoding="utf-8")
 
 
-def rebuilt(before: Message, after: CompactedMessage, markers: bool) -> str:
-    """The message as the ranges say it must be."""
+def rebuilt(before: ConversationMessage, after: CompactedMessage, markers: bool) -> str:
+    """The message as its ranges require it."""
     lines = split_lines(before.content)
     parts, reached = [], 0
     for each in after.dropped:
@@ -83,8 +85,8 @@ def kept_by_force(lines: list[str]) -> set[int]:
 
 @settings(max_examples=300, deadline=None)
 @given(_MESSAGES, _RATIOS, st.integers(0, 3), st.booleans(), st.booleans(), st.sampled_from([None, "", "load a path"]))
-def test_what_stays_is_what_was(
-    messages: list[Message], ratio: float, recent: int, system: bool, markers: bool, query: str | None
+def test_kept_lines_are_unchanged(
+    messages: list[ConversationMessage], ratio: float, recent: int, system: bool, markers: bool, query: str | None
 ) -> None:
     options = {"ratio": ratio, "preserve_recent": recent, "compress_system": system, "markers": markers}
     done = compact(messages, query, **options)  # type: ignore[arg-type]
@@ -111,7 +113,7 @@ def test_what_stays_is_what_was(
 
 
 def least_size(lines: list[str], force: set[int]) -> int:
-    """What a message comes to where nothing stays but what must; markers of both kinds are at most this long."""
+    """The least size of a message: its forced lines and its markers."""
     size = 0
     for stays, run in itertools.groupby(range(1, len(lines) + 1), key=force.__contains__):
         numbers = list(run)
@@ -159,7 +161,7 @@ def test_words_are_found_in_their_forms_and_in_identifiers() -> None:
 NAMES = ["token", "colour", "invoice", "session", "window", "cache", "layout", "weather", "orbit", "recipe", "chapter"]
 
 
-def test_the_head_of_what_is_kept_is_kept() -> None:
+def test_the_header_of_a_kept_line_is_kept() -> None:
     body = "".join(f"        step_{number} = compute(number_{number}, other)\n" for number in range(30))
     text = "".join(
         f"class {name.title()}:\n    def run_{name}(\n        self, number: int\n    ) -> None:\n{body}\n"
@@ -172,14 +174,14 @@ def test_the_head_of_what_is_kept_is_kept() -> None:
 
 
 def test_the_same_file_shown_twice_stays_once_and_late() -> None:
-    shown = Message("tool", CODE)
-    talk = [Message("user", "Fix the marker."), Message("assistant", "Reading."), shown]
-    done = compact([*talk, Message("assistant", "Again."), shown, *talk[:2]], ratio=0.45)
+    shown = ConversationMessage("tool", CODE)
+    talk = [ConversationMessage("user", "Fix the marker."), ConversationMessage("assistant", "Reading."), shown]
+    done = compact([*talk, ConversationMessage("assistant", "Again."), shown, *talk[:2]], ratio=0.45)
     first, second = len(done.messages[2].content), len(done.messages[4].content)
     assert second > 5 * first
 
 
-def test_trouble_stays_among_the_ordinary() -> None:
+def test_errors_are_kept_among_ordinary_lines() -> None:
     log = [f"collected item {number} of the suite in order\n" for number in range(300)]
     log[150] = "ValueError: the widget has no handle\n"
     done = compact("".join(log), "", ratio=0.1)
@@ -195,7 +197,7 @@ def test_enormous_lines_leave_the_rest_its_place() -> None:
     assert compact("x" * 1000, ratio=0.5, markers=False).text == ""
 
 
-def test_what_is_forced_stays_over_the_budget_and_is_told() -> None:
+def test_forced_lines_stay_over_the_budget_and_are_reported() -> None:
     kept = "<keepContext>\n" + "must stay, all of it\n" * 50 + "</keepContext>\n"
     done = compact("spare line\n" * 20 + kept + "spare line\n" * 20, "spare", ratio=0.1)
     assert kept in done.text and done.spent > done.budget and done.text.count("spare line") == 0
@@ -206,7 +208,7 @@ def test_what_is_forced_stays_over_the_budget_and_is_told() -> None:
 def test_empty_and_blank_input() -> None:
     assert compact("", ratio=0.1) == Compacted((CompactedMessage("user", "", None, (), ()),), 0, 0, 0, 0)
     assert compact([], ratio=0.1).text == ""
-    assert compact([Message("assistant", "")] * 3, preserve_recent=0).text == "\n\n"
+    assert compact([ConversationMessage("assistant", "")] * 3, preserve_recent=0).text == "\n\n"
     assert len(compact("\n" * 1000, ratio=0.05).text) == 50 and compact("\n" * 20, ratio=0.9).text == "\n" * 20
 
 
@@ -225,18 +227,19 @@ def test_what_is_out_of_range_is_refused(options: dict[str, float]) -> None:
 def test_outlines_of_languages_fences_and_numbered_listings() -> None:
     python = "import os\n\nclass A:\n    def one(\n        self,\n    ):\n        return 1\n"
     found = outline(split_lines(python), "a.py")
-    assert found.blocks == (Block(2, 2, 6), Block(3, 5, 6)) and found.imports == (0,)
+    assert found.blocks == (DefinitionBlock(2, 2, 6), DefinitionBlock(3, 5, 6)) and found.imports == (0,)
     numbered = "".join(f"{number:6}\t{line}" for number, line in enumerate(split_lines(python), 10))
     assert outline(split_lines(numbered)) == found
     fenced = f"Look:\n```python\n{python}```\nThat is it.\n"
-    assert outline(split_lines(fenced)).blocks == (Block(4, 4, 8), Block(5, 7, 8))
+    assert outline(split_lines(fenced)).blocks == (DefinitionBlock(4, 4, 8), DefinitionBlock(5, 7, 8))
     script = "export class A {\n  one(): number {\n    return 1;\n  }\n}\nconst two = () => {\n  return 2;\n};\n"
-    assert outline(split_lines(script), "a.ts").blocks == (Block(0, 0, 4), Block(1, 1, 3), Block(5, 5, 7))
+    blocks = DefinitionBlock(0, 0, 4), DefinitionBlock(1, 1, 3), DefinitionBlock(5, 5, 7)
+    assert outline(split_lines(script), "a.ts").blocks == blocks
     assert outline(split_lines("Only words.\nNo code at all.\n" * 10)).blocks == ()
 
 
 @pytest.mark.parametrize("suffix", [".js", ".tsx", ".go", ".rs", ".java", ".c", ".cpp", ".rb", ".sh", ".css", ".html"])
-def test_any_grammar_takes_any_text(suffix: str) -> None:
+def test_every_grammar_accepts_any_text(suffix: str) -> None:
     assert outline(split_lines(CODE + "\ud800 <a>\n"), f"a{suffix}").imports is not None
 
 
@@ -244,7 +247,7 @@ def test_any_grammar_takes_any_text(suffix: str) -> None:
 def test_scores_are_finite_and_one_a_line(seed: int) -> None:
     source = random.Random(seed)
     messages = [
-        Message(
+        ConversationMessage(
             source.choice(["user", "assistant"]), "\n".join(source.choices(CODE.split("\n"), k=source.randrange(40)))
         )
         for _ in range(20)
@@ -255,7 +258,7 @@ def test_scores_are_finite_and_one_a_line(seed: int) -> None:
 
 
 def test_many_lines_take_little_time() -> None:
-    messages = [Message("tool", CODE.replace("lines", f"lines{number}")) for number in range(40)]
+    messages = [ConversationMessage("tool", CODE.replace("lines", f"lines{number}")) for number in range(40)]
     number = sum(each.content.count("\n") for each in messages)
     compact(messages[:2])
     began = time.process_time()
@@ -263,11 +266,11 @@ def test_many_lines_take_little_time() -> None:
     assert (time.process_time() - began) / number < 1e-4, "100,000 lines in 10 s of a slow core"
 
 
-def test_the_package_gives_it_without_a_model() -> None:
+def test_the_package_function_needs_no_model() -> None:
     assert paceline.compact(CODE, "markers", ratio=0.2) == compact(CODE, "markers", ratio=0.2)
 
 
-def test_the_command_prints_what_stays(tmp_path: Path) -> None:
+def test_the_command_prints_the_kept_lines(tmp_path: Path) -> None:
     file = tmp_path / "merge.py"
     file.write_text(CODE)
 
@@ -294,11 +297,11 @@ def test_the_command_prints_what_stays(tmp_path: Path) -> None:
     ],
 )
 def test_nodes_that_end_with_their_line_feed(name: str, text: str) -> None:
-    kept = compact([Message("user", text, name or None)], "x", ratio=0.5, preserve_recent=0)
+    kept = compact([ConversationMessage("user", text, name or None)], "x", ratio=0.5, preserve_recent=0)
     assert all(line in text.split("\n") or "filtered" in line for line in kept.messages[0].content.split("\n"))
 
 
 def test_blank_lines_take_no_time() -> None:
     began = time.perf_counter()
-    compact([Message("user", "\n" * 30_000 + "hello\n")], "x", preserve_recent=0)
+    compact([ConversationMessage("user", "\n" * 30_000 + "hello\n")], "x", preserve_recent=0)
     assert time.perf_counter() - began < 5

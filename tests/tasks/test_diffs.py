@@ -1,4 +1,4 @@
-"""Diffs: git's own give the file they were made for, models' are applied, doubted or refused with the reason."""
+"""Diffs: git's give the file they were made for; models' are applied, give a warning, or are refused with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def codex(text: str, name: str = "a.py") -> str:
     return f"*** Begin Patch\n*** Update File: {name}\n{text}*** End Patch\n"
 
 
-RIGHT = [  # name, file, edit, result; no doubt
+RIGHT = [  # name, file, edit, result; no warning
     ("plain", PY, HEAD + ONE, DONE),
     ("fenced, with words", PY, f"Here:\n\n```diff\n{HEAD}{ONE}```\n\nDone.\n", DONE),
     ("svn", PY, f"Index: a.py\n{'=' * 67}\n--- a.py\t(revision 1)\n+++ a.py\t(working copy)\n{ONE}", DONE),
@@ -88,15 +88,15 @@ RIGHT = [  # name, file, edit, result; no doubt
 
 
 @pytest.mark.parametrize(("file", "edit", "expected"), [case[1:] for case in RIGHT], ids=[case[0] for case in RIGHT])
-def test_a_clear_diff_is_applied_without_a_doubt(file: str, edit: str, expected: str) -> None:
+def test_a_clear_diff_is_applied_without_a_warning(file: str, edit: str, expected: str) -> None:
     lines = Lines.of(file)
     assert is_diff(edit, lines)
     edited = apply_diff(lines, edit, "src/a.py")
     assert lines.text(edited) == expected
-    assert edited.doubts == ()
+    assert edited.warnings == ()
 
 
-DOUBTED = [  # name, file, edit, words of the doubt
+AMBIGUOUS = [  # name, file, edit, words of the warning
     ("bare rows", PY, "-    return 1\n+    return 2\n", "no hunk header"),
     ("bare rows in groups", PY, "-    return 0\n+    return 3\n\n-    return 1\n+    return 2\n", "no hunk header"),
     ("bare rows and context", PY, "def b():\n-    return 1\n+    return 2\n", "no hunk header"),
@@ -142,11 +142,13 @@ DOUBTED = [  # name, file, edit, words of the doubt
 ]
 
 
-@pytest.mark.parametrize(("file", "edit", "words"), [case[1:] for case in DOUBTED], ids=[case[0] for case in DOUBTED])
-def test_an_unclear_diff_is_doubted(file: str, edit: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "edit", "words"), [case[1:] for case in AMBIGUOUS], ids=[case[0] for case in AMBIGUOUS]
+)
+def test_an_ambiguous_diff_gives_a_warning(file: str, edit: str, words: str) -> None:
     lines = Lines.of(file)
     assert is_diff(edit, lines)
-    assert words in " ".join(apply_diff(lines, edit, "a.py").doubts)
+    assert words in " ".join(apply_diff(lines, edit, "a.py").warnings)
 
 
 REFUSED = [  # name, file, edit, words of the reason
@@ -260,7 +262,7 @@ def test_a_diff_of_git_gives_the_file_it_was_made_for(
     assert is_diff(diff, lines)
     edited = apply_diff(lines, diff, "a.txt")
     assert lines.text(edited) == after
-    assert edited.doubts == ()
+    assert edited.warnings == ()
     if around:
         anonymous = "".join(row + "\n" for row in diff.split("\n")[:-1] if not row.startswith("index "))
         assert lines.text(apply_diff(lines, anonymous, "a.txt")) == after

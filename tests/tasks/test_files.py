@@ -1,4 +1,4 @@
-"""Files around an edit: what is read, what is refused, and what stays of a file that is written."""
+"""Reading and writing the edited file: what is refused, and which attributes a write preserves."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files
 
 
 def written_by(user: int, target: Path, text: str, limit: int | None = None) -> str:
-    """What a process of that user, whose files may have `limit` bytes, is told when it writes a text; empty for nothing."""
+    """The error of a process of that user, whose files may have `limit` bytes, when it writes a text; empty for none."""
     reader, writer = os.pipe()
-    child = os.fork()  # not a program of its own: that user may not be let into this one's Python
+    child = os.fork()  # not a program of its own: that user may lack access to this user's Python
     if child == 0:
         message = ""
         try:
@@ -204,7 +204,7 @@ def test_owner_and_group_stay(mode: int, tmp_path: Path) -> None:
 @as_root
 @pytest.mark.parametrize("folder_mode", [0o777, 0o755, 0o1777])
 def test_anothers_file_that_one_may_write_stays_the_others(folder_mode: int, shared: Path) -> None:
-    """Nobody may write root's file, but not give a file to root: so it is written where it is."""
+    """The user nobody may write root's file but not create one owned by root, so the file is overwritten in place."""
     target = shared / "a.py"
     target.write_text("old")
     target.chmod(0o666)
@@ -247,7 +247,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_full_disk_leaves_the_old_text(linked: bool, shared: Path) -> None:
-    """A process whose files may have 64 KiB stands for a disk with no more room."""
+    """A process with a file size limit of 64 KiB simulates a full disk."""
     target = shared / "a.py"
     target.write_text("old text\n" * 100)
     if linked:

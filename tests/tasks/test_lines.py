@@ -1,4 +1,4 @@
-"""Rows of a text and their line ends: what is not new keeps its bytes."""
+"""Rows of a text and their line ends: rows that are not new keep their bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = st.lists(st.sampled_from(["\ufeff", "a", "b ", "\t", "\r", "\n", "\r\n",
 def test_all_rows_of_a_text_are_the_text(text: str) -> None:
     lines = Lines.of(text)
     assert lines.join(range(len(lines.rows))) == text
-    assert lines.join(lines.matched(lines.rows)) == text
+    assert lines.join(lines.matched_rows(lines.rows)) == text
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_new_rows_take_the_ends_of_those_they_replace(text: str, rows: list[int 
 
 def test_the_end_of_the_last_row_can_be_said() -> None:
     lines = Lines.of("a\nb")
-    assert lines.join([0, 1], final=True) == "a\nb\n"
-    assert lines.join([0], final=False) == "a"
+    assert lines.join([0, 1], final_newline=True) == "a\nb\n"
+    assert lines.join([0], final_newline=False) == "a"

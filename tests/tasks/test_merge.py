@@ -1,4 +1,4 @@
-"""The merge by rule: what stays, what goes, what comes, and where."""
+"""The merge by rule: which rows stay, which are deleted, which are inserted, and where."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_unified_diff() -> None:
     assert merged(update) == FILE.replace("import sys\n", "")
 
 
-def test_an_edit_that_says_nothing() -> None:
+def test_an_empty_edit() -> None:
     with pytest.raises(EmptyEdit):
         candidate_merge(FILE, " \n")
 
@@ -204,7 +204,7 @@ def test_an_edit_that_says_nothing() -> None:
         "<<<<<<< SEARCH\nnot there\n=======\nnew\n>>>>>>> REPLACE\n",
     ],
 )
-def test_an_edit_that_is_nowhere(update: str) -> None:
+def test_an_edit_that_matches_nowhere(update: str) -> None:
     with pytest.raises(EditNotFound):
         candidate_merge(FILE, update)
 
@@ -213,22 +213,22 @@ def test_an_empty_file_becomes_the_update() -> None:
     assert merged("import os\n", "") == "import os\n"
 
 
-def test_a_place_that_is_not_sure_is_in_doubt() -> None:
+def test_an_ambiguous_place_gives_a_warning() -> None:
     code = "".join(f"def f{number}():\n    x = 1\n    y = 2\n    return x\n\n\n" for number in range(4))
     sure = candidate_merge(
         code, "# ... existing code ...\ndef f2():\n    x = 1\n    y = 3\n    return x\n# ... existing code ...\n"
     )
-    assert not sure.doubts
+    assert not sure.warnings
 
 
-def doubts(update: str, code: str = FILE) -> str:
-    return "; ".join(candidate_merge(code, update).doubts)
+def warnings(update: str, code: str = FILE) -> str:
+    return "; ".join(candidate_merge(code, update).warnings)
 
 
 @pytest.mark.parametrize(
     "marker", ["# rest unchanged", "// ...", "# (the rest stays the same)", "# [rest of the file]"]
 )
-def test_a_comment_of_nothing_but_words_for_left_out_code_is_a_marker(marker: str) -> None:
+def test_a_comment_of_omission_words_only_is_a_marker(marker: str) -> None:
     update = f"import os\nimport sys\nimport time\n\n\n{marker}\n"
     assert merged(update) == FILE.replace("import sys\n", "import sys\nimport time\n")
 
@@ -250,13 +250,13 @@ def test_imports_and_a_method_without_markers_leave_what_is_between() -> None:
 def test_a_definition_that_breaks_off_keeps_its_rest() -> None:
     update = "    def put(self, name, data):\n        path = os.path.join(self.root, name)\n"
     assert merged(update) == FILE.replace("put(self, name, text)", "put(self, name, data)")
-    assert "not shown to its end" in doubts(update)
+    assert "not shown to its end" in warnings(update)
 
 
-def test_a_definition_shown_as_it_is_stays_whole_without_doubt() -> None:
+def test_an_unchanged_definition_gives_no_warning() -> None:
     update = "def load(path):\n    return open(path).read()\n\n\nclass Store:\n"
     assert merged(update).endswith(FILE[FILE.index("class Store") :])
-    assert not doubts(update)
+    assert not warnings(update)
 
 
 def test_blank_lines_around_a_snippet_without_markers_do_not_matter() -> None:
@@ -285,14 +285,14 @@ def test_the_file_goes_on_where_a_snippet_marks_neither_end() -> None:
         ("import sys\nimport os\n# ... existing code ...\n", "would stand twice"),
     ],
 )  # fmt: skip
-def test_what_the_snippet_does_not_determine_is_in_doubt(update: str, words: str) -> None:
-    assert words in doubts(update)
+def test_what_the_snippet_does_not_determine_gives_a_warning(update: str, words: str) -> None:
+    assert words in warnings(update)
 
 
-def test_a_method_that_several_classes_have_is_in_doubt() -> None:
+def test_a_method_that_several_classes_have_gives_a_warning() -> None:
     code = "class A:\n    def get(self):\n        return one\n\n\nclass B:\n    def get(self):\n        return two\n"
-    assert "several places" in doubts("    def get(self):\n        return three\n", code)
-    assert not doubts("    def get(self):\n        return two  # 2\n        return two\n", code)
+    assert "several places" in warnings("    def get(self):\n        return three\n", code)
+    assert not warnings("    def get(self):\n        return two  # 2\n        return two\n", code)
 
 
 def test_kept_says_which_lines_of_the_file_are_in_the_result() -> None:
@@ -408,16 +408,16 @@ def test_the_files_end_stays_where_the_edit_ends_without_a_marker(update: str) -
 
 
 @pytest.mark.parametrize("number", [1, 3, 14, 40])
-def test_the_files_end_goes_only_in_doubt(number: int) -> None:
-    """An edit that changes nothing else may mean that what follows its last row goes."""
+def test_the_files_end_is_deleted_only_with_a_warning(number: int) -> None:
+    """An edit without other changes may mean that the rows after its last one are deleted."""
     code = FUNCTIONS + "".join(f"\n\ndef f{each}():\n    return {each}\n" for each in range(number))
     merge = candidate_merge(code, MARKER + "def two():\n    return 'two'\n")
-    assert merge.text != code and merge.doubts
+    assert merge.text != code and merge.warnings
 
 
-def test_the_last_row_of_the_file_may_be_replaced_without_a_doubt() -> None:
+def test_the_last_row_of_the_file_is_replaced_without_a_warning() -> None:
     merge = candidate_merge(FUNCTIONS, MARKER + "def three():\n    return 3\n")
-    assert merge.text == FUNCTIONS.replace("'three'", "3") and not merge.doubts
+    assert merge.text == FUNCTIONS.replace("'three'", "3") and not merge.warnings
 
 
 TWO = "class A:\n    def close(self):\n        self.done = 1\n\n    def a(self):\n        return 1\n\n\n"
@@ -438,7 +438,7 @@ TABLES += "\n" + TABLES.replace("a (", "b (")
     ids=["marked", "bare", "table", "block", "diff"],
 )
 def test_of_two_equal_places_both_are_named(code: str, update: str, lines: tuple[int, int]) -> None:
-    said = doubts(update, code)
+    said = warnings(update, code)
     assert all(re.search(rf"\b{line}\b", said) for line in lines), said
 
 
@@ -521,12 +521,12 @@ describe("Store", () => {
     ],
     ids=["yaml", "go", "html", "jest"],
 )
-def test_what_ends_like_a_neighbour_is_put_in_before_it_replaces_one(
+def test_a_block_that_ends_like_its_neighbour_is_inserted_and_replaces_none(
     code: str, update: str, after: str, new: str
 ) -> None:
     assert code.count(after) == 1
     merge = candidate_merge(code, update)
-    assert merge.text == code.replace(after, after + new) and not merge.doubts
+    assert merge.text == code.replace(after, after + new) and not merge.warnings
 
 
 @pytest.mark.parametrize(
@@ -549,30 +549,30 @@ def test_what_ends_like_a_neighbour_is_put_in_before_it_replaces_one(
     ],
     ids=["go", "html", "jest"],
 )
-def test_between_two_markers_a_neighbour_goes_only_in_doubt(code: str, update: str) -> None:
+def test_between_two_markers_a_neighbour_is_deleted_only_with_a_warning(code: str, update: str) -> None:
     merge = candidate_merge(code, update)
-    assert all(merge.kept) or merge.doubts
+    assert all(merge.kept) or merge.warnings
 
 
 MOVED = "import os\n\n\n" + "\n\n".join(f"def {name}():\n    return {name!r}\n" for name in ("two", "one", "three"))
 
 
 @pytest.mark.parametrize("update", [MOVED, MARKER + MOVED.removeprefix("import os\n")], ids=["whole", "marked"])
-def test_a_definition_that_moves_stands_once(update: str) -> None:
+def test_a_moved_definition_appears_once(update: str) -> None:
     merge = candidate_merge(FUNCTIONS, update)
-    assert merge.text == MOVED and not merge.doubts
+    assert merge.text == MOVED and not merge.warnings
 
 
 @pytest.mark.parametrize("marked", ["", MARKER])
 @pytest.mark.parametrize("instruction", ["remove two", "Delete the function `two`.", ""])
-def test_a_definition_goes_where_the_instruction_names_it(marked: str, instruction: str) -> None:
+def test_a_definition_is_deleted_if_the_instruction_names_it(marked: str, instruction: str) -> None:
     update = marked + "def one():\n    return 'one'\n\n\ndef three():\n    return 'three'\n"
     merge = candidate_merge(FUNCTIONS, update, "a.py", instruction)
     without = FUNCTIONS.replace("def two():\n    return 'two'\n\n\n", "")
     if instruction:
-        assert merge.text == without and not merge.doubts
+        assert merge.text == without and not merge.warnings
     else:
-        assert merge.text == without or merge.doubts
+        assert merge.text == without or merge.warnings
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_a_definition_goes_where_the_instruction_names_it(marked: str, instructi
 )
 def test_an_edit_that_changes_nothing_says_so(update: str) -> None:
     merge = candidate_merge(FUNCTIONS, update)
-    assert merge.text == FUNCTIONS and "the edit changes nothing" in merge.doubts
+    assert merge.text == FUNCTIONS and "the edit changes nothing" in merge.warnings
 
 
 TABBED = "package a\n\nfunc one() {\n\tif x {\n\t\ty()\n\t}\n}\n\nfunc two() {\n\tz()\n}\n"
@@ -597,42 +597,42 @@ TABBED = "package a\n\nfunc one() {\n\tif x {\n\t\ty()\n\t}\n}\n\nfunc two() {\n
 def test_a_snippet_in_spaces_takes_the_tabs_of_the_file(width: int) -> None:
     update = "// ...\n\tif x {\n\t\ty()\n\t\tw()\n\t}\n// ...\n".replace("\t", " " * width)
     merge = candidate_merge(TABBED, update, "a.go")
-    assert merge.text == TABBED.replace("\t\ty()\n", "\t\ty()\n\t\tw()\n") and not merge.doubts
+    assert merge.text == TABBED.replace("\t\ty()\n", "\t\ty()\n\t\tw()\n") and not merge.warnings
 
 
 def test_a_snippet_in_tabs_takes_the_spaces_of_the_file() -> None:
     update = "// ...\n\tif x {\n\t\ty()\n\t\tw()\n\t}\n// ...\n"
     code = TABBED.replace("\t", "    ")
     merge = candidate_merge(code, update, "a.go")
-    assert merge.text == code.replace("        y()\n", "        y()\n        w()\n") and not merge.doubts
+    assert merge.text == code.replace("        y()\n", "        y()\n        w()\n") and not merge.warnings
 
 
 @pytest.mark.parametrize("marked", ["", MARKER])
 def test_a_new_body_in_spaces_takes_the_tabs_of_the_file(marked: str) -> None:
     code = FUNCTIONS.replace("    ", "\t")
     merge = candidate_merge(code, f"{marked}def two():\n    value = 2\n    return value\n{marked}", "a.py")
-    assert merge.doubts or merge.text == code.replace("\treturn 'two'\n", "\tvalue = 2\n\treturn value\n")
+    assert merge.warnings or merge.text == code.replace("\treturn 'two'\n", "\tvalue = 2\n\treturn value\n")
 
 
-def test_the_other_reading_of_an_edit_that_ends_without_a_marker_ends_the_file_there() -> None:
+def test_the_alternative_of_an_edit_that_ends_without_a_marker_ends_the_file_there() -> None:
     code = "# settings\nversion: 1\nport: 80\nname: one\nkey: two\n"
     merge = candidate_merge(code, "# ... existing code ...\nversion: 1\nport: 8080\nname: one\n", "a.yaml")
-    assert merge.text == code.replace("80", "8080") and merge.doubts
-    assert merge.other is not None and merge.other.text == merge.text.removesuffix("key: two\n")
-    assert merge.other.kept == (True, True, False, True, False) and merge.other.doubts == merge.doubts
+    assert merge.text == code.replace("80", "8080") and merge.warnings
+    assert merge.alternative is not None and merge.alternative.text == merge.text.removesuffix("key: two\n")
+    assert merge.alternative.kept == (True, True, False, True, False) and merge.alternative.warnings == merge.warnings
 
 
-def test_the_other_reading_of_two_equal_places_is_the_second() -> None:
+def test_the_alternative_of_two_equal_places_is_the_second() -> None:
     merge = candidate_merge(TABLES, "-- ...\n  name TEXT NOT NULL,\n  size INT\n-- ...\n", "a.sql")
     head, middle, tail = TABLES.split("  name TEXT,")
     new = "  name TEXT NOT NULL,"
     assert merge.text == f"{head}{new}{middle}  name TEXT,{tail}"
-    assert merge.other is not None and merge.other.text == f"{head}  name TEXT,{middle}{new}{tail}"
+    assert merge.alternative is not None and merge.alternative.text == f"{head}  name TEXT,{middle}{new}{tail}"
 
 
-def test_without_a_doubt_there_is_no_other_reading() -> None:
+def test_without_a_warning_there_is_no_alternative() -> None:
     merge = candidate_merge(FUNCTIONS, MARKER + "def two():\n    return 2\n\n\n" + MARKER)
-    assert merge.other is None and not merge.doubts
+    assert merge.alternative is None and not merge.warnings
 
 
 @pytest.mark.parametrize(
@@ -659,4 +659,4 @@ def test_odd_edits_are_merged_or_refused(code: str, update: str) -> None:
 def test_an_instruction_that_only_sounds_like_a_removal_removes_nothing() -> None:
     code = "def checkout():\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a\n"
     update = "def checkout():\n    stripe = 1\n    return a\n"
-    assert candidate_merge(code, update, "a.py", "Add Stripe payments to checkout").doubts
+    assert candidate_merge(code, update, "a.py", "Add Stripe payments to checkout").warnings

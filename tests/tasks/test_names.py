@@ -1,4 +1,4 @@
-"""What a line names: definitions of many languages, by which two are one and the same, and keys."""
+"""Names in lines of code: of definitions in many languages, and of assigned keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from paceline.tasks.names import defined, key_of, names_of
+from paceline.tasks.names import assigned_key, defined_name, names_of
 
 # a line, the kind and the name of what it begins to define
 DEFINITIONS = [
@@ -120,7 +120,7 @@ DEFINITIONS = [
 
 @pytest.mark.parametrize(("line", "kind", "name"), DEFINITIONS, ids=[line.strip() for line, *_ in DEFINITIONS])
 def test_a_definition_has_a_kind_and_a_name(line: str, kind: str, name: str) -> None:
-    assert defined(line) == (kind, name)
+    assert defined_name(line) == (kind, name)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_definition_has_a_kind_and_a_name(line: str, kind: str, name: str) -> 
     ],
 )
 def test_definitions_beside_each_other_are_told_apart(one: str, other: str) -> None:
-    assert defined(one) != defined(other)
-    assert defined(one) is not None and defined(other) is not None
+    assert defined_name(one) != defined_name(other)
+    assert defined_name(one) is not None and defined_name(other) is not None
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_definitions_beside_each_other_are_told_apart(one: str, other: str) -> N
     ],
 )
 def test_a_definition_keeps_its_name_where_its_header_changes(one: str, other: str) -> None:
-    assert defined(one) == defined(other) is not None
+    assert defined_name(one) == defined_name(other) is not None
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_definition_keeps_its_name_where_its_header_changes(one: str, other: s
     ],
 )
 def test_what_begins_nothing_with_a_name(line: str) -> None:
-    assert defined(line) is None
+    assert defined_name(line) is None
 
 
 SETTERS = """\
@@ -298,7 +298,7 @@ def test_a_decorator_further_up_changes_no_name() -> None:
     ],
 )
 def test_a_line_that_sets_something_has_a_key(line: str, key: str) -> None:
-    assert key_of(line) == key
+    assert assigned_key(line) == key
 
 
 @pytest.mark.parametrize(
@@ -321,11 +321,11 @@ def test_a_line_that_sets_something_has_a_key(line: str, key: str) -> None:
     ],
 )
 def test_a_line_that_sets_nothing_has_none(line: str) -> None:
-    assert key_of(line) is None
+    assert assigned_key(line) is None
 
 
 def test_unclosed_strings_and_long_spaces_take_no_time() -> None:
     began = time.perf_counter()
-    defined("it('" + "\\a" * 60 + " {")
-    key_of("a:" + " " * 4000 + "x")
+    defined_name("it('" + "\\a" * 60 + " {")
+    assigned_key("a:" + " " * 4000 + "x")
     assert time.perf_counter() - began < 0.1

@@ -1,4 +1,4 @@
-"""How the model is asked and its answer read, and Morph's form."""
+"""Prompts to the model, reading its answer, and Morph's prompt form."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from paceline.tasks.merge import Merge, candidate_merge
 from paceline.tasks.prompts import (
     DEFAULT_POLICY,
     POLICIES,
-    expected,
+    answer_start,
+    chat_messages,
+    expected_answer,
     fence_for,
-    messages,
+    merged_text,
     morph_form,
-    opening,
     parse_morph,
     policy_named,
-    read,
-    stops,
-    told,
+    stop_strings,
+    with_warnings,
 )
 
 CODE = "import os\n\n\ndef f():\n    return 1\n\n\ndef g():\n    return 1\n"
@@ -30,7 +30,7 @@ UPDATE = "# ... existing code ...\ndef g():\n    return {'{code}': 2}\n"
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_prompt_holds_what_the_policy_shows(name: str) -> None:
-    chat = messages(POLICIES[name], CODE, UPDATE, "Return two.", MERGED)
+    chat = chat_messages(POLICIES[name], CODE, UPDATE, "Return two.", MERGED)
     text = chat[-1]["content"]
     assert [message["role"] for message in chat[-1:]] == ["user"]
     assert UPDATE.strip() in text and "Return two." in text
@@ -44,29 +44,29 @@ def test_the_expected_answer_reads_back_as_the_merge(name: str, code: str) -> No
     merged = code.replace("def g():\n    return 1", "def g():\n    return 2").replace(
         "def g():\r\n    return 1", "def g():\r\n    return 2"
     )
-    answer = expected(policy, code, merged)
-    for stop in stops(policy):
+    answer = expected_answer(policy, code, merged)
+    for stop in stop_strings(policy):
         answer = answer.split(stop)[0]
-    assert read(policy, code, answer) == merged
+    assert merged_text(policy, code, answer) == merged
 
 
 def test_prose_around_a_fence_is_left_out() -> None:
-    assert read(POLICIES["plain"], CODE, f"Here it is:\n```python\n{MERGED}```\nDone.") == MERGED
-    assert read(POLICIES["plain"], CODE, MERGED) == MERGED
-    assert read(POLICIES["plain"], CODE, f"```\n{MERGED}") == MERGED
+    assert merged_text(POLICIES["plain"], CODE, f"Here it is:\n```python\n{MERGED}```\nDone.") == MERGED
+    assert merged_text(POLICIES["plain"], CODE, MERGED) == MERGED
+    assert merged_text(POLICIES["plain"], CODE, f"```\n{MERGED}") == MERGED
 
 
 def test_a_file_with_fences_gets_a_longer_one() -> None:
     text = "Read:\n```\ncode\n```\n"
     fence = fence_for(text)
     assert fence == "````"
-    assert messages(POLICIES["opened"], text, "x", "", text)[-1]["content"].count("\n````\n") == 4
-    assert opening(POLICIES["opened"], fence) == "````\n"
-    assert read(POLICIES["opened"], text, text + fence, fence) == text
+    assert chat_messages(POLICIES["opened"], text, "x", "", text)[-1]["content"].count("\n````\n") == 4
+    assert answer_start(POLICIES["opened"], fence) == "````\n"
+    assert merged_text(POLICIES["opened"], text, text + fence, fence) == text
 
 
 def test_blocks_that_do_not_fit_leave_the_file() -> None:
-    assert read(POLICIES["block"], CODE, "not there\n=======\nnew\n>>>>>>> REPLACE\n") == CODE
+    assert merged_text(POLICIES["block"], CODE, "not there\n=======\nnew\n>>>>>>> REPLACE\n") == CODE
 
 
 def test_an_unknown_policy_names_the_nearest() -> None:
@@ -109,32 +109,32 @@ SETTINGS = "# settings\nversion: 1\nport: 80\nname: one\nkey: two\n"
 PORT = "# ... existing code ...\nversion: 1\nport: 8080\nname: one\n"
 
 
-def test_a_doubt_is_told_with_the_lines_that_go_and_the_other_reading() -> None:
+def test_the_prompt_shows_a_warning_with_the_deleted_lines_and_the_alternative() -> None:
     merge = candidate_merge(SETTINGS, PORT, "a.yaml")
-    assert merge.doubts and merge.other is not None
-    text = told("Change the port.", SETTINGS, merge)
-    assert text.startswith("Change the port.\n") and merge.doubts[0] in text
+    assert merge.warnings and merge.alternative is not None
+    text = with_warnings("Change the port.", SETTINGS, merge)
+    assert text.startswith("Change the port.\n") and merge.warnings[0] in text
     assert text.splitlines().count("port: 80") == 1, "the line that goes"
     assert "-key: two" in text.splitlines(), "what the other reading changes"
-    chat = messages(POLICIES["auto"], SETTINGS, PORT, text, merge.text)
+    chat = chat_messages(POLICIES["auto"], SETTINGS, PORT, text, merge.text)
     assert text in chat[-1]["content"]
 
 
-def test_without_a_doubt_only_the_instruction_is_told() -> None:
+def test_without_a_warning_the_prompt_shows_only_the_instruction() -> None:
     merge = candidate_merge(CODE, f"{UPDATE}# ... existing code ...\n")
-    assert merge.text == MERGED and told("Do it.", CODE, merge) == "Do it."
-    assert told("", CODE, Merge(MERGED, (True,) * 9)) == ""
+    assert merge.text == MERGED and with_warnings("Do it.", CODE, merge) == "Do it."
+    assert with_warnings("", CODE, Merge(MERGED, (True,) * 9)) == ""
 
 
-def test_a_doubt_without_another_reading_is_told_alone() -> None:
-    text = told("", "a\n", Merge("a\n", (True,), ("one", "two", "three", "four")))
+def test_the_prompt_shows_a_warning_without_an_alternative_alone() -> None:
+    text = with_warnings("", "a\n", Merge("a\n", (True,), ("one", "two", "three", "four")))
     assert text == "The tool was not sure: one; two; three."
 
 
-def test_what_is_told_does_not_grow_with_the_file() -> None:
+def test_the_shown_warnings_do_not_grow_with_the_file() -> None:
     code = "".join(f"value_{number}\n" for number in range(500))
-    merge = Merge("", (False,) * 500, ("doubt",), Merge(code, (True,) * 500))
-    assert len(told("", code, merge).splitlines()) < 100
+    merge = Merge("", (False,) * 500, ("warning",), Merge(code, (True,) * 500))
+    assert len(with_warnings("", code, merge).splitlines()) < 100
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,17 @@ def test_what_is_told_does_not_grow_with_the_file() -> None:
         ("a\nb\n\n\n", "a\nc\n", "a\nc\n\n\n"),
         ("a\x0cb\nc\n", "a\x0cb\nd\n", "a\x0cb\nd\n"),
         ("a\u2028b\nc\n", "a\u2028b\nd", "a\u2028b\nd\n"),
-        # a closing fence that closes nothing
+        # a closing fence without an opening one
         ("a\nb\n", "a\nc\n```", "a\nc\n"),
         ("a\nb\n", "a\nc\n```\n", "a\nc\n"),
         ("a\nb\n", "a\nc\n````\n", "a\nc\n"),
         ("a\n```\nb\n", "a\n```\nc\n```\n", "a\n```\nc\n"),
-        # and one that is the file's
+        # the file's own fence
         ("a\n```\nb\n```\n", "a\n```\nc\n```\n", "a\n```\nc\n```\n"),
     ],
 )
 @pytest.mark.parametrize("name", ["auto", "review", "opened"])
-def test_what_is_read_has_the_files_bytes(name: str, code: str, output: str, text: str) -> None:
+def test_the_merged_text_keeps_the_files_bytes(name: str, code: str, output: str, text: str) -> None:
     fence = fence_for(code)
-    assert read(POLICIES[name], code, output, fence) == text
-    assert read(POLICIES[name], "", output, fence, code) == text, "the candidate's, where one is given"
+    assert merged_text(POLICIES[name], code, output, fence) == text
+    assert merged_text(POLICIES[name], "", output, fence, code) == text, "the candidate's, where one is given"

@@ -1,4 +1,4 @@
-"""Markers for left-out code, and snippets made by rule."""
+"""Markers for left-out code, and snippets made from changes."""
 
 from __future__ import annotations
 

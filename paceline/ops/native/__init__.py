@@ -1,7 +1,7 @@
 """Kernels in C for bfloat16 on CPUs that multiply it (AVX512-BF16), or else multiply float32 in vectors of 8 (AVX2).
 
 Not on those with AMX, or with AVX-512 but no bfloat16: oneDNN serves them. The library is built once per machine by its
-own `cc` and kept in the cache. Where it cannot be, one line of the log says why and the implementations in torch serve.
+own `cc` and kept in the cache. Where that fails, one line of the log says why and the implementations in torch run instead.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _SIGNATURES = {
 
 
 class Unavailable(Exception):
-    """Why the native kernels cannot serve here, in a few words."""
+    """Why the native kernels cannot be used here, in a few words."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels; None, once said in the log why, where they cannot be had."""
+    """The kernels; None where they are not supported or cannot be built, after one line in the log that says why."""
     try:
         path = build(cache_dir() / "native")
         loaded = ctypes.CDLL(str(path))
@@ -57,10 +57,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def build(directory: Path) -> Path:
-    """The library's file in `directory`, compiled if it is not there. Raises Unavailable where that cannot be.
+    """The library's file in `directory`, compiled if it is not there. Raises Unavailable where that fails.
 
-    It is linked without an OpenMP library: the one that torch has loaded serves it, for two pools of threads that
-    wait for each other by spinning halve each other's speed.
+    It is linked without an OpenMP library and uses the one that torch has loaded: two thread pools that both wait by spinning
+    would halve each other's speed.
     """
     flags = processor_flags()
     compiler = shutil.which("cc")
@@ -77,7 +77,7 @@ def build(directory: Path) -> Path:
             for source, compiled in zip(_COMPILED, objects, strict=True):
                 _run([compiler, *_COMPILE, "-c", str(source), "-o", compiled])
             _run([compiler, "-shared", *objects, "-o", linked])
-            os.replace(linked, path)  # whole or not there, whoever else builds it at this moment
+            os.replace(linked, path)  # atomic: another process may build the same file at this moment
     return path
 
 
@@ -90,7 +90,7 @@ def _run(command: list[str]) -> str:
 
 
 def processor_flags() -> set[str]:
-    """What the processor can do. Raises Unavailable where it is not one for these kernels."""
+    """The processor's feature flags. Raises Unavailable where these kernels do not support it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if platform.machine() == "x86_64" and info.exists() else []
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
@@ -109,8 +109,8 @@ class _WeightRecord(ctypes.Structure):
     _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("rows", _SIZE), ("columns", _SIZE), ("gated", _SIZE))
 
 
-class Packed:
-    """A weight in the kernels' layout. `address` is what they take; `width` the columns of its product.
+class Panels:
+    """A weight in the kernels' layout. `address` is passed to them; `width` is the number of columns of its product.
 
     Of a gated weight (gate's rows, then up's) the product is silu(gate) * up, half as wide.
     """
@@ -137,9 +137,9 @@ def _padded_bias(bias: Tensor, gated: bool, panels: int) -> Tensor:
     return halves.view(2, panels, 32).transpose(0, 1).contiguous().flatten()
 
 
-def pack(matrix: Tensor, bias: Tensor | None, gated: bool) -> Packed | None:
-    """The weight packed for the kernels; None where they do not serve it."""
+def pack(matrix: Tensor, bias: Tensor | None, gated: bool) -> Panels | None:
+    """The weight packed for the kernels; None where they do not support it."""
     if matrix.device.type != "cpu" or matrix.dtype != torch.bfloat16:
         return None
     kernels = library()
-    return None if kernels is None else Packed(matrix, bias, gated, kernels)
+    return None if kernels is None else Panels(matrix, bias, gated, kernels)

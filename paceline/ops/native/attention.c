@@ -7,8 +7,8 @@
 enum { KEYS = PANEL, ROWS = 96, MAX_PANELS = 4 };  // keys at once, rows (queries x heads of a group) at once, dim / 64
 
 typedef struct {  // AttentionBatch
-    const int32_t *page_table, *context_lens, *query_starts, *branch_starts;
-    index_t num_requests, table_width, page_size;
+    const int32_t *page_table, *context_lens, *query_starts, *branch_starts, *tree_mask;  // tree_mask may be null
+    index_t num_requests, table_width, page_size, tree_words;
 } batch_t;
 
 // ---- rotary embedding
@@ -25,26 +25,26 @@ static void rotate(const bf16 *x, const float *table, index_t dim, bf16 *out) {
 }
 
 // See paceline.ops.rope. qkv is overwritten where heads are normalised.
-void rope_and_cache(bf16 *qkv, const float *table, const int64_t *positions, const int64_t *slots, bf16 *keys,
+void rope_and_cache(bf16 *qkv, const float *table, const int64_t *positions, const int64_t *locations, bf16 *keys,
                     bf16 *values, const bf16 *query_norm, const bf16 *key_norm, float eps, bf16 *queries,
                     index_t tokens, index_t heads, index_t kv_heads, index_t dim, int threads) {
 #pragma omp parallel for num_threads(threads) if (tokens > 4)
     for (index_t token = 0; token < tokens; token++) {
         bf16 *row = qkv + token * (heads + 2 * kv_heads) * dim;
         const float *angles = table + positions[token] * dim;
-        const index_t slot = slots[token] * kv_heads * dim;
+        const index_t place = locations[token] * kv_heads * dim;
         for (index_t head = 0; head < heads + kv_heads; head++) {
             bf16 *x = row + head * dim;
             if (query_norm) normalise(x, head < heads ? query_norm : key_norm, eps, dim, x);
-            rotate(x, angles, dim, head < heads ? queries + (token * heads + head) * dim : keys + slot + (head - heads) * dim);
+            rotate(x, angles, dim, head < heads ? queries + (token * heads + head) * dim : keys + place + (head - heads) * dim);
         }
-        memcpy(values + slot, row + (heads + kv_heads) * dim, kv_heads * dim * sizeof(bf16));
+        memcpy(values + place, row + (heads + kv_heads) * dim, kv_heads * dim * sizeof(bf16));
     }
 }
 
 // ---- attention: a block of queries of one request and one key head, over its keys 64 at a time
 //
-// Blocks of keys begin at multiples of 64 of the request's own slots, and what a query does not see adds exactly nothing,
+// Blocks of keys begin at multiples of 64 of the request's own places, and what a query does not see adds exactly nothing,
 // so its bits depend neither on the other queries nor, where nothing branches, on how many there are.
 
 typedef struct {
@@ -54,7 +54,7 @@ typedef struct {
     uint64_t seen[ROWS];
 } __attribute__((aligned(64))) workspace_t;
 
-// Keys and values of `count` slots as panels: keys [dim / 2][64 keys][2], values [64 keys / 2][64 of dim][2].
+// Keys and values of `count` locations as panels: keys [dim / 2][64 keys][2], values [64 keys / 2][64 of dim][2].
 static void gather(const bf16 *const *keys, const bf16 *const *values, index_t count, index_t dim, workspace_t *work) {
     for (index_t group = 0; group < KEYS; group += LANES)
         for (index_t i = 0; i < dim; i += 2 * LANES) {
@@ -75,6 +75,18 @@ static void gather(const bf16 *const *keys, const bf16 *const *values, index_t c
 }
 
 static inline uint64_t below(index_t bit) { return bit <= 0 ? 0 : bit >= 64 ? ~0ull : (1ull << bit) - 1; }
+
+// 64 bits of a query's tree mask from bit `begin` on, which may be negative.
+static inline uint64_t tree_bits(const batch_t *batch, index_t query, index_t begin) {
+    const uint32_t *words = (const uint32_t *)batch->tree_mask + query * batch->tree_words;
+    uint64_t bits = 0;
+    for (index_t word = 0; word < batch->tree_words; word++) {
+        const index_t shift = 32 * word - begin;
+        if (shift >= 64 || shift <= -32) continue;
+        bits |= shift >= 0 ? (uint64_t)words[word] << shift : (uint64_t)words[word] >> -shift;
+    }
+    return bits;
+}
 
 // Weights of one row's 64 scores, in bfloat16; its maximum, total and output so far are brought to the new maximum.
 static void softmax(workspace_t *work, index_t row, float scale, index_t panels) {
@@ -130,15 +142,18 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
         const bf16 *key[KEYS], *value[KEYS];
         for (index_t i = 0; i < count; i++) {
             const index_t place = begin + i;
-            const index_t slot = pages[place / batch->page_size] * batch->page_size + place % batch->page_size;
-            key[i] = keys + (slot * kv_heads + kv_head) * dim;
-            value[i] = values + (slot * kv_heads + kv_head) * dim;
+            const index_t location = pages[place / batch->page_size] * batch->page_size + place % batch->page_size;
+            key[i] = keys + (location * kv_heads + kv_head) * dim;
+            value[i] = values + (location * kv_heads + kv_head) * dim;
         }
         gather(key, value, count, dim, work);
         for (index_t row = 0; row < rows; row++) {
             const index_t own = first + row / group, branch = batch->branch_starts[root + own];
-            work->seen[row] = below(context + 1 - begin) |
-                              (below(context + own + 1 - begin) & ~below(context + branch - begin));
+            if (batch->tree_mask)
+                work->seen[row] = below(context - begin) | tree_bits(batch, root + own, begin - context);
+            else
+                work->seen[row] = below(context + 1 - begin) |
+                                  (below(context + own + 1 - begin) & ~below(context + branch - begin));
         }
         for (index_t each = 0; each < groups; each++) {
             const index_t row = each * rows / groups, end = (each + 1) * rows / groups;

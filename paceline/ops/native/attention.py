@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def rope_and_cache(
     qkv: Tensor,
     table: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    locations: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
     num_heads: int,
@@ -26,7 +27,7 @@ def rope_and_cache(
     """See paceline.ops.rope; `qkv` may be overwritten."""
     kernels = library() if qkv.dtype == torch.bfloat16 and qkv.is_contiguous() else None
     if kernels is None:
-        return rope.reference(qkv, table, positions, slots, key_cache, value_cache, num_heads, norms)
+        return rope.reference(qkv, table, positions, locations, key_cache, value_cache, num_heads, norms)
     _, num_kv_heads, dim = key_cache.shape
     query_norm, key_norm, eps = (None, None, 0.0) if norms is None else norms
     tokens = qkv.shape[0]
@@ -35,7 +36,7 @@ def rope_and_cache(
         qkv.data_ptr(),
         table.data_ptr(),
         positions.data_ptr(),
-        slots.data_ptr(),
+        locations.data_ptr(),
         key_cache.data_ptr(),
         value_cache.data_ptr(),
         None if query_norm is None else query_norm.data_ptr(),
@@ -55,45 +56,67 @@ class _BatchRecord(ctypes.Structure):
     """batch_t of attention.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("page_table", "context_lens", "query_starts", "branch_starts")),
-        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("page_table", "context_lens", "query_starts", "branch_starts", "tree_mask")
+        ),
+        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size", "tree_words")),
     )
 
 
 class _Plan:
     """A batch as the kernel reads it, made once for all layers of a step."""
 
-    def __init__(self, table: Tensor, contexts: Tensor, starts: Tensor, branches: Tensor, page_size: int) -> None:
-        self._kept = [tensor.int().contiguous() for tensor in (table, contexts, starts, branches)]
-        self._record = _BatchRecord(*(each.data_ptr() for each in self._kept), *table.shape, page_size)
+    def __init__(self, batch: AttentionBatch, page_size: int) -> None:
+        tensors = [batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts]
+        if batch.tree_mask is not None:
+            tensors.append(batch.tree_mask)
+        self._kept = [tensor.int().contiguous() for tensor in tensors]
+        pointers = [each.data_ptr() for each in self._kept] + [None] * (5 - len(tensors))
+        num_words = 0 if batch.tree_mask is None else batch.tree_mask.shape[1]
+        self._record = _BatchRecord(*pointers, *batch.page_table.shape, page_size, num_words)
         self.address = ctypes.addressof(self._record)
 
 
-def _plan(batch: AttentionBatch, page_size: int) -> _Plan:
-    return _Plan(batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts, page_size)
+def _apart(batch: AttentionBatch, page_size: int) -> AttentionBatch:
+    """Every branch as a request of its own, whose locations are those it sees, in the order of their positions.
 
-
-def _plan_apart(batch: AttentionBatch, page_size: int) -> _Plan:
-    """Every branch as a request of its own, whose slots are those it sees, in the order of their positions.
-
-    A branch's bits are then those of plain decoding, whatever lies beside it in the cache.
+    A branch's bits are then those of plain decoding, whatever lies beside it in the cache. Of a tree every query is a
+    request of its own. The page table is one of pages of one token.
     """
-    slots, contexts, starts = [], [], [0]
+    rows, contexts, starts = [], [], [0]
     bounds = batch.query_starts.tolist()
     for index, context in enumerate(batch.context_lens.tolist()):
-        branches = (
-            batch.branch_starts[bounds[index] : bounds[index + 1]].clamp(min=1).tolist()
-        )  # the root joins the first
-        place = torch.arange(context + len(branches))
+        first, last = bounds[index : index + 2]
+        place = torch.arange(context + last - first)
         own = batch.page_table[index][place // page_size] * page_size + place % page_size
-        row = 0
-        for begin, queries in itertools.groupby(branches):
-            first, row = row, row + len(list(queries))
-            slots.append(torch.cat([own[: context + 1], own[context + begin : context + row]]))
-            contexts.append(len(slots[-1]) - (row - first))
-            starts.append(starts[-1] + row - first)
-    table = torch.nn.utils.rnn.pad_sequence(slots, batch_first=True)
-    return _Plan(table, torch.tensor(contexts), torch.tensor(starts), torch.zeros(starts[-1]), page_size=1)
+        visible = batch.visible(first, last)
+        for begin, end in _groups(batch, first, last):
+            seen = visible[end - 1].nonzero()[:, 0]
+            rows.append(torch.cat([own[:context], own[context + seen]]))
+            contexts.append(len(rows[-1]) - (end - begin))
+            starts.append(starts[-1] + end - begin)
+    return replace(
+        batch,
+        page_table=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        context_lens=torch.tensor(contexts),
+        query_starts=torch.tensor(starts),
+        branch_starts=torch.zeros(starts[-1]),
+        tree_mask=None,
+    )
+
+
+def _groups(batch: AttentionBatch, first: int, last: int) -> list[tuple[int, int]]:
+    """The queries of one request, counted from its root, in runs of which each query sees all before it in the run."""
+    if batch.tree_mask is not None:
+        return [(query, query + 1) for query in range(last - first)]
+    branches = batch.branch_starts[first:last].clamp(min=1).tolist()  # the root joins the first
+    runs, begin = [], 0
+    for _, queries in itertools.groupby(branches):
+        end = begin + len(list(queries))
+        runs.append((begin, end))
+        begin = end
+    return runs
 
 
 def paged_attention(
@@ -104,7 +127,7 @@ def paged_attention(
     if kernels is None:
         return cpu.paged_attention(query, key_cache, value_cache, batch, page_size, scale)
     if batch.plan is None:
-        batch.plan = _plan(batch, page_size)
+        batch.plan = _Plan(batch, page_size)
     return _attend(kernels, query, key_cache, value_cache, batch.plan, scale)
 
 
@@ -116,7 +139,7 @@ def paged_attention_deterministic(
     if kernels is None:
         return attention.reference_deterministic(query, key_cache, value_cache, batch, page_size, scale)
     if batch.plan is None:
-        batch.plan = (_plan_apart if batch.branching else _plan)(batch, page_size)
+        batch.plan = _Plan(_apart(batch, page_size), 1) if batch.branching else _Plan(batch, page_size)
     return _attend(kernels, query, key_cache, value_cache, batch.plan, scale)
 
 

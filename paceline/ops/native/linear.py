@@ -7,42 +7,54 @@ from torch import Tensor
 
 from paceline.ops import argmax as choice
 from paceline.ops import linear as reference
-from paceline.ops.linear import Weight
-from paceline.ops.native import Packed, library
+from paceline.ops.native import Panels, library
+from paceline.ops.weight import Weight
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    if weight.native is None:
+    panels = weight.panels
+    if panels is None:
         return reference.linear_reference(x, weight)
-    return _product(x, weight.native)
+    return _product(x, panels)
 
 
 def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
-    if weight.native is None:
+    panels = weight.panels
+    if panels is None:
         return reference.linear_deterministic(x, weight)
-    return _product(x, weight.native)
+    return _product(x, panels)
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
-    if weight.native is None:
+    panels = weight.panels
+    if panels is None:
         return reference.norm_linear_reference(x, norm, eps, weight, normed)
-    return _product(x, weight.native, norm=norm, eps=eps)
+    return _product(x, panels, norm=norm, eps=eps)
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, None]:
-    if weight.native is None:
+    panels = weight.panels
+    if panels is None:
         return reference.linear_add_reference(x, weight, residual, norm, eps)
-    return _product(x, weight.native, residual=residual.contiguous()), None
+    return _product(x, panels, residual=residual.contiguous()), None
 
 
 def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
-    if weight.native is None or not weight.native.gated:
+    panels = weight.panels
+    if panels is None or not panels.gated:
         return reference.norm_gated_reference(x, norm, eps, weight, normed)
-    return _product(x, weight.native, norm=norm, eps=eps)
+    return _product(x, panels, norm=norm, eps=eps)
+
+
+def linear_gated(x: Tensor, weight: Weight) -> Tensor:
+    panels = weight.panels
+    if panels is None or not panels.gated:
+        return reference.linear_gated_reference(x, weight)
+    return _product(x, panels)
 
 
 def _product(
-    x: Tensor, weight: Packed, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None
+    x: Tensor, weight: Panels, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None
 ) -> Tensor:
     kernels = library()
     assert kernels is not None and x.shape[1] == weight.columns and x.dtype == torch.bfloat16

@@ -6,6 +6,8 @@
 
 #include "kernels.h"
 
+// Tuned, like those of avx2.h and avx512.h, with `python -m benchmarks.tools.cpu` on two cores each of an AMD EPYC with
+// AVX512-BF16 and of an older one with AVX2.
 enum { BLOCK_ROWS = 192, MANY_ROWS = 32 };  // rows of x at once; rows from which on a panel keeps a thread busy
 
 typedef struct {

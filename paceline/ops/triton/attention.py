@@ -18,11 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from paceline.config import MAX_DRAFT
 from paceline.ops.attention import AttentionBatch, HostLengths
 from paceline.ops.triton import launch_options
 
-MAX_QUERY = 257
-DETERMINISTIC_SPLIT = 256  # keys a part, by slot: the same parts whatever the step's number of queries
+MAX_QUERY = MAX_DRAFT + 1
+DETERMINISTIC_SPLIT = 256  # keys a part, by place: the same parts whatever the step's number of queries
 _PROGRAMS = 264  # programs a launch aims for: two on each of 132 multiprocessors
 _ENOUGH = 128  # programs that are not worth a split of the keys, except for single queries
 _MAX_SPLITS = 64
@@ -84,12 +85,14 @@ def attend(
     sums = torch.empty(splits, *query.shape[:2], 2, dtype=torch.float32, device=query.device) if splits > 1 else None
     options = launch_options(query.device)
     size = DETERMINISTIC_SPLIT if deterministic else 0
+    own = batch.branch_starts if batch.tree_mask is None else batch.tree_mask
+    num_words = 0 if batch.tree_mask is None else batch.tree_mask.shape[1]
     block_d = triton.next_power_of_2(dim)
     _attend[(tiles, kv_heads * requests, splits)](
-        query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, batch.branch_starts,
+        query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, own,
         out, parts, sums, scale * 1.4426950408889634, query.shape[0], width, splits,
         KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK_D=block_d, PAGE=page_size, BLOCK_M=block_m, BLOCK_N=block_n,
-        PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, ONE_LOOP=deterministic,
+        PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, WORDS=num_words, ONE_LOOP=deterministic,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages, **options,
     )  # fmt: skip
     if splits > 1:
@@ -130,10 +133,10 @@ def prefill(
         length = context + queries
         run = host.runs[index]
         if run is not None:
-            slots = slice(run * page_size, run * page_size + length)
-            keys, values = key_cache[slots], value_cache[slots]
+            locations = slice(run * page_size, run * page_size + length)
+            keys, values = key_cache[locations], value_cache[locations]
         elif context == 0:
-            keys, values = _gathered(key_cache, value_cache, batch.slots[first:last])
+            keys, values = _gathered(key_cache, value_cache, batch.locations[first:last])
         else:
             pages = batch.page_table[index, : (length + page_size - 1) // page_size]
             keys = key_cache.view(-1, page_size, *key_cache.shape[1:])[pages].flatten(0, 1)[:length]
@@ -155,23 +158,23 @@ def prefill(
     return out
 
 
-def _gathered(key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of `slots` [T], each [T, kv_heads, dim] and contiguous."""
-    count, row = len(slots), key_cache[0].numel()
+def _gathered(key_cache: Tensor, value_cache: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of `locations` [T], each [T, kv_heads, dim] and contiguous."""
+    count, row = len(locations), key_cache[0].numel()
     keys, values = (cache.new_empty(count, *cache.shape[1:]) for cache in (key_cache, value_cache))
     block = triton.next_power_of_2(row)
     each = max(1, 4096 // block)
     _gather[(triton.cdiv(count, each), 2)](
         key_cache,
         value_cache,
-        slots,
+        locations,
         keys,
         values,
         count,
         ROW=row,
         BLOCK=block,
         EACH=each,
-        **launch_options(slots.device),
+        **launch_options(locations.device),
     )
     return keys, values
 
@@ -185,21 +188,21 @@ def _host(batch: AttentionBatch) -> HostLengths:
 
 @triton.jit(do_not_specialize=["count"])
 def _gather(
-    key_cache, value_cache, slots, keys, values, count,
+    key_cache, value_cache, locations, keys, values, count,
     ROW: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """EACH slots' keys, or values."""
+    """EACH locations' keys, or values."""
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
     place = (tl.program_id(0) * EACH + tl.arange(0, EACH))[:, None].to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (place < count) & (column < ROW)
-    slot = tl.load(slots + place, place < count, other=0)
+    location = tl.load(locations + place, place < count, other=0)
     if tl.program_id(1) == 0:
-        tl.store(keys + place * ROW + column, tl.load(key_cache + slot * ROW + column, inside), inside)
+        tl.store(keys + place * ROW + column, tl.load(key_cache + location * ROW + column, inside), inside)
     else:
-        tl.store(values + place * ROW + column, tl.load(value_cache + slot * ROW + column, inside), inside)
+        tl.store(values + place * ROW + column, tl.load(value_cache + location * ROW + column, inside), inside)
 
 
 @triton.jit
@@ -213,15 +216,16 @@ def _part_size(length, splits, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "width", "splits"])
 def _attend(
-    query, key_cache, value_cache, page_table, context_lens, query_starts, branch_starts, out, parts, sums, scale,
+    query, key_cache, value_cache, page_table, context_lens, query_starts, own_mask, out, parts, sums, scale,
     tokens, width, splits,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
-    ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    WORDS: tl.constexpr, ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows (query, head of the group) of one request and key head over one part of its keys.
 
-    `scale` includes log2(e). Parts hold unnormalised sums; `sums` holds each row's running maximum and denominator.
+    `own_mask` is the batch's branch_starts or, where there are WORDS, its tree_mask. `scale` includes log2(e). Parts hold
+    unnormalised sums; `sums` holds each row's running maximum and denominator.
     """
     request = tl.program_id(1) // KV_HEADS
     kv_head = tl.program_id(1) % KV_HEADS
@@ -246,10 +250,10 @@ def _attend(
     wide = dimension < DIM
     place = ((first + index).to(tl.int64) * KV_HEADS + kv_head) * GROUP + row % GROUP  # of [tokens, heads]
     q = tl.load(query + place[:, None] * DIM + dimension[None, :], inside[:, None] & wide[None, :], other=0.0)
-    if BRANCHING:  # noqa: SIM108 (decided at compile time)
-        branch = tl.load(branch_starts + first + index, inside, other=0)
-    else:
-        branch = tl.zeros([BLOCK_M], tl.int32)
+    branch = tl.zeros([BLOCK_M], tl.int32)
+    if BRANCHING and WORDS == 0:
+        branch = tl.load(own_mask + first + index, inside, other=0)
+    rows_of_mask = own_mask + (first + tl.minimum(index, queries - 1)) * WORDS
 
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -262,13 +266,13 @@ def _attend(
         whole = begin + tl.maximum(tl.minimum(end, context) - begin, 0) // BLOCK_N * BLOCK_N
         for start in tl.range(begin, whole, BLOCK_N):
             acc, maximum, total = _step(
-                acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
-                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, PRECISION,
+                acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
+                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, WORDS, PRECISION,
             )  # fmt: skip
     for start in tl.range(whole, end, BLOCK_N):
         acc, maximum, total = _step(
-            acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
-            KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, PRECISION,
+            acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
+            KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, WORDS, PRECISION,
         )  # fmt: skip
 
     stored = inside[:, None] & wide[None, :]
@@ -284,9 +288,9 @@ def _attend(
 
 @triton.jit
 def _step(
-    acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, scale,
+    acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, BRANCHING: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, BRANCHING: tl.constexpr, WORDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: the online softmax's update of (acc, maximum, total)."""
     position = start + tl.arange(0, BLOCK_N)
@@ -296,19 +300,23 @@ def _step(
         page = tl.load(pages + position // PAGE, there, other=0)
     else:
         page = tl.load(pages + position // PAGE)
-    slot = (page.to(tl.int64) * PAGE + position % PAGE) * (KV_HEADS * DIM)
+    row = (page.to(tl.int64) * PAGE + position % PAGE) * (KV_HEADS * DIM)
     if MASKED or DIM != BLOCK_D:
         fits = (dimension < DIM)[None, :] & (position < end)[:, None]
-        k = tl.load(keys + slot[:, None] + dimension[None, :], fits, other=0.0)
-        v = tl.load(values + slot[:, None] + dimension[None, :], fits, other=0.0)
+        k = tl.load(keys + row[:, None] + dimension[None, :], fits, other=0.0)
+        v = tl.load(values + row[:, None] + dimension[None, :], fits, other=0.0)
     else:
-        k = tl.load(keys + slot[:, None] + dimension[None, :])
-        v = tl.load(values + slot[:, None] + dimension[None, :])
+        k = tl.load(keys + row[:, None] + dimension[None, :])
+        v = tl.load(values + row[:, None] + dimension[None, :])
     scores = tl.dot(q, k.T, input_precision=PRECISION) * scale
     if MASKED:
         own = position - context  # index among the step's own tokens; negative where committed
         seen = (own[None, :] <= index[:, None]) & there[None, :]
-        if BRANCHING:
+        if WORDS > 0:
+            drafted = (own[None, :] >= 0) & seen
+            word = tl.load(rows_of_mask[:, None] + own[None, :] // 32, drafted, other=0)
+            seen = seen & ((own < 0)[None, :] | ((word >> (own % 32)[None, :]) & 1 != 0))
+        elif BRANCHING:
             seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
         scores = tl.where(seen, scores, -float("inf"))
     higher = tl.maximum(maximum, tl.max(scores, axis=1))

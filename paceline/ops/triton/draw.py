@@ -1,7 +1,8 @@
-"""Sampling in one launch: a program a row, which reads its row of logits a few times, mostly from the L2 cache.
+"""Sampling in one launch: one program per row, which reads its row of logits a few times, mostly from the L2 cache.
 
-No row is sorted. What top-k and top-p keep is found by its least logit: two bits of that logit's order-preserving key a
-pass, by counting or weighing what is above three candidates. A row of bfloat16 takes 8 passes a filter, float32 16.
+Rows are not sorted. The least logit that top-k or top-p keeps is found by its order-preserving integer key, two bits a
+pass: a pass counts (or sums the weights of) the tokens above three candidate keys. That takes 8 passes per filter in
+bfloat16, 16 in float32.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -59,8 +60,9 @@ def _weight(value, largest, temperature):
 def _least_key(
     base, columns, largest, temperature, floor, wanted, COUNTS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The largest key such that what has it or a larger one reaches `wanted`: their number, or the weights of those that
-    have `floor` at least.
+    """The largest key K such that the tokens with keys >= K reach `wanted`.
+
+    COUNTS: by their number; else by the sum of the weights of those with keys >= `floor`.
     """
     lane = tl.arange(0, BLOCK)
     least = tl.full((), 0, tl.uint32)
@@ -90,7 +92,7 @@ def _least_key(
 
 @triton.jit
 def _kept(base, column, columns, largest, temperature, floor, min_p, BITS: tl.constexpr):
-    """Weights in float64 of what the filters keep."""
+    """Weights in float64 of one block; 0 for filtered tokens."""
     value = tl.load(base + column, column < columns, other=-float("inf")).to(tl.float32)
     weight = _weight(value, largest, temperature)
     return tl.where((_key(value, BITS) >= floor) & (weight >= min_p), weight, 0.0).to(tl.float64)
@@ -107,7 +109,7 @@ def _uniform(seed, position):
 
 @triton.jit
 def _drawn(base, columns, largest, temperature, top_k, top_p, min_p, number, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The token at which the sum over what the filters keep reaches the share `number` of the whole."""
+    """The token at which the cumulative weight of the kept tokens reaches `number` times their total."""
     lane = tl.arange(0, BLOCK)
     floor = tl.full((), 0, tl.uint32)
     if (top_k > 0) & (top_k < columns):

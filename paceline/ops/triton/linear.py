@@ -5,9 +5,6 @@ tensor cores, the weight as the streamed operand) and cuBLAS. The `*_determinist
 number of tokens, so that a token's result does not depend on what else is in the batch.
 """
 
-# mypy: disable-error-code="no-untyped-def, assignment, var-annotated, misc"
-# ruff: noqa: RUF005 (Triton tuples grow by +)
-
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -15,16 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from paceline.ops.linear import Weight
 from paceline.ops.triton import launch_options
-from paceline.ops.triton.norm import gated, normalise, rms_norm, silu_multiply
+from paceline.ops.triton.norm import rms_norm, silu_multiply
+from paceline.ops.triton.products import join_kernel, rows_kernel, tiles_kernel
 from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
+from paceline.ops.weight import Dense, Quantised, Weight
 
-# tokens of a gated product at a time: faster in cuBLAS, and silu finds its input in the L2 cache (benchmarks/step.py)
+# Tokens of a gated product at a time: faster in cuBLAS, and silu finds its input in the L2 cache. Measured on one H100 by
+# `python -m benchmarks.tools.step`, its 8,192-token prefill.
 _PART = 4096
 
 
@@ -32,7 +29,7 @@ _PART = 4096
 class Product:
     """One call: [residual +] x @ weight.T [+ bias], of rms_norm(x) where `norm` is given, gated where `gate` is set.
 
-    `normed` is rms_norm(x) where it is at hand; `next_norm` asks for the rms_norm of the result where that is free.
+    `normed` is rms_norm(x) where it is at hand; `next_norm` asks for the rms_norm of the result where that needs no launch.
     """
 
     x: Tensor
@@ -45,12 +42,28 @@ class Product:
     next_norm: Tensor | None = None
 
     @property
+    def matrix(self) -> Tensor:
+        """The weight's matrix [N, K]. `run` and `run_deterministic` make the weight dense first."""
+        assert isinstance(self.weight, Dense)
+        return self.weight.matrix
+
+    @property
     def columns(self) -> int:
         """Columns of the result."""
         return self.weight.rows // 2 if self.gate else self.weight.rows
 
 
 Result = tuple[Tensor, Tensor | None]
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """The kernel of `ops.linear.linear`."""
+    return run(Product(x, weight))[0]
+
+
+def linear_gated(x: Tensor, weight: Weight) -> Tensor:
+    """The kernel of `ops.linear.linear_gated`."""
+    return run(Product(x, weight, gate=True))[0]
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
@@ -66,6 +79,16 @@ def linear_add(x: Tensor, weight: Weight, residual: Tensor, norm: Tensor, eps: f
 def norm_gated(x: Tensor, norm: Tensor, eps: float, weight: Weight, normed: Tensor | None = None) -> Tensor:
     """The kernel of `ops.linear.norm_gated`."""
     return run(Product(x, weight, norm, eps, gate=True, normed=normed))[0]
+
+
+def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
+    """`linear`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight))[0]
+
+
+def linear_gated_deterministic(x: Tensor, weight: Weight) -> Tensor:
+    """`linear_gated`, each row's bits independent of the other rows and of their number."""
+    return run_deterministic(Product(x, weight, gate=True))[0]
 
 
 def norm_linear_deterministic(
@@ -88,8 +111,8 @@ def norm_gated_deterministic(
 
 
 def run(product: Product, choice: Choice | None = None) -> Result:
-    """Computes the product by `choice`, by default the measured one for its shape; and what `next_norm` asks, if free."""
-    product = replace(product, x=product.x.contiguous())
+    """Computes the product by `choice`, by default the measured one for its shape; and the `next_norm` where that is free."""
+    product = _ready(product)
     if choice is None:
         choice = _chosen(product)
     match choice:
@@ -101,8 +124,16 @@ def run(product: Product, choice: Choice | None = None) -> Result:
             return _run_blas(product), None
 
 
+def _ready(product: Product) -> Product:
+    """The product with x contiguous and the weight dense."""
+    x, weight = product.x.contiguous(), product.weight
+    if isinstance(weight, Quantised):
+        weight = weight.decoded(x.dtype)
+    return replace(product, x=x, weight=weight)
+
+
 def _chosen(product: Product) -> Choice:
-    """What the table says. It was measured in 16 bits; tiles of 32 may not fit the device, so float32 takes cuBLAS."""
+    """The table's choice. It was measured in 16 bits; tiles of 32 may not fit the device, so float32 takes cuBLAS."""
     tokens = product.x.shape[0]
     if product.x.element_size() > 2 and tokens > 1:
         return Blas()
@@ -114,15 +145,14 @@ def run_deterministic(product: Product) -> Result:
     tiles = triton.cdiv(product.weight.rows, DETERMINISTIC.block_n)
     blocks = triton.cdiv(product.weight.columns, DETERMINISTIC.block_k)
     split = min(blocks, max(1, DETERMINISTIC_PROGRAMS // tiles))
-    x = product.x.contiguous()
-    normed = product.normed
-    if product.norm is not None and normed is None:
-        normed = rms_norm(x, product.norm, product.eps, alone=True)
-    return _run_tiles(replace(product, x=x, normed=normed), replace(DETERMINISTIC, split=split))
+    product = _ready(product)
+    if product.norm is not None and product.normed is None:
+        product = replace(product, normed=rms_norm(product.x, product.norm, product.eps, alone=True))
+    return _run_tiles(product, replace(DETERMINISTIC, split=split))
 
 
 def _input(product: Product) -> Tensor:
-    """What is multiplied: x, or its norm."""
+    """The left operand: x, or its norm."""
     if product.normed is not None:
         return product.normed
     return product.x if product.norm is None else rms_norm(product.x, product.norm, product.eps)
@@ -133,21 +163,21 @@ def _run_blas(product: Product) -> Tensor:
     if residual is not None:
         if weight.bias is not None:
             residual = residual + weight.bias
-        return residual.addmm_(x, weight.matrix.t())
+        return residual.addmm_(x, product.matrix.t())
     if not product.gate:
-        return F.linear(x, weight.matrix, weight.bias)
+        return F.linear(x, product.matrix, weight.bias)
     out = x.new_empty(len(x), product.columns)
     parts = max(1, len(x) // _PART)
     for part, into in zip(x.chunk(parts), out.chunk(parts), strict=True):
-        silu_multiply(F.linear(part, weight.matrix, weight.bias), into)
+        silu_multiply(F.linear(part, product.matrix, weight.bias), into)
     return out
 
 
 def _run_rows(product: Product, choice: Rows) -> Tensor:
     x, weight = product.x, product.weight
     out = x.new_empty(1, product.columns)
-    _rows[(triton.cdiv(product.columns, choice.block_n),)](
-        x, product.norm, weight.matrix, weight.bias, product.residual, out, product.eps, product.columns,
+    rows_kernel[(triton.cdiv(product.columns, choice.block_n),)](
+        x, product.norm, product.matrix, weight.bias, product.residual, out, product.eps, product.columns,
         K=weight.columns, NORM=product.norm is not None, GATED=product.gate, BIAS=weight.bias is not None,
         RESIDUAL=product.residual is not None, BLOCK_N=choice.block_n, BLOCK_K=choice.block_k,
         STEPS=triton.cdiv(weight.columns, choice.block_k), AHEAD=choice.ahead,
@@ -164,8 +194,8 @@ def _run_tiles(product: Product, choice: Tiles) -> Result:
     options = launch_options(x.device)
     tiles_n = triton.cdiv(weight.rows, choice.block_n)
     tiles_t = triton.cdiv(tokens, choice.block_t + choice.tail)
-    _tiles[(tiles_n * tiles_t, split)](
-        x, weight.matrix, weight.bias, product.residual, out, partial, tokens,
+    tiles_kernel[(tiles_n * tiles_t, split)](
+        x, product.matrix, weight.bias, product.residual, out, partial, tokens,
         N=weight.rows, K=weight.columns, GATED=product.gate, BIAS=weight.bias is not None,
         RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n, BLOCK_T=choice.block_t,
         BLOCK_K=choice.block_k, TAIL=choice.tail,
@@ -179,222 +209,9 @@ def _run_tiles(product: Product, choice: Tiles) -> Result:
     block = triton.next_power_of_2(product.columns)
     if normed is None:
         block = min(512, block)
-    _join[(tokens, triton.cdiv(product.columns, block))](
+    join_kernel[(tokens, triton.cdiv(product.columns, block))](
         partial, weight.bias, product.residual, out, product.next_norm, normed, product.eps, tokens,
         N=weight.rows, GATED=product.gate, BIAS=weight.bias is not None, RESIDUAL=product.residual is not None,
         NORM=normed is not None, SPLIT=split, BLOCK=block, num_warps=4 if normed is None else 16, **options,
     )  # fmt: skip
     return out, normed
-
-
-@triton.jit
-def _rows(
-    x, norm, weight, bias, residual, out, eps, columns,
-    K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_N outputs of one token. The weight's first blocks are on their way before x may be read."""
-    first = tl.program_id(0) * BLOCK_N
-    lane = tl.arange(0, BLOCK_N)
-    row = tl.minimum(lane, columns - 1 - first)  # rows past the end repeat the last one and are not stored
-    column = tl.arange(0, BLOCK_K)
-    base = weight + first.to(tl.int64) * K
-    tile = row[:, None] * K + column[None, :]
-    second = base + columns.to(tl.int64) * K  # the up rows of a gated weight
-    weights = ()
-    ups = ()
-    for step in tl.static_range(min(AHEAD, STEPS)):
-        weights = weights + (_block(base + tile, column, step, K, BLOCK_K),)
-        if GATED:
-            ups = ups + (_block(second + tile, column, step, K, BLOCK_K),)
-    factors = ()
-    if NORM:
-        for step in tl.static_range(STEPS):
-            factors = factors + (tl.load(norm + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0),)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    inputs = ()
-    for step in tl.static_range(STEPS):
-        part = tl.load(x + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0)
-        inputs = inputs + (part.to(tl.float32),)
-    if NORM:
-        squares = inputs[0] * inputs[0]
-        for step in tl.static_range(1, STEPS):
-            squares += inputs[step] * inputs[step]
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    total_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for step in tl.static_range(STEPS):
-        if step + AHEAD < STEPS:
-            weights = weights + (_block(base + tile, column, step + AHEAD, K, BLOCK_K),)
-            if GATED:
-                ups = ups + (_block(second + tile, column, step + AHEAD, K, BLOCK_K),)
-        value = inputs[step]
-        if NORM:
-            value = normalise(value, scale, factors[step])
-        total += weights[step].to(tl.float32) * value[None, :]
-        if GATED:
-            total_up += ups[step].to(tl.float32) * value[None, :]
-    result = tl.sum(total, axis=1)
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    if BIAS:
-        result += tl.load(bias + first + row).to(tl.float32)
-    if GATED:
-        up = tl.sum(total_up, axis=1)
-        if BIAS:
-            up += tl.load(bias + columns + first + row).to(tl.float32)
-        result = gated(result, up, DTYPE)
-    if RESIDUAL:
-        result = result.to(DTYPE).to(tl.float32) + tl.load(residual + first + row).to(tl.float32)
-    tl.store(out + first + lane, result.to(DTYPE), lane < columns - first)
-
-
-@triton.jit
-def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One [BLOCK_N, BLOCK_K] block of the weight, read once and so marked to leave the cache first."""
-    if (step + 1) * BLOCK_K <= K:
-        block = tl.load(pointers + step * BLOCK_K, eviction_policy="evict_first")
-    else:
-        inside = (step * BLOCK_K + column < K)[None, :]
-        block = tl.load(pointers + step * BLOCK_K, inside, other=0.0, eviction_policy="evict_first")
-    return block
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _tiles(
-    x, weight, bias, residual, out, partial, tokens,
-    N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr,
-    PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK_N, BLOCK_T + TAIL] of the transposed output over one part of K; tiles of the same rows are neighbours.
-
-    With GATED the first half of a tile's rows are gate rows, the second half the up rows that go with them.
-    """
-    tiles_t = tl.cdiv(tokens, BLOCK_T + TAIL)
-    tile_n = tl.program_id(0) // tiles_t
-    first_token = tl.program_id(0) % tiles_t * (BLOCK_T + TAIL)
-    split = tl.program_id(1)
-    lane = tl.arange(0, BLOCK_N)
-    if GATED:
-        row = tl.minimum(tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2), N // 2 - 1)
-        row += (lane // (BLOCK_N // 2)) * (N // 2)
-    else:
-        row = tl.minimum(tile_n * BLOCK_N + lane, N - 1)
-    begin = split * PART
-    column = tl.arange(0, BLOCK_K)
-    weight_rows = weight + row.to(tl.int64)[:, None] * K + column[None, :]
-    if OVERLAP:
-        gdc_launch_dependents()
-        if AHEAD > 0:
-            LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
-            far = tl.minimum(begin + tl.arange(0, AHEAD // LINE) * LINE, K - 1)
-            far = weight + row.to(tl.int64)[:, None] * K + far[None, :]
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [far.to(tl.int64)],
-                dtype=tl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
-        gdc_wait()
-    token = first_token + tl.arange(0, BLOCK_T)
-    x_rows = x + token.to(tl.int64)[None, :] * K + column[:, None]
-    total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    if TAIL > 0:
-        tail = first_token + BLOCK_T + tl.arange(0, TAIL)
-        x_tail = x + tail.to(tl.int64)[None, :] * K + column[:, None]
-        total_tail = tl.zeros([BLOCK_N, TAIL], tl.float32)
-    for k in tl.range(begin, min(begin + PART, K), BLOCK_K):
-        if K % BLOCK_K == 0:
-            left = tl.load(weight_rows + k)
-            right = tl.load(x_rows + k, (token < tokens)[None, :], other=0.0)
-            if TAIL > 0:
-                right_tail = tl.load(x_tail + k, (tail < tokens)[None, :], other=0.0)
-        else:
-            inside = k + column < K
-            left = tl.load(weight_rows + k, inside[None, :], other=0.0)
-            right = tl.load(x_rows + k, inside[:, None] & (token < tokens)[None, :], other=0.0)
-            if TAIL > 0:
-                right_tail = tl.load(x_tail + k, inside[:, None] & (tail < tokens)[None, :], other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        if TAIL > 0:
-            total_tail = tl.dot(left, right_tail, total_tail, input_precision=PRECISION)
-    _finish(total, token, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
-    if TAIL > 0:
-        _finish(total_tail, tail, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
-
-
-@triton.jit
-def _finish(
-    total, token, tile_n, split, bias, residual, out, partial, tokens,
-    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Stores one tile: a part of K as it is, else with bias, gate and residual."""
-    BLOCK_N: tl.constexpr = total.shape[0]
-    BLOCK_T: tl.constexpr = total.shape[1]
-    lane = tl.arange(0, BLOCK_N)
-    inside_t = (token < tokens)[None, :]
-    if GATED:
-        place = tile_n * (BLOCK_N // 2) + lane % (BLOCK_N // 2)
-        row = tl.minimum(place, N // 2 - 1) + (lane // (BLOCK_N // 2)) * (N // 2)
-        inside = (place < N // 2)[:, None] & inside_t
-    else:
-        row = tile_n * BLOCK_N + lane
-        inside = (row < N)[:, None] & inside_t
-    if SPLIT > 1:
-        tl.store(partial + (split * tokens + token).to(tl.int64)[None, :] * N + row[:, None], total, inside)
-    else:
-        if BIAS:
-            total += tl.load(bias + row, row < N, other=0.0).to(tl.float32)[:, None]
-        DTYPE: tl.constexpr = out.dtype.element_ty
-        if GATED:
-            gate, up = tl.split(total.reshape(2, BLOCK_N // 2, BLOCK_T).permute(1, 2, 0))
-            result = gated(gate, up, DTYPE)
-            half_row = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-            target = out + token.to(tl.int64)[None, :] * (N // 2) + half_row[:, None]
-            tl.store(target, result.to(DTYPE), (half_row < N // 2)[:, None] & inside_t)
-        else:
-            offset = token.to(tl.int64)[None, :] * N + row[:, None]
-            if RESIDUAL:
-                total = total.to(DTYPE).to(tl.float32) + tl.load(residual + offset, inside, other=0.0).to(tl.float32)
-            tl.store(out + offset, total.to(DTYPE), inside)
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _join(
-    partial, bias, residual, out, norm, normed, eps, tokens,
-    N: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Sums the parts of K in order, then what `_tiles` does after its loop; with NORM a program has a whole row."""
-    if NORM:
-        factors = tl.load(norm + tl.arange(0, BLOCK), tl.arange(0, BLOCK) < N, other=0.0)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    token = tl.program_id(0).to(tl.int64)
-    COLUMNS: tl.constexpr = N // 2 if GATED else N
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < COLUMNS
-    total = tl.zeros([BLOCK], tl.float32)
-    total_up = tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLIT):
-        part = partial + (split * tokens + token) * N + column
-        total += tl.load(part, inside, other=0.0)
-        if GATED:
-            total_up += tl.load(part + COLUMNS, inside, other=0.0)
-    if BIAS:
-        total += tl.load(bias + column, inside, other=0.0).to(tl.float32)
-        if GATED:
-            total_up += tl.load(bias + COLUMNS + column, inside, other=0.0).to(tl.float32)
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    if GATED:
-        total = gated(total, total_up, DTYPE)
-    if RESIDUAL:
-        total = total.to(DTYPE).to(tl.float32)
-        total += tl.load(residual + token * N + column, inside, other=0.0).to(tl.float32)
-    total = total.to(DTYPE)
-    tl.store(out + token * COLUMNS + column, total, inside)
-    if NORM:
-        wide = total.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / N + eps)
-        tl.store(normed + token * N + column, normalise(wide, scale, factors).to(DTYPE), inside)

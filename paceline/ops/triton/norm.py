@@ -1,4 +1,4 @@
-"""Row-wise work next to the matrix products where it is not fused into them: RMS norm, and silu(gate) * up."""
+"""Row-wise work next to the matrix products where it is not fused into them: RMS norm, residual, silu(gate) * up."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,7 +12,18 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paceline.ops.triton import launch_options
 
-_MANY = 1024  # rows from which a program takes four
+# Rows from which a program takes four: one H100, `python -m benchmarks.tools.step`, its 8,192-token prefill
+_MANY = 1024
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The kernel of `ops.linear.norm`."""
+    return rms_norm(x.contiguous(), weight, eps)
+
+
+def norm_deterministic(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`norm`, each row's bits independent of the number of rows."""
+    return rms_norm(x.contiguous(), weight, eps, alone=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, alone: bool = False) -> Tensor:
@@ -30,6 +41,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, alone: bool = False) -> T
         x, weight, out, eps, rows, ROWS=each, COLUMNS=columns, BLOCK=block, num_warps=warps, **options
     )
     return out
+
+
+def add_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The kernel of `ops.linear.add_norm`: the sum (in place of `residual` where that is contiguous) and its RMS norm."""
+    rows, columns = x.shape
+    residual = residual.contiguous()
+    normed = torch.empty_like(residual)
+    block = triton.next_power_of_2(columns)
+    _add_norm[(rows,)](
+        x.contiguous(), residual, norm, normed, eps, COLUMNS=columns, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+        **launch_options(x.device),
+    )  # fmt: skip
+    return residual, normed
 
 
 def silu_multiply(gate_up: Tensor, out: Tensor) -> None:
@@ -71,6 +95,24 @@ def _rms_norm(
     wide = tl.load(x + place, inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / COLUMNS + eps)[:, None]
     tl.store(out + place, normalise(wide, scale, factors).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _add_norm(x, residual, norm, normed, eps, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """One row: residual += x, normed = rms_norm(residual)."""
+    column = tl.arange(0, BLOCK)
+    inside = column < COLUMNS
+    factors = tl.load(norm + column, inside, other=0.0)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    place = tl.program_id(0).to(tl.int64) * COLUMNS + column
+    total = tl.load(x + place, inside, other=0.0).to(tl.float32)
+    total = (total + tl.load(residual + place, inside, other=0.0).to(tl.float32)).to(residual.dtype.element_ty)
+    wide = total.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / COLUMNS + eps)
+    tl.store(residual + place, total, inside)
+    tl.store(normed + place, normalise(wide, scale, factors).to(normed.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["rows"])

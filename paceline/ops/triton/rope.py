@@ -12,14 +12,16 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
-_MANY = 256  # tokens from which a program takes two tokens and up to 16 heads instead of one and 4
+# Tokens from which a program takes two tokens and up to 16 heads instead of one and 4: one H100,
+# `python -m benchmarks.tools.step`
+_MANY = 256
 
 
 def rope_and_cache(
     qkv: Tensor,
     table: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    locations: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
     num_heads: int,
@@ -34,7 +36,7 @@ def rope_and_cache(
     heads = min(16 if tokens >= _MANY else 4, triton.next_power_of_2(all_heads))
     each = 2 if tokens >= _MANY else 1
     _rope_and_cache[(triton.cdiv(tokens, each), triton.cdiv(all_heads, heads))](
-        qkv.contiguous(), table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
+        qkv.contiguous(), table, positions, locations, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2),
         TOKENS=each, HEAD_BLOCK=heads, NORM=norms is not None, num_warps=4 if heads > 4 else 2, **launch_options(qkv.device),
     )  # fmt: skip
@@ -43,7 +45,7 @@ def rope_and_cache(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rope_and_cache(
-    qkv, table, positions, slots, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
+    qkv, table, positions, locations, key_cache, value_cache, query, query_norm, key_norm, eps, tokens,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +67,7 @@ def _rope_and_cache(
     angles = table + tl.load(positions + token) * 2 * HALF + column
     cosines = tl.load(angles, column < HALF, other=0.0)
     sines = tl.load(angles + HALF, column < HALF, other=0.0)
-    slot = tl.load(slots + token)
+    location = tl.load(locations + token)
 
     x = first.to(tl.float32)
     y = second.to(tl.float32)
@@ -82,9 +84,9 @@ def _rope_and_cache(
     tl.store(to_query, rotated_first, inside & is_query)
     tl.store(to_query + HALF, rotated_second, inside & is_query)
     is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)
-    to_key = key_cache + slot * KV_HEADS * 2 * HALF + (head - HEADS) * 2 * HALF + column
+    to_key = key_cache + location * KV_HEADS * 2 * HALF + (head - HEADS) * 2 * HALF + column
     tl.store(to_key, rotated_first, inside & is_key)
     tl.store(to_key + HALF, rotated_second, inside & is_key)
-    to_value = value_cache + slot * KV_HEADS * 2 * HALF + (head - HEADS - KV_HEADS) * 2 * HALF + column
+    to_value = value_cache + location * KV_HEADS * 2 * HALF + (head - HEADS - KV_HEADS) * 2 * HALF + column
     tl.store(to_value, first, inside & is_value)
     tl.store(to_value + HALF, second, inside & is_value)

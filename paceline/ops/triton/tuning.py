@@ -1,8 +1,8 @@
-"""Which kernel serves which matrix at how many tokens: measured on one H100 by `benchmarks/step.py --tune`.
+"""Which kernel multiplies which matrix at how many tokens: measured on one H100, `python -m benchmarks.tools.step --tune`.
 
-Plain data. A row holds up to and including its number of tokens; beyond the last row cuBLAS serves. A shape without
-rows of its own takes DEFAULT of its operation. The rows of 65 tokens are those of the fastest whole step (`--polish 65`):
-a tile of less shared memory, slower alone, lets the next kernel start earlier.
+Plain data. A row is valid up to and including its number of tokens; above the last row cuBLAS is used. A shape without
+rows of its own takes DEFAULT of its operation. The rows of 65 tokens are those of the fastest whole step (`--polish 65` of
+the same command): a tile with less shared memory, slower alone, lets the next kernel start earlier.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 class Rows:
     """One token: each program multiplies `block_n` rows of the weight, `block_k` columns at a time.
 
-    `ahead` column blocks are in flight in registers, the first ones before the previous kernel has ended.
+    `ahead` column blocks are in flight in registers; the first are loaded before the previous kernel has ended.
     """
 
     block_n: int
@@ -27,9 +27,9 @@ class Rows:
 class Tiles:
     """Few tokens: a [block_n, block_t + tail] tile of the output a program, K in `split` parts, `stages` in flight.
 
-    `tail` more tokens share the weight block: a draft's root makes 65 of 64, and a second tile would read it again.
-    A norm is a launch of its own: inside the loop it was slower at every size but one.
-    `ahead` bytes of each weight row are sent for (into L2) before the previous kernel has ended
+    `tail` more tokens share the weight block: 64 draft tokens and their root are 65, and a second tile would read it again.
+    A norm is a launch of its own: inside the loop it was slower at every size but one (`--tune`).
+    `ahead` bytes of each weight row are prefetched into L2 before the previous kernel has ended.
     """
 
     block_n: int
@@ -54,7 +54,8 @@ Table = tuple[tuple[int, Choice], ...]
 DETERMINISTIC = Tiles(64, 64, 64, 4, 4)
 DETERMINISTIC_PROGRAMS = 96  # K is split until there are this many programs at one tile of tokens
 
-# The batch-invariant kernels cost, at 1, 65 and 257 tokens: 2.09, 2.52 and 4.84 ms a step against 1.35, 2.24 and 3.34.
+# A step with the batch-invariant kernels takes, at 1, 65 and 257 tokens, 2.09, 2.52 and 4.84 ms against 1.35, 2.24 and 3.34
+# (Qwen2.5 1.5B shapes, one H100, `python -m benchmarks.tools.step`).
 
 _NARROW = 4096  # a weight of fewer rows needs its K split to fill the device
 _WIDE = "wide"
@@ -81,8 +82,8 @@ DEFAULT: dict[str, Table] = {
     ),
 }
 
-# Qwen2.5 1.5B, by (operation, rows, columns) of the weight, bf16. The comments: µs at the tokens in brackets (1 in the
-# first rows), against cuBLAS with norm and gate in launches of their own.
+# Qwen2.5 1.5B, by (operation, rows, columns) of the weight, bf16. Comments: microseconds at the tokens in brackets (1 in the
+# first rows) : those of cuBLAS with norm and gate in launches of their own. One H100, `python -m benchmarks.tools.step --tune`.
 TABLE: dict[tuple[str, int, int], Table] = {
     ("linear", 2048, 1536): (  # q, k and v
         (1, Rows(2, 512, 1, 3)),  # 3.2 : 7.5

@@ -1,4 +1,4 @@
-"""Tool calls and reasoning in what a model writes: one incremental parser a format, chosen by the chat template."""
+"""Parses tool calls and reasoning in a model's output: an incremental parser for each format, chosen by the chat template."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import cache
 from paceline.serve.tools.calls import CallParser
 from paceline.serve.tools.deepseek import DeepSeekParser
 from paceline.serve.tools.dsml import Dsml4Parser, DsmlParser
-from paceline.serve.tools.events import Call, Event, Parser, PlainParser, Schemas, Text, Thought
+from paceline.serve.tools.events import Call, Event, Parser, PlainParser, ReasoningText, Schemas, Text
 from paceline.serve.tools.glm import GlmParser
 from paceline.serve.tools.hermes import HermesParser
 from paceline.serve.tools.kimi import KimiParser
 from paceline.serve.tools.minimax import MiniMaxParser
 from paceline.serve.tools.qwen_coder import QwenCoderParser
-from paceline.serve.tools.thoughts import ThoughtParser
+from paceline.serve.tools.reasoning import ReasoningParser
 
 __all__ = [
     "Call",
@@ -30,16 +30,16 @@ __all__ = [
     "Parser",
     "PlainParser",
     "QwenCoderParser",
+    "ReasoningParser",
+    "ReasoningText",
     "Schemas",
     "Text",
-    "Thought",
-    "ThoughtParser",
+    "has_reasoning",
     "parser_for",
-    "thinks",
 ]
 
-# What a template must hold, in the order in which they are looked for: several formats share a marker.
-_TAUGHT: tuple[tuple[re.Pattern[str], type[CallParser]], ...] = (
+# Formats by what their chat templates contain. The order matters, as several formats share a marker.
+_TEMPLATE_PATTERNS: tuple[tuple[re.Pattern[str], type[CallParser]], ...] = (
     (re.compile("｜DSML｜(?s:.*)function_calls>"), DsmlParser),
     (re.compile("｜DSML｜(?s:.*)tool_calls>"), Dsml4Parser),
     (re.compile("<｜tool▁calls▁begin｜>"), DeepSeekParser),
@@ -53,13 +53,13 @@ _TAUGHT: tuple[tuple[re.Pattern[str], type[CallParser]], ...] = (
 
 @cache
 def parser_for(chat_template: str | None) -> type[CallParser] | None:
-    """The parser of the format that a chat template teaches; None where it teaches none that is known.
+    """The parser class of the call format in a chat template; None if it has none that is known.
 
-    It is made with the tools' schemas: name to JSON schema of the parameters.
+    The class is constructed with the tools' schemas: name to JSON schema of the parameters.
     """
-    return next((kind for taught, kind in _TAUGHT if taught.search(chat_template or "")), None)
+    return next((kind for pattern, kind in _TEMPLATE_PATTERNS if pattern.search(chat_template or "")), None)
 
 
-def thinks(chat_template: str | None) -> bool:
-    """Whether a chat template knows reasoning."""
+def has_reasoning(chat_template: str | None) -> bool:
+    """Whether a chat template supports reasoning."""
     return "</think>" in (chat_template or "")

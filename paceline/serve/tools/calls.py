@@ -1,4 +1,4 @@
-"""What the parsers of all formats share: text outside of calls, and a call's way from what was read to the event."""
+"""What the parsers of all call formats share: text outside of calls, and making Call events."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from paceline.serve.tools.events import Call, Event, Schemas, Text
-from paceline.serve.tools.reader import Cut, Malformed, Reader, Steps, Trimmer
+from paceline.serve.tools.reader import Malformed, OutOfText, ParseSteps, Reader, Trimmer
 
-_LONE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot hold: it stays escaped
+_LONE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot encode: it stays escaped
 
 
 class CallParser(ABC):
-    """Text up to `begin`, then calls, and so on. Raises nothing: what is no call is text.
+    """Parses text up to `begin`, then calls, then text again. It raises nothing: malformed calls are text.
 
-    `flaws` are what calls begin with where a model forgets `begin`; with `only_taught` those are text.
+    `alternative_begins` also begin a call, for models that forget `begin`; with `only_template_format` they are text.
     """
 
     begin: ClassVar[str]
-    flaws: ClassVar[tuple[str, ...]] = ()
+    alternative_begins: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, schemas: Schemas, only_taught: bool = False) -> None:
+    def __init__(self, schemas: Schemas, only_template_format: bool = False) -> None:
         self.schemas = schemas
-        self._markers = (self.begin,) if only_taught else (self.begin, *self.flaws)
+        self._markers = (self.begin,) if only_template_format else (self.begin, *self.alternative_begins)
         self.reader = Reader()
         self._events: list[Event] = []
         self._trimmer = Trimmer()
-        self._steps = self._parse()
+        self._parser = self._parse()
 
     def feed(self, text: str) -> list[Event]:
         self.reader.add(text)
-        next(self._steps)
+        next(self._parser)
         return self._release()
 
     def finish(self) -> list[Event]:
-        """The rest; a call that was begun and not ended is text."""
+        """The remaining events. An incomplete call is text."""
         self.reader.end()
-        next(self._steps, None)
+        next(self._parser, None)
         return self._release()
 
     @abstractmethod
-    def section(self) -> Steps[None]:
-        """Reads what comes after `begin` or a flaw, which is the first piece in the reader's `taken`; gives each call.
+    def section(self) -> ParseSteps[None]:
+        """Parses calls after `begin` or an alternative, which is the first piece in the reader's `consumed`; emits each.
 
-        Raises Malformed where what was taken since the last call is no call; what is left there becomes text.
+        Raises Malformed if the text consumed since the last call is not a call; that text is then emitted as text.
         """
 
-    def give(self, call: Call, num_pieces: int | None = None) -> None:
-        """Gives a call that was read from the first `num_pieces` taken, or from all."""
-        del self.reader.taken[:num_pieces]
+    def emit_call(self, call: Call, num_pieces: int | None = None) -> None:
+        """Emits a call that was parsed from the first `num_pieces` consumed pieces, or from all."""
+        del self.reader.consumed[:num_pieces]
         self._trimmer.drop()
         self._trimmer.at_start = True
         self._events.append(call)
 
-    def _parse(self) -> Steps[None]:
+    def _parse(self) -> ParseSteps[None]:
         try:
             while True:
-                yield from self.reader.stream(self._markers, self._say)
+                yield from self.reader.stream(self._markers, self.emit_text)
                 with suppress(Malformed):
                     yield from self.section()
-                self._say("".join(self.reader.taken))
-                self.reader.taken.clear()
-        except Cut:
-            self._say(self.reader.rest())
+                self.emit_text("".join(self.reader.consumed))
+                self.reader.consumed.clear()
+        except OutOfText:
+            self.emit_text(self.reader.rest())
             space = self._trimmer.drop()
             if space and not self._trimmer.at_start:
                 self._events.append(Text(space))
 
-    def _say(self, text: str) -> None:
-        if given := self._trimmer.feed(text):
-            self._events.append(Text(given))
+    def emit_text(self, text: str) -> None:
+        if emitted := self._trimmer.feed(text):
+            self._events.append(Text(emitted))
 
     def _release(self) -> list[Event]:
         events, self._events = self._events, []
@@ -80,37 +80,37 @@ class CallParser(ABC):
 
 
 class SectionParser(CallParser):
-    """Calls between `begin` and `end`, each behind its `call_begin`.
+    """Parses calls between `begin` and `end`, each after a `call_begin`.
 
-    Each call comes when it is whole; what follows it within the section and is none is text.
+    Each call is emitted when it is complete. Other content that follows it within the section is text.
     """
 
     end: ClassVar[str]
     call_begin: ClassVar[str]
 
     @abstractmethod
-    def call(self) -> Steps[Call]:
-        """Reads a call behind `call_begin`. Raises Malformed where there is none."""
+    def call(self) -> ParseSteps[Call]:
+        """Parses a call after `call_begin`. Raises Malformed if there is none."""
 
-    def section(self) -> Steps[None]:
-        given = False
+    def section(self) -> ParseSteps[None]:
+        emitted = False
         yield from self.reader.space()
         while (marker := (yield from self.reader.literal(self.call_begin, self.end))) == self.call_begin:
-            self.give((yield from self.call()))
-            given = True
+            self.emit_call((yield from self.call()))
+            emitted = True
             yield from self.reader.space()
-        if not marker or not given:
+        if not marker or not emitted:
             raise Malformed
-        self.reader.taken.clear()
+        self.reader.consumed.clear()
 
-    def expect(self, marker: str) -> Steps[None]:
-        """Takes `marker`. Raises Malformed where something else comes."""
+    def expect(self, marker: str) -> ParseSteps[None]:
+        """Consumes `marker`. Raises Malformed if something else follows."""
         if not (yield from self.reader.literal(marker)):
             raise Malformed
 
 
 def made_call(name: Any, arguments: Any) -> Call:
-    """Raises Malformed where the name is no text, the arguments are no object, or JSON cannot hold them."""
+    """A Call. Raises Malformed if the name is not text, the arguments are not an object, or JSON cannot encode them."""
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise Malformed
     try:
@@ -122,7 +122,7 @@ def made_call(name: Any, arguments: Any) -> Call:
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """Raises Malformed where the text is no JSON object."""
+    """The JSON object of a text. Raises Malformed if it is not one."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a model writes, taken apart: text, reasoning and tool calls, and what every parser of them promises."""
+"""The events of a parsed output: text, reasoning and tool calls, and the contract of their parsers."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Thought:
-    """Reasoning that comes before the answer, without its markers."""
+class ReasoningText:
+    """Reasoning before the answer, without its markers."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is whole and well formed. `arguments` is a JSON object as text."""
+    """A complete, well-formed call. `arguments` is the text of a JSON object."""
 
     name: str
     arguments: str
 
 
-Event = Text | Thought | Call
+Event = Text | ReasoningText | Call
 
 
 class Parser(Protocol):
-    """Feeds on text in pieces of any size; what comes out, texts joined, does not depend on the pieces.
+    """Parses text that is fed in pieces of any size. The events, with text merged, do not depend on the pieces.
 
-    Calls come whole. Malformed and cut-off calls come out as the text they are. White space next to calls is dropped.
+    Calls are emitted complete. Malformed and truncated calls are emitted as text. White space next to calls is dropped.
     """
 
     def feed(self, text: str) -> list[Event]: ...
@@ -44,7 +44,7 @@ class Parser(Protocol):
 
 
 class PlainParser:
-    """No calls: text stays text."""
+    """A parser without calls: all output is text."""
 
     def feed(self, text: str) -> list[Event]:
         return [Text(text)] if text else []

@@ -1,4 +1,4 @@
-"""Calls as Qwen 2.5 and 3 and Hermes write them: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`."""
+"""The call format of Qwen 2.5, Qwen 3 and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from paceline.serve.tools.calls import CallParser, made_call, read_object
 from paceline.serve.tools.events import Call, Schemas
-from paceline.serve.tools.reader import Cut, Malformed, Steps
+from paceline.serve.tools.reader import Malformed, OutOfText, ParseSteps
 
 _END = "</tool_call>"
 _TOOLS, _TOOLS_END = "<tools>", "</tools>"
@@ -14,56 +14,58 @@ _FENCE = "```"
 
 
 class HermesParser(CallParser):
-    """The end of the object is found by its brackets, so markers within its strings are part of them.
+    """Parses JSON calls in tags, and JSON calls without tags.
 
-    Qwen2.5-Coder, taught the tags, mostly writes the object alone, in a fence of Markdown, or in `<tools>`. There it is a
-    call where it holds the name of one of the tools, then arguments, and nothing else. Alone or in a fence it must begin
-    a line, and nothing but further calls may follow: an object that is explained afterwards is an example. Its template
-    shows the braces of the object doubled, and so it may write them.
+    The end of the object is found by matching brackets, so that markers within its strings are part of them.
+
+    Qwen2.5-Coder mostly omits the tags of its template and writes the object alone, in a Markdown fence, or in `<tools>`.
+    Such an object is a call if it has the name of one of the tools, then arguments, and nothing else. Alone or in a fence
+    it must begin a line, and only further calls may follow: an object with text after it is an example. The object's
+    braces may be doubled, as the template shows them.
     """
 
     begin = "<tool_call>"
-    flaws = ("{", _FENCE, _TOOLS)
+    alternative_begins = ("{", _FENCE, _TOOLS)
 
-    def __init__(self, schemas: Schemas, only_taught: bool = False) -> None:
-        super().__init__(schemas, only_taught or not schemas)
+    def __init__(self, schemas: Schemas, only_template_format: bool = False) -> None:
+        super().__init__(schemas, only_template_format or not schemas)
         self._names = tuple(json.dumps(each, ensure_ascii=False) for each in schemas)
         self._begins_line = True
         self._fenced = False
 
-    def section(self) -> Steps[None]:
+    def section(self) -> ParseSteps[None]:
         reader = self.reader
-        marker = reader.taken[0]
+        marker = reader.consumed[0]
         calls: list[Call] = []
         while True:
             calls += yield from self._calls(marker)
-            num_pieces = len(reader.taken)
-            if reader.taken[-1] in (_END, _TOOLS_END):
+            num_pieces = len(reader.consumed)
+            if reader.consumed[-1] in (_END, _TOOLS_END):
                 break
             try:
                 yield from reader.space()
-            except Cut:
+            except OutOfText:
                 break
-            marker = yield from reader.literal(self.begin, *self.flaws, _END)
+            marker = yield from reader.literal(self.begin, *self.alternative_begins, _END)
             if marker == _END:
-                num_pieces = len(reader.taken)
+                num_pieces = len(reader.consumed)
                 break
             if not marker:
                 raise Malformed
         for each in calls:
-            self.give(each, num_pieces)
+            self.emit_call(each, num_pieces)
             num_pieces = 0
         self._begins_line = True
 
-    def _say(self, text: str) -> None:
+    def emit_text(self, text: str) -> None:
         _, newline, line = text.rpartition("\n")
         self._begins_line = not line.strip() and (bool(newline) or self._begins_line)
-        super()._say(text)
+        super().emit_text(text)
 
-    def _calls(self, marker: str) -> Steps[list[Call]]:
-        """The calls that begin with `marker`, which is taken. Raises Malformed where none do."""
+    def _calls(self, marker: str) -> ParseSteps[list[Call]]:
+        """The calls that begin with `marker`, which is consumed. Raises Malformed if there are none."""
         if marker == self.begin:
-            return [(yield from self._taught())]
+            return [(yield from self._tagged_call())]
         if marker == _TOOLS:
             return (yield from self._objects(_TOOLS_END))
         if marker == _FENCE:
@@ -72,8 +74,8 @@ class HermesParser(CallParser):
             raise Malformed
         return [(yield from self._object())]
 
-    def _fence(self) -> Steps[list[Call]]:
-        """The calls in a fence that begins here. Raises Malformed where it holds something else, or another one ends."""
+    def _fence(self) -> ParseSteps[list[Call]]:
+        """The calls in a fence that begins here. Raises Malformed if it has other content, or if a fence ends here."""
         if self._fenced and self._begins_line:
             self._fenced = not (yield from self.reader.peek()).isspace()
             raise Malformed
@@ -85,7 +87,7 @@ class HermesParser(CallParser):
         self._fenced = False
         return calls
 
-    def _taught(self) -> Steps[Call]:
+    def _tagged_call(self) -> ParseSteps[Call]:
         yield from self.reader.space()
         text = yield from self.reader.json_object()
         yield from self.reader.space()
@@ -94,8 +96,8 @@ class HermesParser(CallParser):
         value = read_object(text[1:-1] if text.startswith("{{") else text)
         return made_call(value.get("name"), value.get("arguments", {}))
 
-    def _objects(self, end: str) -> Steps[list[Call]]:
-        """One object or more, up to `end`."""
+    def _objects(self, end: str) -> ParseSteps[list[Call]]:
+        """One or more calls, up to `end`."""
         calls: list[Call] = []
         while True:
             yield from self.reader.space()
@@ -105,8 +107,10 @@ class HermesParser(CallParser):
                 raise Malformed
             calls.append((yield from self._object()))
 
-    def _object(self) -> Steps[Call]:
-        """A call behind its `{`, refused at the first character that does not fit, so that other JSON is not held back."""
+    def _object(self) -> ParseSteps[Call]:
+        """A call after its `{`. Raises Malformed at the first character that does not match, so that streaming of other JSON
+        is not delayed.
+        """
         name = ""
         end = "}}" if (yield from self.reader.literal("{")) else "}"
         for options in (('"name"',), (":",), self._names, (",",), ('"arguments"',), (":",)):

@@ -1,4 +1,4 @@
-"""Calls as Kimi K2 writes them."""
+"""The call format of Kimi K2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from paceline.serve.tools.calls import SectionParser, made_call, read_object
 from paceline.serve.tools.events import Call
-from paceline.serve.tools.reader import Malformed, Steps
+from paceline.serve.tools.reader import Malformed, ParseSteps
 
 _IDENTITY = re.compile(r"(?:functions\.)?(.+):\d+")
 
@@ -15,13 +15,13 @@ class KimiParser(SectionParser):
     """`<|tool_calls_section_begin|>`, calls, `<|tool_calls_section_end|>`; a call is
     `<|tool_call_begin|>functions.NAME:NUMBER<|tool_call_argument_begin|>{…}<|tool_call_end|>`.
 
-    The number is the call's in the conversation.
+    NUMBER counts the conversation's calls.
     """
 
     begin, end = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
     call_begin = "<|tool_call_begin|>"
 
-    def call(self) -> Steps[Call]:
+    def call(self) -> ParseSteps[Call]:
         named = _IDENTITY.fullmatch((yield from self.reader.word()).strip())
         if not named:
             raise Malformed

@@ -1,4 +1,4 @@
-"""Calls as MiniMax-M2 writes them."""
+"""The call format of MiniMax-M2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that comes in pieces, and the steps that read it: what a step takes never depends on the pieces."""
+"""Incremental parsing of text that arrives in pieces. The result never depends on how the text is split into pieces."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator
 from functools import cache
 from typing import TypeVar
 
-Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
+Parsed = TypeVar("Parsed")
+ParseSteps = Generator[None, None, Parsed]
 
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _IN_STRING = re.compile(r'["\\]')
@@ -16,168 +16,169 @@ _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r'[^<>"\n]*')
 
 
-class Cut(Exception):
-    """The text ended where a step needed more."""
+class OutOfText(Exception):
+    """The text ended where the parser needed more."""
 
 
 class Malformed(Exception):
-    """What was read is no call."""
+    """The text is not a call."""
 
 
 class Reader:
-    """Its steps are generators that yield where they need more text, and raise Cut where none will come.
+    """A text buffer with parsing functions, which are generators: they yield when they need more text, and raise OutOfText
+    when there will be none.
 
-    Of several markers none may hold another's beginning. Everything taken is kept in `taken`, in pieces, until the
-    caller clears it: a call that turns out to be none is the text it was read from. Little more than the last piece is
-    ever unread, so the time is linear in the text.
+    Of several markers, none may contain the beginning of another. All consumed text is kept in `consumed`, in pieces,
+    until the caller clears it: a malformed call is emitted as the text that it was parsed from. At most a little more than
+    the last piece is unread, so that parsing takes linear time.
     """
 
     def __init__(self) -> None:
-        self.taken: list[str] = []
+        self.consumed: list[str] = []
         self._text = ""
-        self._place = 0
+        self._position = 0
         self._ended = False
 
     def add(self, text: str) -> None:
-        self._text = self._text[self._place :] + text
-        self._place = 0
+        self._text = self._text[self._position :] + text
+        self._position = 0
 
     def end(self) -> None:
         self._ended = True
 
     def rest(self) -> str:
-        """All that was taken and all that is unread."""
-        text = "".join(self.taken) + self._text[self._place :]
-        self.taken.clear()
-        self._text, self._place = "", 0
+        """Removes and returns all consumed and all unread text."""
+        text = "".join(self.consumed) + self._text[self._position :]
+        self.consumed.clear()
+        self._text, self._position = "", 0
         return text
 
-    def stream(self, markers: tuple[str, ...], say: Callable[[str], None]) -> Steps[str]:
-        """Gives `say` what comes before the first of `markers`, as it comes, without keeping it; takes the marker."""
-        while (found := _any_of(markers).search(self._text, self._place)) is None:
-            say(self._pop(len(self._text) - max(map(self._overlap, markers))))
-            yield from self._more()
-        say(self._pop(found.start()))
-        return self._take(found.end())
+    def stream(self, markers: tuple[str, ...], emit: Callable[[str], None]) -> ParseSteps[str]:
+        """Passes text before the first of `markers` to `emit` as it arrives, without keeping it; consumes the marker."""
+        while (found := _any_of(markers).search(self._text, self._position)) is None:
+            emit(self._advance(len(self._text) - max(map(self._overlap, markers))))
+            yield from self._need_text()
+        emit(self._advance(found.start()))
+        return self._consume(found.end())
 
-    def until(self, *markers: str) -> Steps[tuple[str, str]]:
-        """Takes what comes before the first of `markers`, and the marker."""
+    def until(self, *markers: str) -> ParseSteps[tuple[str, str]]:
+        """Consumes the text before the first of `markers`, and the marker. Returns both."""
         parts: list[str] = []
-        while (found := _any_of(markers).search(self._text, self._place)) is None:
-            parts.append(self._take(len(self._text) - max(map(self._overlap, markers))))
-            yield from self._more()
-        parts.append(self._take(found.start()))
-        return "".join(parts), self._take(found.end())
+        while (found := _any_of(markers).search(self._text, self._position)) is None:
+            parts.append(self._consume(len(self._text) - max(map(self._overlap, markers))))
+            yield from self._need_text()
+        parts.append(self._consume(found.start()))
+        return "".join(parts), self._consume(found.end())
 
-    def literal(self, *options: str) -> Steps[str]:
-        """Takes the one of `options` that comes next; takes and gives nothing where none does."""
+    def literal(self, *options: str) -> ParseSteps[str]:
+        """Consumes and returns the one of `options` that follows; "" if none does."""
         while True:
-            rest = self._text[self._place : self._place + max(map(len, options))]
+            rest = self._text[self._position : self._position + max(map(len, options))]
             for option in options:
                 if rest.startswith(option):
-                    return self._take(self._place + len(option))
+                    return self._consume(self._position + len(option))
             if not any(option.startswith(rest) for option in options):
                 return ""
-            yield from self._more()
+            yield from self._need_text()
 
-    def peek(self) -> Steps[str]:
-        """The next character, which is not taken."""
-        while self._place == len(self._text):
-            yield from self._more()
-        return self._text[self._place]
+    def peek(self) -> ParseSteps[str]:
+        """The next character, which is not consumed."""
+        while self._position == len(self._text):
+            yield from self._need_text()
+        return self._text[self._position]
 
-    def space(self) -> Steps[str]:
+    def space(self) -> ParseSteps[str]:
         return self._while(_SPACE)
 
-    def word(self) -> Steps[str]:
-        """Takes a name or key: all up to an angle bracket, a double quote or the line's end."""
+    def word(self) -> ParseSteps[str]:
+        """Consumes a name or key: all text up to an angle bracket, a double quote or the end of the line."""
         return self._while(_WORD)
 
-    def json_object(self) -> Steps[str]:
-        """Takes an object, its end found by its brackets, so that markers within its strings are part of it.
+    def json_object(self) -> ParseSteps[str]:
+        """Consumes a JSON object. Its end is found by matching brackets, so that markers within its strings are part of it.
 
-        Raises Malformed where none begins here.
+        Raises Malformed if no object begins here.
         """
         if (yield from self.peek()) != "{":
             raise Malformed
         parts: list[str] = []
         depth, in_string = 0, False
         while True:
-            place = self._place
-            while found := (_IN_STRING if in_string else _STRUCTURE).search(self._text, place):
-                place = found.end()
+            position = self._position
+            while found := (_IN_STRING if in_string else _STRUCTURE).search(self._text, position):
+                position = found.end()
                 if found[0] == "\\":
-                    if place == len(self._text):
-                        break  # what it escapes has not come
-                    place += 1
+                    if position == len(self._text):
+                        break  # the escaped character has not arrived
+                    position += 1
                 elif found[0] == '"':
                     in_string = not in_string
                 else:
                     depth += 1 if found[0] in "{[" else -1
                     if not depth:
-                        parts.append(self._take(place))
+                        parts.append(self._consume(position))
                         return "".join(parts)
-            parts.append(self._take(found.start() if found else len(self._text)))
-            yield from self._more()
+            parts.append(self._consume(found.start() if found else len(self._text)))
+            yield from self._need_text()
 
-    def _while(self, pattern: re.Pattern[str]) -> Steps[str]:
+    def _while(self, pattern: re.Pattern[str]) -> ParseSteps[str]:
         parts: list[str] = []
         while True:
-            found = pattern.match(self._text, self._place)
+            found = pattern.match(self._text, self._position)
             assert found is not None
-            parts.append(self._take(found.end()))
-            if self._place < len(self._text):
+            parts.append(self._consume(found.end()))
+            if self._position < len(self._text):
                 return "".join(parts)
-            yield from self._more()
+            yield from self._need_text()
 
-    def _more(self) -> Steps[None]:
+    def _need_text(self) -> ParseSteps[None]:
         if self._ended:
-            raise Cut
+            raise OutOfText
         yield
 
-    def _take(self, end: int) -> str:
-        text = self._pop(end)
+    def _consume(self, end: int) -> str:
+        text = self._advance(end)
         if text:
-            self.taken.append(text)
+            self.consumed.append(text)
         return text
 
-    def _pop(self, end: int) -> str:
-        text, self._place = self._text[self._place : end], end
+    def _advance(self, end: int) -> str:
+        text, self._position = self._text[self._position : end], end
         return text
 
     def _overlap(self, marker: str) -> int:
-        """The length of the longest end of the unread text that begins `marker`."""
-        most = min(len(self._text) - self._place, len(marker) - 1)
+        """The length of the longest suffix of the unread text that is a prefix of `marker`."""
+        most = min(len(self._text) - self._position, len(marker) - 1)
         return next((size for size in range(most, 0, -1) if self._text.endswith(marker[:size])), 0)
 
 
 class Trimmer:
-    """Text in pieces whose white space is held back until something follows it, so that it can be dropped.
+    """Holds back the trailing white space of streamed text until other text follows, so that it can be dropped.
 
-    While `at_start` is set, white space that comes next is dropped too.
+    While `at_start` is set, leading white space is dropped as well.
     """
 
     def __init__(self, at_start: bool = False) -> None:
         self.at_start = at_start
-        self._held: list[str] = []
+        self._pending_space: list[str] = []
 
     def feed(self, text: str) -> str:
         if self.at_start:
             text = text.lstrip()
         kept = text.rstrip()
         if not kept:
-            self._held.append(text)
+            self._pending_space.append(text)
             return ""
         self.at_start = False
-        given = "".join(self._held) + kept
-        self._held = [text[len(kept) :]]
+        given = "".join(self._pending_space) + kept
+        self._pending_space = [text[len(kept) :]]
         return given
 
     def drop(self) -> str:
-        """Forgets the white space that is held, and tells it."""
-        held = "".join(self._held)
-        self._held.clear()
-        return held
+        """Drops the buffered white space, and returns it."""
+        space = "".join(self._pending_space)
+        self._pending_space.clear()
+        return space
 
 
 @cache

@@ -1,18 +1,19 @@
-"""Calls in tags, one a parameter, whose values are written as they are: how the formats of this kind are read."""
+"""The parser of call formats with one tag for each parameter, whose values are not escaped."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
 from paceline.serve.tools.calls import CallParser, made_call
-from paceline.serve.tools.reader import Malformed, Steps
+from paceline.serve.tools.reader import Malformed, ParseSteps
 from paceline.serve.tools.values import typed
 
 
-class Found(NamedTuple):
-    """What comes after a function's name or a value: a parameter's key, the next function's name, or the end.
+class NextElement(NamedTuple):
+    """What follows a function's name or a value. `kind` is parameter, function or end; `name` is the key or the name.
 
-    Before a next function, `num_pieces` is how many pieces were taken for the call before it; `form` is a parameter's.
+    For a function, `num_pieces` is the number of pieces that were consumed for the call before it. For a parameter, `form`
+    is what `_form` returned.
     """
 
     kind: str
@@ -22,19 +23,19 @@ class Found(NamedTuple):
 
 
 class TaggedParser(CallParser):
-    """`begin`, functions, `end`; a function is its name, parameters with their values, and `function_end`.
+    """Parses `begin`, functions, `end`. A function is its name, parameters with their values, and `function_end`.
 
-    `function` and `parameter` are what stands before a name or key and what must come after it, white space between.
-    Where `function` is empty there is one function and its name follows `begin`; `function_end` is then empty too.
-    One `frame` at each end of a value is no part of it.
+    `function` and `parameter` are the marker before a name or key and the markers after it, with white space between. If
+    `function` is empty, there is one function, whose name follows `begin`, and `function_end` is empty too. One `frame` at
+    each end of a value is not part of the value.
 
-    Values are not escaped, so they may hold the format's own markers. A value ends at the first `value_end` outside of
-    a whole call that, white space aside, is followed by another parameter's beginning with its key, or by
-    `function_end` and then the next function's beginning with its name, or `end`. A whole call within a value, from
-    `begin` with a function's beginning to `end`, is part of the value with all that it holds.
+    Values are not escaped, so they may contain the format's own markers. A value ends at the first `value_end` that is
+    outside of a complete call and is followed (white space aside) by another parameter with its key, or by `function_end`
+    and then either the next function with its name or `end`. A complete call within a value, from `begin` and a function
+    to `end`, is part of the value.
 
-    A function that is one of the tools counts without `begin` too, where `flaws` say so: it ends at its `function_end`,
-    and an `end` that follows goes with it.
+    If `alternative_begins` has the marker of a function, a function that is one of the tools is a call without `begin`
+    too. It ends at its `function_end`, and an `end` that follows belongs to it.
     """
 
     end: ClassVar[str]
@@ -44,12 +45,12 @@ class TaggedParser(CallParser):
     value_end: ClassVar[str]
     frame: ClassVar[str] = ""
 
-    _bare = False  # whether what is read began without `begin`
+    _without_begin = False  # whether the current section began without `begin`
 
-    def section(self) -> Steps[None]:
+    def section(self) -> ParseSteps[None]:
         reader = self.reader
-        self._bare = reader.taken[0] != self.begin
-        found: Found | None = Found("function", (yield from self._first()))
+        self._without_begin = reader.consumed[0] != self.begin
+        found: NextElement | None = NextElement("function", (yield from self._first()))
         while found and found.kind == "function":
             name, arguments = found.name, dict[str, Any]()
             found = yield from self._next()
@@ -58,35 +59,35 @@ class TaggedParser(CallParser):
                 value, found = yield from self._value()
                 arguments[key] = self._read(value, name, key, form)
             if found:
-                self.give(made_call(name, arguments), found.num_pieces)
+                self.emit_call(made_call(name, arguments), found.num_pieces)
         if found is None or found.kind != "end":
             raise Malformed
-        if self._bare:
+        if self._without_begin:
             yield from reader.space()
             if (yield from reader.literal(self.end)):
-                reader.taken.clear()
+                reader.consumed.clear()
 
-    def _first(self) -> Steps[str]:
-        """The name of a section's first function. Raises Malformed where there is none."""
-        if not self._bare:
+    def _first(self) -> ParseSteps[str]:
+        """The name of a section's first function. Raises Malformed if there is none."""
+        if not self._without_begin:
             yield from self.reader.space()
             if self.function and not (yield from self.reader.literal(self.function[0])):
                 raise Malformed
         name = yield from self._name()
-        if not name or (self._bare and name not in self.schemas):
+        if not name or (self._without_begin and name not in self.schemas):
             raise Malformed
         return name
 
-    def _value(self) -> Steps[tuple[str, Found]]:
-        """A value up to its end, and what follows it."""
+    def _value(self) -> ParseSteps[tuple[str, NextElement]]:
+        """(a value, the element that follows it)."""
         parts: list[str] = []
         depth = 0
         while True:
             text, marker = yield from self.reader.until(self.value_end, self.begin, self.end)
             parts.append(text)
-            place = len(self.reader.taken)
+            position = len(self.reader.consumed)
             if marker == self.begin:
-                depth += yield from self._begins()
+                depth += yield from self._at_call_begin()
             elif marker == self.end:
                 depth = max(depth - 1, 0)
             elif not depth:
@@ -94,10 +95,10 @@ class TaggedParser(CallParser):
                 if found:
                     return "".join(parts).removeprefix(self.frame).removesuffix(self.frame), found
             parts.append(marker)
-            parts += self.reader.taken[place:]
+            parts += self.reader.consumed[position:]
 
-    def _begins(self) -> Steps[bool]:
-        """Whether a function begins here, behind `begin`."""
+    def _at_call_begin(self) -> ParseSteps[bool]:
+        """Whether a function begins here, after `begin`."""
         yield from self.reader.space()
         if self.function:
             return bool((yield from self.reader.literal(self.function[0])))
@@ -106,41 +107,41 @@ class TaggedParser(CallParser):
         yield from self.reader.space()
         return bool((yield from self.reader.literal(self.parameter[0])))
 
-    def _next(self) -> Steps[Found | None]:
-        """What comes after white space; None where it is none of those, with what was taken to see that."""
+    def _next(self) -> ParseSteps[NextElement | None]:
+        """The element after white space; None if there is none. The text that was consumed to find out stays consumed."""
         reader = self.reader
         yield from reader.space()
         marker = yield from reader.literal(self.parameter[0], self.function_end or self.end)
         if marker == self.parameter[0]:
             key = yield from reader.word()
             form = yield from self._form()
-            return Found("parameter", key, form=form) if key and form is not None else None
-        if not marker or not self.function_end or self._bare:
-            return Found("end") if marker else None
-        num_pieces = len(reader.taken)
+            return NextElement("parameter", key, form=form) if key and form is not None else None
+        if not marker or not self.function_end or self._without_begin:
+            return NextElement("end") if marker else None
+        num_pieces = len(reader.consumed)
         yield from reader.space()
         marker = yield from reader.literal(self.function[0], self.end)
         if marker == self.function[0]:
             name = yield from self._name()
-            return Found("function", name, num_pieces) if name else None
-        return Found("end") if marker else None
+            return NextElement("function", name, num_pieces) if name else None
+        return NextElement("end") if marker else None
 
-    def _form(self) -> Steps[str | None]:
-        """Takes what must come after a key, and tells of it what the value depends on; None where it does not come."""
-        return "" if (yield from self._follow(self.parameter[1:])) else None
+    def _form(self) -> ParseSteps[str | None]:
+        """Consumes the markers that must follow a key; None if they do not. The result is passed to `_read` as `form`."""
+        return "" if (yield from self._literals(self.parameter[1:])) else None
 
     def _read(self, text: str, function: str, key: str, form: str) -> Any:
-        """A value from its text."""
+        """A parameter's value from its text."""
         return typed(text, self.schemas.get(function), key)
 
-    def _name(self) -> Steps[str]:
-        """A function's name and what must come after it; nothing where that does not, or it is no name."""
+    def _name(self) -> ParseSteps[str]:
+        """Consumes a function's name and the markers that must follow it; "" if they do not, or if it is not a name."""
         name = (yield from self.reader.word()).strip()
-        good = len(name.split()) == 1 and (yield from self._follow(self.function[1:]))
+        good = len(name.split()) == 1 and (yield from self._literals(self.function[1:]))
         return name if good else ""
 
-    def _follow(self, markers: tuple[str, ...]) -> Steps[bool]:
-        """Takes the markers, one after the other with white space between; False where one does not come."""
+    def _literals(self, markers: tuple[str, ...]) -> ParseSteps[bool]:
+        """Consumes the markers in order, with white space between; False if one is missing."""
         for index, marker in enumerate(markers):
             if index:
                 yield from self.reader.space()

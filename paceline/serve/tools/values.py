@@ -1,4 +1,4 @@
-"""A parameter's value from the text a model wrote for it, typed by the tool's JSON schema."""
+"""Converts the text of a parameter to a value of a type that the tool's JSON schema allows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from paceline.engine.schemas import resolve
 
-_WORDS = {"True": True, "False": False, "None": None}  # as templates write them into earlier calls
+_WORDS = {"True": True, "False": False, "None": None}  # templates write earlier calls' values so
 _KINDS: dict[type, str] = {
     str: "string",
     bool: "boolean",
@@ -21,10 +21,10 @@ _SAFE_BESIDE_STRING = ("null", "array", "object")
 
 
 def typed(text: str, parameters: Any, key: str) -> Any:
-    """The value of parameter `key` of a tool whose schema `parameters` is; the text where that says nothing else.
+    """The value of the parameter `key` of a tool with the schema `parameters`.
 
-    Text that is JSON of a type the schema allows is that value; text that is none stays text. Where a string is
-    allowed too, numbers and booleans stay text: "1.10" may be a version.
+    Text that is JSON of a type that the schema allows becomes that value; other text stays text. If the schema also allows
+    a string, numbers and booleans stay text: "1.10" may be a version.
     """
     kinds = kinds_of(_schema(parameters, key), parameters)
     if "string" in kinds:
@@ -40,7 +40,7 @@ def typed(text: str, parameters: Any, key: str) -> Any:
 
 
 def parsed(text: str) -> Any:
-    """The value that text is as JSON; the text where it is none."""
+    """The JSON value of a text; the text itself if it is not JSON."""
     try:
         word = text.strip()
         value: Any = _WORDS[word] if word in _WORDS else json.loads(word, strict=False, parse_constant=_refuse)
@@ -60,7 +60,7 @@ def _schema(parameters: Any, key: str) -> Any:
 
 
 def kinds_of(schema: Any, root: Any) -> set[str]:
-    """The JSON types a schema names, of all its alternatives; empty where it names none. References into `root` count."""
+    """The JSON types that a schema and its alternatives name; empty if it names none. `root` resolves its references."""
     kinds: set[str] = set()
     seen: set[int] = set()
     left = [schema]
@@ -78,7 +78,7 @@ def kinds_of(schema: Any, root: Any) -> set[str]:
 
 
 def _named(schema: dict[str, Any]) -> set[str]:
-    """The types a schema itself names, or those of the values it lists."""
+    """The types that a schema itself names, or those of the values that it lists."""
     named = schema.get("type")
     if named is not None:
         return {each for each in (_list(named) or [named]) if isinstance(each, str)}
@@ -91,4 +91,4 @@ def _list(value: Any) -> list[Any]:
 
 
 def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not valid JSON")

@@ -1,0 +1,106 @@
+"""The drafter interface: a drafter proposes tokens for a step's requests and observes which ones the target accepted.
+
+To add one: a class here beside `copy.py`, a row in `config.DRAFTERS`, and the contract of tests/drafters, which runs over
+all rows: output with it equals output without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from paceline.config import DRAFTERS, ResolvedConfig
+from paceline.kv.cache import KVCache
+from paceline.kv.layout import CacheLayout
+from paceline.models.base import Model
+from paceline.ops.draft import Draft
+from paceline.ops.state import SlotState
+from paceline.ops.verify import Verified
+
+
+@dataclass
+class DraftBatch:
+    """The B requests of a step, on the device.
+
+    slots [B] int64: their rows in `state` and `page_table` [S, P] int32; query_starts [B + 1] int32: where each request's
+    queries start among the step's `num_queries`. A request drafts as many tokens as it has queries, less one. On CUDA all
+    have the same number.
+    """
+
+    state: SlotState
+    slots: Tensor
+    query_starts: Tensor
+    num_queries: int
+    page_table: Tensor
+    cache: KVCache
+
+
+class Drafter(ABC):
+    """Proposes drafts on the device. Each engine has one; slots are those of `DraftBatch.state`.
+
+    lengths      draft lengths that it may be asked for, ascending, 0 first; a subset of range(MAX_DRAFT + 1)
+    features     layers of the target whose hidden states `observe` wants, as `Model.forward` numbers them
+    uses_sources whether it reads a request's explicit sources; they are not put into the text otherwise
+    records_guesses  whether `observe` writes GUESS_CORRECT after steps without drafts too, from which the chooser then learns
+
+    `propose` and `observe` run on CUDA within captured graphs: shapes depend on the batch's shapes alone, and nothing
+    waits for the device. With `config.deterministic` a drafter proposes a single chain on CUDA: kernels there sum keys in
+    the order of their places, which in other trees is not plain decoding's.
+    """
+
+    lengths: tuple[int, ...] = (0,)
+    features: tuple[int, ...] = ()
+    uses_sources: bool = False
+    records_guesses: bool = False
+
+    def __init__(self, config: ResolvedConfig, model: Model) -> None:
+        self.config = config
+        self.device = model.device
+
+    def layout(self, page_size: int) -> CacheLayout:
+        """The planes that it keeps in the cache beside the target's; none by default."""
+        return CacheLayout(page_size)
+
+    def start(self, slot: int, num_source_tokens: int, is_new: bool) -> int:
+        """A request has taken `slot`, and its text is written: `num_source_tokens` of sources and separators first.
+
+        `is_new` is False for one that was preempted and has output already. Returns the tokens of agreement with the
+        text to assume for the chooser.
+        """
+        return 0
+
+    @abstractmethod
+    def propose(self, batch: DraftBatch) -> Draft:
+        """Each request's root and drafted tokens; padding where it has fewer tokens to propose than queries."""
+
+    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified, features: Tensor | None) -> None:
+        """Sees what was accepted, after `state` has moved on; may write the record of acceptance for the chooser.
+
+        That record is the columns STREAK (tokens of agreement with the text that lead to the next draft, 0 for none) and
+        GUESS_CORRECT (1 where its first guess was right, drafted or not) of `verified.result`. features [T, F * H] are
+        the hidden states asked for at every query; None at the end of a prompt.
+        """
+        return
+
+
+class NoDrafter(Drafter):
+    """Plain decoding: the root alone."""
+
+    def propose(self, batch: DraftBatch) -> Draft:
+        assert batch.num_queries == len(batch.slots)
+        state, slots = batch.state, batch.slots
+        tokens = state.text[slots, state.end[slots].long() - 1].long()
+        zeros = torch.zeros(len(slots), dtype=torch.int32, device=tokens.device)
+        return Draft(tokens, zeros, zeros, branch_starts=zeros)
+
+
+def make_drafter(config: ResolvedConfig, model: Model) -> Drafter:
+    """The drafter that the configuration names."""
+    module, name = DRAFTERS[config.drafter].split(":")
+    kind = cast(Any, getattr(importlib.import_module(module), name))
+    return cast(Drafter, kind(config, model))

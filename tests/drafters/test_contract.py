@@ -1,0 +1,187 @@
+"""The contract of every drafter, over all rows of `config.DRAFTERS` and the two example drafters of this folder.
+
+A new drafter needs its row there, and nothing here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from paceline.config import DRAFTERS, MAX_DRAFT
+from paceline.drafters.base import DraftBatch, Drafter
+from paceline.engine.engine import Engine
+from paceline.engine.grammar import regex
+from paceline.ops.draft import DRAFTED, FROM_SOURCE, Draft
+from paceline.types import Request, Sampling
+from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
+from tests.tiny import tiny_engine
+
+EXAMPLES = {"ngram": "tests.drafters.ngram:NgramDrafter", "tree": "tests.drafters.tree:TreeDrafter"}
+NAMES = [*DRAFTERS, *EXAMPLES]
+Observed = list[tuple[DraftBatch, Draft]]
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, target in EXAMPLES.items():
+        monkeypatch.setitem(DRAFTERS, name, target)
+
+
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Engine], Observed]]:
+    """Collects what an engine's drafter proposes."""
+
+    def observe(engine: Engine) -> Observed:
+        found: Observed = []
+        propose = engine.drafter.propose
+
+        def noting(batch: DraftBatch) -> Draft:
+            draft = propose(batch)
+            found.append((batch, draft))
+            return draft
+
+        monkeypatch.setattr(engine.drafter, "propose", noting)
+        return found
+
+    yield observe
+
+
+def variety(draw: random.Random, count: int) -> list[Request]:
+    """Greedy, drawn and penalised requests, with what one may report."""
+    samplings: tuple[dict[str, Any], ...] = (
+        {},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"frequency_penalty": 0.6, "repetition_penalty": 1.1},
+        {"logprobs": 2, "logit_bias": {3: 1.5}},
+    )
+    return [copying_request(draw, seed=index, **samplings[index % 4]) for index in range(count)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_output_is_that_of_plain_decoding(name: str) -> None:
+    draw = random.Random(5)
+    requests = variety(draw, 12)
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False, max_batch=1), requests)
+    requests = [
+        replace(each, sources=(mutated(draw, tokens),)) if index % 3 else each
+        for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
+    ]
+    accepted = 0
+    for settings in (
+        {},
+        {"max_batch": 3, "prefill_chunk": 7},
+        {"cache_tokens": 256},
+        {"page_size": 4},
+        {"fixed_draft": 13},
+    ):
+        engine = tiny_engine(drafter=name, **settings)
+        for _ in range(2):  # the second time from the prefix cache
+            completions = engine.generate(requests)
+            assert [each.tokens for each in completions] == expected, settings
+            accepted += sum(each.usage.accepted_tokens for each in completions)
+        everything_is_back(engine)
+    assert (accepted > 0) == (engine.drafter.lengths != (0,)), "nothing that it drafted was accepted"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_probabilities_are_those_of_plain_decoding(name: str) -> None:
+    draw = random.Random(8)
+    requests = [copying_request(draw, logprobs=3) for _ in range(10)]
+    expected = tiny_engine(drafter="none").generate(requests)
+    found = tiny_engine(drafter=name, fixed_draft=24).generate(requests)
+    for left, right in zip(expected, found, strict=True):
+        assert left.tokens == right.tokens
+        for one, other in zip(left.logprobs, right.logprobs, strict=True):
+            assert one.token == other.token and abs(one.logprob - other.logprob) < 1e-4
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_output_is_bit_by_bit_that_of_plain_decoding(name: str) -> None:
+    draw = random.Random(2)
+    requests = [copying_request(draw, logprobs=1) for _ in range(8)]
+    settings = {"dtype": "bfloat16", "deterministic": True, "shape": {"hidden_size": 64, "head_dim": 16}}
+    expected = tiny_engine(**settings, drafter="none", prefix_cache=False, max_batch=1).generate(requests)
+    found = tiny_engine(**settings, drafter=name, fixed_draft=20).generate(requests)
+    assert [each.tokens for each in found] == [each.tokens for each in expected]
+    assert [each.logprobs for each in found] == [each.logprobs for each in expected]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drafts_are_well_formed(name: str, observed: Callable[[Engine], Observed]) -> None:
+    draw = random.Random(3)
+    engine = tiny_engine(drafter=name, max_batch=4)
+    proposals = observed(engine)
+    engine.generate(variety(draw, 12))
+    lengths = engine.drafter.lengths
+    assert lengths[0] == 0 and list(lengths) == sorted(set(lengths)) and lengths[-1] <= MAX_DRAFT
+    assert proposals
+    for batch, draft in proposals:
+        bounds = batch.query_starts.tolist()
+        assert bounds[-1] == batch.num_queries == len(draft.tokens) == len(draft.marks) == len(draft.depths)
+        for first, last in itertools.pairwise(bounds):
+            parents, depths = draft.parents_of(first, last).tolist(), draft.depths[first:last].tolist()
+            marks = draft.marks[first:last].tolist()
+            assert parents[0] == depths[0] == marks[0] == 0
+            for query in range(1, last - first):
+                assert parents[query] < query and depths[query] == depths[parents[query]] + 1
+            count = sum(each & DRAFTED for each in marks)
+            assert all(marks[1 : count + 1]) and not any(marks[count + 1 :]), "padding comes last"
+            if not engine.drafter.uses_sources:
+                assert not any(each & FROM_SOURCE for each in marks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grammar_holds_over_drafts(name: str) -> None:
+    from tests.engine.test_grammar import TOKENIZER, tiny
+
+    grammar = regex("(ab|ba|cc){8,20}")
+    request = Request(TOKENIZER.encode("abba cc abba cc"), Sampling(max_tokens=40, grammar=grammar))
+    expected = tiny(TOKENIZER, drafter="none").generate([request])[0]
+    found = tiny(TOKENIZER, drafter=name, fixed_draft=16).generate([request])[0]
+    assert found.error is None and found.tokens == expected.tokens and len(found.tokens) > 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chooser_learns_from_steps_without_drafts_only_where_guesses_are_recorded(name: str) -> None:
+    """Else it would count each as a miss, and stop drafting for good."""
+    engine = tiny_engine(drafter=name)
+    engine.runner.draft_lengths = (0,)
+    before = engine._global_acceptance[False].new_request()
+    expected = [[rate.value for rate in rates] for rates in before.rates]
+    engine.generate([Request([1, 2, 3], Sampling(max_tokens=30, ignore_eos=True))])
+    after = engine._global_acceptance[False].new_request()
+    assert ([[rate.value for rate in rates] for rates in after.rates] != expected) == engine.drafter.records_guesses
+
+
+def test_a_drafter_without_a_row_is_refused() -> None:
+    with pytest.raises(Exception, match="drafter must be one of copy, none"):
+        tiny_engine(drafter="eagle")
+
+
+def test_features_are_the_hidden_states_of_the_drafted_queries(observed: Callable[[Engine], Observed]) -> None:
+    """A drafter that asks for layers gets their states after each decode step, one row a query."""
+    engine = tiny_engine(drafter="ngram")
+    shapes: list[tuple[int, ...] | None] = []
+    seen: list[Any] = []
+
+    def observe(batch: DraftBatch, draft: Draft, verified: object, features: torch.Tensor | None) -> None:
+        shapes.append(None if features is None else tuple(features.shape))
+        seen.append((batch.num_queries, features))
+
+    drafter: Drafter = engine.drafter
+    drafter.features = (0, 2)
+    drafter.observe = observe  # type: ignore[method-assign, assignment]
+    engine.generate([Request([1, 2, 3, 1, 2], Sampling(max_tokens=6, ignore_eos=True))])
+    assert shapes[0] is None, "the end of the prompt"
+    hidden = engine.model.config.hidden_size
+    assert len(shapes) > 2 and all(
+        shape == (count, 2 * hidden) for shape, (count, _) in zip(shapes[1:], seen[1:], strict=True)
+    )
