@@ -33,7 +33,6 @@ from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
 from paceline.models.base import Model
 from paceline.models.checkpoint import Checkpoint, open_checkpoint
-from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
@@ -73,7 +72,7 @@ class Engine:
             config,
             self._choose_lengths,
             self.drafter.lengths,
-            ChunkCost(_even_context(model.config)),
+            ChunkCost(model.config.even_context),
             self.runner.uniform,
         )
         self._in_flight: deque[InFlightStep] = deque()
@@ -373,14 +372,6 @@ class Engine:
                 self.scheduler.drop(sequence)
             self._sequences.pop(sequence.name, None)
         return output
-
-
-def _even_context(config: ModelConfig) -> float:
-    """The context at which attention takes as many operations a token as the weights do."""
-    attention = 2 * config.num_layers * config.num_heads * config.head_dim
-    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    weights = config.num_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
-    return weights / attention
 
 
 def _make_runner(model: Model, cache: KVCache, config: ResolvedConfig, drafter: Drafter) -> Runner:

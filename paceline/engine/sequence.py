@@ -19,10 +19,10 @@ from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usag
 
 
 class Status(enum.Enum):
-    """Where a sequence stands; the scheduler makes every change (see its drawing).
+    """The state of a sequence; the scheduler makes every change (see its drawing).
 
     WAITING     in the queue: no slot and no pages
-    LOADING     has slot and pages, some of which are being filled from another tier of the cache
+    LOADING     has slot and pages, some of which are being filled from another tier of the cache; no tier does so yet
     PREFILLING  has slot and pages; a part of its tokens is computed
     RUNNING     all tokens but the last are computed or in flight: it decodes
     FINISHED    has ended, by itself, by its user or by an error; holds nothing

@@ -110,6 +110,17 @@ class ModelConfig:
             if not holds:
                 raise BadWeights(f"this model cannot be computed: {message}")
 
+    @property
+    def even_context(self) -> float:
+        """The context length at which attention takes as many operations a token as the weights, the head aside, do."""
+        num_mixtures = len(self.experts.layers) if self.experts else 0  # layers with experts
+        width = (self.num_layers - num_mixtures) * self.intermediate_size
+        if self.experts:
+            width += num_mixtures * self.experts.num_active * self.experts.intermediate_size
+        heads = self.num_layers * (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        attention = 2 * self.num_layers * self.num_heads * self.head_dim
+        return self.hidden_size * (heads + 3 * width) / attention
+
     def shard(self, size: int) -> ModelConfig:
         """The config of one of `size` shards: its own heads and MLP rows. Raises ConfigError where they do not divide."""
         if size == 1:

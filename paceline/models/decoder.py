@@ -13,7 +13,7 @@ from paceline.kv.layout import CacheLayout
 from paceline.models.base import Model, Output
 from paceline.models.config import ModelConfig, Shard
 from paceline.models.families import family_by
-from paceline.models.layers import ATTENTION, MLP, AllReduce, Attention, MLPBlock, Step
+from paceline.models.layers import ATTENTION, MLP, AllReduce, Attention, ForwardContext, MLPBlock
 from paceline.models.loader import Form, Loader, Part, Wanted, of_layer, of_model
 from paceline.models.rope import rope_table
 from paceline.models.stored import StoredTensor
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 class Decoder(Model):
     """A model whose config's family names its blocks.
 
-    With `shard` it is one tensor-parallel part, and `all_reduce` sums a tensor over all parts (in place, if it likes): after
+    With `shard` it is one tensor-parallel part, and `all_reduce` sums a tensor over all parts, and may do so in place: after
     each attention and each MLP, before the residual is added. Embedding and head are whole in every part.
     """
 
@@ -49,15 +49,15 @@ class Decoder(Model):
         """
         self.config = config
         self.device = device
-        self._own = config.shard(shard.size if shard else 1)
+        self._shard_config = config.shard(shard.size if shard else 1)
         self._attention = ATTENTION[family_by("name", config.family).attention]
         mlps = _mlps(config)
         plan = [(self._attention.parts(config), mlp.parts(config)) for mlp in mlps]
         loaded = Loader(tensors, device, dtype, shard).load(list(_wanted(config, plan)))
         self.layers: list[Layer] = []
         for index, (mlp, (attention_parts, mlp_parts)) in enumerate(zip(mlps, plan, strict=True)):
-            attention = self._attention(self._own, _named(attention_parts, loaded), index, all_reduce)
-            self.layers.append(Layer(attention, mlp(self._own, _named(mlp_parts, loaded), all_reduce)))
+            attention = self._attention(self._shard_config, _named(attention_parts, loaded), index, all_reduce)
+            self.layers.append(Layer(attention, mlp(self._shard_config, _named(mlp_parts, loaded), all_reduce)))
         self.embedding: Tensor = next(loaded)
         self.norm: Tensor = next(loaded)
         self.head: Weight = prepare(self.embedding) if config.tie_embeddings else next(loaded)
@@ -70,7 +70,7 @@ class Decoder(Model):
         self.rope = torch.empty(0)
 
     def layout(self, page_size: int) -> CacheLayout:
-        return CacheLayout(page_size, self._attention.planes(self._own, self.config.num_layers, self.dtype))
+        return CacheLayout(page_size, self._attention.planes(self._shard_config, self.config.num_layers, self.dtype))
 
     def prepare(self, num_positions: int) -> None:
         if num_positions > len(self.rope):
@@ -93,9 +93,9 @@ class Decoder(Model):
             _keep(features, want, 0, hidden)
         # the last layer computes just the rows, unless its result is wanted of all tokens
         narrow = self.layers[-1] if rows is not None and config.num_layers not in want else None
-        step = Step(cache, batch, self.rope)
+        context = ForwardContext(cache, batch, self.rope)
         for index, layer in enumerate(self.layers, 1):
-            hidden, normed = layer.attention.forward(hidden, normed, step, rows if layer is narrow else None)
+            hidden, normed = layer.attention.forward(hidden, normed, context, rows if layer is narrow else None)
             if layer is narrow and len(hidden) == 0:
                 return Output(hidden.new_empty(0, config.vocab_size), features)
             hidden, normed = layer.mlp.forward(hidden, normed)

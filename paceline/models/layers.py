@@ -29,7 +29,7 @@ Stream = tuple[Tensor, Tensor | None]
 
 
 @dataclass(slots=True)
-class Step:
+class ForwardContext:
     """What all blocks of one forward pass share."""
 
     cache: KVCache
@@ -76,13 +76,15 @@ class Attention:
         shape = (config.num_kv_heads, config.head_dim)
         return tuple(Plane(name, num_layers, shape, dtype) for name in ("keys", "values"))
 
-    def forward(self, hidden: Tensor, normed: Tensor | None, step: Step, rows: Tensor | None = None) -> Stream:
+    def forward(
+        self, hidden: Tensor, normed: Tensor | None, context: ForwardContext, rows: Tensor | None = None
+    ) -> Stream:
         """Caches keys and values of all tokens; the result is of all, or of the token rows `rows` alone."""
-        cache, batch = step.cache, step.batch
+        cache, batch = context.cache, context.batch
         keys, values = cache.plane("keys", self._index), cache.plane("values", self._index)
         qkv = norm_linear(hidden, self.norm, self._eps, self._qkv, normed)
         query = rope_and_cache(
-            qkv, step.rope, batch.positions, batch.locations, keys, values, self._num_heads, self._head_norms
+            qkv, context.rope, batch.positions, batch.locations, keys, values, self._num_heads, self._head_norms
         )
         if rows is not None:
             if len(rows) == 0:

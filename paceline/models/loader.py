@@ -111,7 +111,7 @@ def _filling(target: Tensor, pieces: list[_Piece]) -> list[Job]:
 
 
 class Loader:
-    """Decodes what a model wants of a checkpoint's tensors, joins it and puts it on the device."""
+    """Decodes the tensors of a checkpoint that a model needs, joins them and moves them to the device."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Loader:
         return _Piece(name, stored, whole[0], whole[1] if len(whole) > 1 else None)
 
     def _empty(self, pieces: list[_Piece], num_experts: int | None = None) -> Tensor:
-        """Memory for pieces one below the other, as often as there are experts."""
+        """Memory for pieces one below the other; for `num_experts` such stacks where it is given."""
         first = pieces[0]
         for each in pieces:
             if each.width != first.width:

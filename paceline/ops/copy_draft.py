@@ -7,13 +7,13 @@ to trust it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from paceline.ops.dispatch import implementation
-from paceline.ops.draft import DRAFTED, FROM_SOURCE, LENIENT, Draft
+from paceline.ops.draft import DRAFTED, FROM_SOURCE, LENIENT, PER_REQUEST, Draft
 from paceline.ops.state import SlotState
 from paceline.ops.verify import GUESS_CORRECT, HEADER, NUM_TOKENS, STREAK, Verified
 
@@ -50,13 +50,7 @@ class CopyDraft(Draft):
     """
 
     origins: Tensor
-    guesses: Tensor
-
-    def _per_query(self) -> dict[str, Tensor]:
-        return {**super()._per_query(), "origins": self.origins}
-
-    def _per_request(self, count: int) -> dict[str, Tensor]:
-        return {"guesses": self.guesses[:count]}
+    guesses: Tensor = field(metadata=PER_REQUEST)
 
 
 def copy_draft(

@@ -12,6 +12,7 @@ from torch import Tensor
 DRAFTED = 1  # a drafted token; neither a root nor padding
 FROM_SOURCE = 2  # drafted from one of the request's explicit sources
 LENIENT = 4  # a margin (docs/apply.md) may accept it though it is not the target's choice
+PER_REQUEST = {"rows": "requests"}  # metadata of a Draft's field that has a row per request; others have one per query
 
 
 @dataclass
@@ -39,8 +40,11 @@ class Draft:
 
     def take(self, num_queries: int, num_requests: int) -> Self:
         """The part of a padded step's draft that belongs to its first requests. Views, no copies."""
-        changes = {name: value[:num_queries] for name, value in self._per_query().items()}
-        return dataclasses.replace(self, **changes, **self._per_request(num_requests))
+        changes = {}
+        for each in dataclasses.fields(self):
+            if (value := getattr(self, each.name)) is not None:
+                changes[each.name] = value[: num_requests if each.metadata == PER_REQUEST else num_queries]
+        return dataclasses.replace(self, **changes)
 
     def parents_of(self, begin: int, end: int) -> Tensor:
         """[Q] for one request, whose queries are `begin:end`: the query index of each one's parent, the root's 0."""
@@ -64,14 +68,6 @@ class Draft:
             return ancestors(self.parents[begin:end])
         assert self.branch_starts is not None
         return chains(self.branch_starts[begin:end])
-
-    def _per_query(self) -> dict[str, Tensor]:
-        names = ("tokens", "depths", "marks", "branch_starts", "parents")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-    def _per_request(self, count: int) -> dict[str, Tensor]:
-        """Fields of a subclass that are per request, cut to `count` of them."""
-        return {}
 
 
 def chains(branch_starts: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class Quantised:
 
     def __init__(self, kind: str, data: Tensor, scales: Tensor | None = None, bias: Tensor | None = None) -> None:
         form = FORMATS[kind]
+        assert scales is None, f"{kind} keeps its scales between its values"
         self.rows, self.columns = data.shape[0], data.shape[1] // form.block_bytes * form.per_block
         self.kind = kind
         self.data = data

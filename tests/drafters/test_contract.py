@@ -18,6 +18,7 @@ from paceline.config import DRAFTERS, MAX_DRAFT
 from paceline.drafters.base import DraftBatch, Drafter
 from paceline.engine.engine import Engine
 from paceline.engine.grammar import regex
+from paceline.errors import ConfigError
 from paceline.ops.draft import DRAFTED, FROM_SOURCE, Draft
 from paceline.types import Request, Sampling
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
@@ -162,7 +163,7 @@ def test_the_chooser_learns_from_steps_without_drafts_only_where_guesses_are_rec
 
 
 def test_a_drafter_without_a_row_is_refused() -> None:
-    with pytest.raises(Exception, match="drafter must be one of copy, none"):
+    with pytest.raises(ConfigError, match="drafter must be one of copy, none"):
         tiny_engine(drafter="eagle")
 
 
