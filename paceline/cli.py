@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from paceline.cli_train import app as train_app
+from paceline.cli_train import evaluate_app
 from paceline.config import EngineConfig
 from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
@@ -36,6 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -13,7 +13,13 @@ from paceline.errors import ConfigError, DeviceError
 
 MAX_DRAFT = 256  # tokens that a step may draft for a request; kernels, graphs and page tables are sized for it
 # Drafters by name, as module:class. A class is made as `Class(config, model)`; see drafters/base.py.
-DRAFTERS = {"copy": "paceline.drafters.copy:CopyDrafter", "none": "paceline.drafters.base:NoDrafter"}
+DRAFTERS = {
+    "copy": "paceline.drafters.copy:CopyDrafter",
+    "none": "paceline.drafters.base:NoDrafter",
+    "eagle3": "paceline.drafters.eagle3:Eagle3Drafter",
+    "dflash": "paceline.drafters.dflash:DFlashDrafter",
+    "joint": "paceline.drafters.joint:JointDrafter",
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -38,7 +44,14 @@ class EngineConfig:
         None, "longest pause of running requests for a chunk of others' prompts (default: 100 on CUDA, 3000 on CPU)"
     )
     prefix_cache: bool = _setting(True, "keep prompts' pages for later requests")
-    drafter: str = _setting("copy", "copy, or none: decode token by token")
+    drafter: str = _setting(
+        "auto",
+        "none, copy, eagle3, dflash, joint (copy and a trained one), or auto: joint where there is a trained one, else copy",
+    )
+    draft_model: str | None = _setting(
+        None, "path of a trained drafter (default: the one that comes with Paceline, if any)"
+    )
+    force_drafter: bool = _setting(False, "use a drafter that was trained for other weights")
     max_draft: int | None = _setting(None, f"longest draft in tokens (default: {MAX_DRAFT})")
     fixed_draft: int | None = _setting(None, "draft exactly this many tokens instead of choosing by cost (benchmarks)")
     deterministic: bool = _setting(False, "batch-invariant operations: drafted output equals plain output bit by bit")
@@ -48,7 +61,7 @@ class EngineConfig:
         choices = (
             ("device", ("auto", "cpu", "cuda")),
             ("dtype", ("auto", "float32", "bfloat16", "float16")),
-            ("drafter", tuple(DRAFTERS)),
+            ("drafter", ("auto", *DRAFTERS)),
         )
         for name, allowed in choices:
             value = getattr(self, name)

@@ -15,6 +15,7 @@ PacelineError
 ├── ModelError             a model that cannot be loaded
 │   ├── UnknownArchitecture an architecture that is not supported
 │   ├── BadWeights         truncated, wrong digest, missing or unexpected tensors
+│   ├── BadDrafter         a drafter that is damaged, or was trained for another target
 │   └── UnknownModel       neither a known model's name nor a file
 ├── PullError              a download that did not finish
 │   ├── Offline            the source cannot be reached
@@ -36,6 +37,7 @@ PacelineError
 from __future__ import annotations
 
 __all__ = [
+    "BadDrafter",
     "BadField",
     "BadGrammar",
     "BadWeights",
@@ -132,6 +134,10 @@ class UnknownArchitecture(ModelError):
 
 class BadWeights(ModelError):
     """A truncated or damaged file, a wrong digest, or missing or unexpected tensors."""
+
+
+class BadDrafter(ModelError):
+    """A damaged drafter, missing or unexpected tensors, or shapes, layers or a vocabulary that are not the target's."""
 
 
 class UnknownModel(ModelError):

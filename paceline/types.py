@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,12 +79,12 @@ class Sampling:
             if not holds:
                 raise RequestError(message)
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether tokens are sampled from the unmodified logits, without a grammar, and no log-probabilities are reported."""
         return not self.adjusts_logits and self.grammar is None and self.logprobs is None
 
-    @property
+    @functools.cached_property
     def adjusts_logits(self) -> bool:
         return bool(
             self.logit_bias

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from paceline.drafters.chooser import LONG, LOST, LOST_LONG, Acceptance, GlobalAcceptance, choose_each, choose_uniform
+from paceline.drafters.chooser import (
+    COPY_PRIORS,
+    LONG,
+    LOST,
+    LOST_LONG,
+    MODEL,
+    Acceptance,
+    GlobalAcceptance,
+    Observation,
+    Probes,
+    choose_each,
+    choose_uniform,
+)
 from paceline.drafters.copy import CopyDrafter
 
 
@@ -32,17 +44,17 @@ def test_plain_chat_stops_drafting_within_a_few_steps() -> None:
     for _ in range(12):
         length = choose_uniform([chat], up_to(256), cost)
         lengths.append(length)
-        chat.observe(chat.state, length, 0, False, 0)
+        chat.observe(Observation(chat.state, length, 0, False), 0)
     assert lengths[4:] == [0] * 8
 
 
 def test_a_right_guess_while_not_drafting_brings_drafts_back() -> None:
     chat = record(0, lost=50)
     for _ in range(20):
-        chat.observe(LOST_LONG, 0, 0, False, 0)
+        chat.observe(Observation(LOST_LONG, 0, 0, False), 0)
     assert choose_uniform([chat], up_to(256), cost) == 0
     for streak in (4, 5, 6, 9, 20, 40):
-        chat.observe(chat.state, 0, 0, True, streak)
+        chat.observe(Observation(chat.state, 0, 0, True), streak)
     assert choose_uniform([chat], up_to(256), cost) >= 64
 
 
@@ -51,16 +63,58 @@ def test_a_full_batch_where_queries_cost_drafts_nothing() -> None:
 
 
 def test_each_request_gets_its_own_length_where_the_device_allows() -> None:
-    lengths = choose_each([record(64), record(0, lost=50)], up_to(256), lambda queries: 70 + 7 * queries)
+    lengths = choose_each([record(64), record(0, lost=50)], up_to(256), lambda queries, depth: 70 + 7 * queries)
     assert lengths[0] >= 64 and lengths[1] == 0
 
 
 def test_rates_of_all_requests_are_the_prior_of_a_new_one_and_its_own_outweigh_them() -> None:
     rates = GlobalAcceptance()
     for _ in range(200):
-        rates.observe(LOST, 8, 0, False)
+        rates.observe(Observation(LOST, 8, 0, False))
     assert rates.new_request().rates[LOST][0].value < 0.05
     one = rates.new_request()
     for _ in range(6):
-        one.observe(LOST, 8, 8, True, 40)
+        one.observe(Observation(LOST, 8, 8, True), 40)
     assert one.rates[LOST][0].value > 0.6 and one.state == LONG
+
+
+def joint_depth(length: int) -> int:
+    return {7: 7, 15: 7}.get(length, 0)
+
+
+def test_a_joint_draft_where_nothing_is_copied_and_copies_alone_where_all_is() -> None:
+    lengths = (0, 7, 8, 15, 16, 64, 256)
+
+    def seconds(length: int) -> float:
+        return 1.0 + 0.03 * joint_depth(length) + 0.004 * length
+
+    rates = GlobalAcceptance(COPY_PRIORS, (0.75, 0.8))
+    lost, long = rates.new_request(), rates.new_request()
+    lost.set_streak(0, 9)
+    long.set_streak(100)
+    assert joint_depth(choose_uniform([lost], lengths, seconds, joint_depth)) == 7
+    assert choose_uniform([long], lengths, seconds, joint_depth) == 256
+
+    def of_step(queries: int, depth: int) -> float:
+        return 1 + 0.03 * depth + 0.004 * queries
+
+    assert [joint_depth(each) for each in choose_each([lost, lost], lengths, of_step, joint_depth)] == [7, 7]
+    assert choose_each([lost, long], lengths, of_step, joint_depth)[1] == 256
+
+
+def test_what_a_trained_drafter_has_right_is_not_counted_as_copied() -> None:
+    rates = GlobalAcceptance(COPY_PRIORS, (0.5, 0.5))
+    one = rates.new_request()
+    copied = one.rates[LOST][0].value
+    for _ in range(60):
+        one.observe(Observation(LOST, 15, 7, False, model_drafted=7, model_accepted=7), 0)
+    assert one.rates[LOST][0].value < copied
+    assert one.rates[MODEL][0].value > 0.9 and one.rates[MODEL][1].value > 0.9
+
+
+def test_probes_come_ever_more_seldom_while_drafts_do_not_pay() -> None:
+    probes = Probes()
+    due = [step for step in range(1, 2000) if probes.due(False)]
+    assert due[:5] == [16, 48, 112, 240, 496] and due[6] - due[5] == 256
+    assert not probes.due(True)
+    assert [step for step in range(1, 40) if probes.due(False)] == [16]

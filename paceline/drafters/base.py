@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from paceline.config import DRAFTERS, ResolvedConfig
+from paceline.drafters.chooser import COPY_PRIORS, Priors
+from paceline.drafters.shipped import shipped_drafter
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout
 from paceline.models.base import Model
+from paceline.ops.attention import AttentionBatch
 from paceline.ops.draft import Draft
+from paceline.ops.draw import Draws
 from paceline.ops.state import SlotState
 from paceline.ops.verify import Verified
 
@@ -28,39 +32,56 @@ class DraftBatch:
     """The B requests of a step, on the device.
 
     slots [B] int64: their rows in `state` and `page_table` [S, P] int32; query_starts [B + 1] int32: where each request's
-    queries start among the step's `num_queries`. A request drafts as many tokens as it has queries, less one. On CUDA all
-    have the same number.
+    queries start among the step's `num_queries`. A request drafts as many tokens as it has queries, less one; `max_query` is
+    the most that one has. On CUDA all have the same number. `draws` is how the slots draw their tokens.
     """
 
     state: SlotState
     slots: Tensor
     query_starts: Tensor
     num_queries: int
+    max_query: int
     page_table: Tensor
     cache: KVCache
+    draws: Draws
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all requests have the same number of queries; always on CUDA."""
+        return self.num_queries == len(self.slots) * self.max_query
 
 
 class Drafter(ABC):
     """Proposes drafts on the device. Each engine has one; slots are those of `DraftBatch.state`.
 
     lengths      draft lengths that it may be asked for, ascending, 0 first; a subset of range(MAX_DRAFT + 1)
-    features     layers of the target whose hidden states `observe` wants, as `Model.forward` numbers them
+    features     layers of the target whose hidden states `remember` wants, as `Model.forward` numbers them
     uses_sources whether it reads a request's explicit sources; they are not put into the text otherwise
-    records_guesses  whether `observe` writes GUESS_CORRECT after steps without drafts too, from which the chooser then learns
+    priors       acceptance by state of agreement that the chooser assumes before it has seen any
+    model_priors the same for the tokens marked FROM_MODEL, None where it marks none
+    probes       whether to draft now and then where it does not seem to pay: for one that learns from its drafts alone
+    records_guesses  whether `observe` writes GUESS_CORRECT after steps without drafts too, for the chooser to learn from
 
-    `propose` and `observe` run on CUDA within captured graphs: shapes depend on the batch's shapes alone, and nothing
-    waits for the device. With `config.deterministic` a drafter proposes a single chain on CUDA: kernels there sum keys in
-    the order of their places, which in other trees is not plain decoding's.
+    `propose`, `remember` and `observe` run on CUDA within captured graphs: shapes depend on the batch's shapes alone, and
+    nothing waits for the device. With `config.deterministic` a drafter proposes a single chain on CUDA: kernels there sum
+    keys in the order of their places, which in other trees is not plain decoding's.
     """
 
     lengths: tuple[int, ...] = (0,)
     features: tuple[int, ...] = ()
     uses_sources: bool = False
     records_guesses: bool = False
+    priors: Priors = COPY_PRIORS
+    model_priors: tuple[float, float] | None = None
+    probes: bool = False
 
     def __init__(self, config: ResolvedConfig, model: Model) -> None:
         self.config = config
         self.device = model.device
+
+    def depth(self, length: int) -> int:
+        """The tokens marked FROM_MODEL in a draft of `length`."""
+        return 0
 
     def layout(self, page_size: int) -> CacheLayout:
         """The planes that it keeps in the cache beside the target's; none by default."""
@@ -78,12 +99,22 @@ class Drafter(ABC):
     def propose(self, batch: DraftBatch) -> Draft:
         """Each request's root and drafted tokens; padding where it has fewer tokens to propose than queries."""
 
-    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified, features: Tensor | None) -> None:
+    def remember(
+        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+    ) -> None:
+        """After a pass of the target over tokens [T], of prompts and of drafts: writes its planes at `batch.locations`.
+
+        features [T, F * H] are the hidden states asked for. parents [T] int64 is the row of the token before each, anything
+        for a request's first row; None where that is the row before. What it writes for a token must follow from the tokens
+        up to that one: pages are shared by prompts with the same beginning, and accepted tokens are moved with all planes.
+        """
+        raise NotImplementedError("a drafter that asks for features must keep something of them")
+
+    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified) -> None:
         """Sees what was accepted, after `state` has moved on; may write the record of acceptance for the chooser.
 
         That record is the columns STREAK (tokens of agreement with the text that lead to the next draft, 0 for none) and
-        GUESS_CORRECT (1 where its first guess was right, drafted or not) of `verified.result`. features [T, F * H] are
-        the hidden states asked for at every query; None at the end of a prompt.
+        GUESS_CORRECT (1 where its first guess was right, drafted or not) of `verified.result`.
         """
         return
 
@@ -101,6 +132,24 @@ class NoDrafter(Drafter):
 
 def make_drafter(config: ResolvedConfig, model: Model) -> Drafter:
     """The drafter that the configuration names."""
-    module, name = DRAFTERS[config.drafter].split(":")
-    kind = cast(Any, getattr(importlib.import_module(module), name))
-    return cast(Drafter, kind(config, model))
+    return cast(Drafter, drafter_class(config.drafter)(config, model))
+
+
+def with_drafter(config: ResolvedConfig, model: Model) -> ResolvedConfig:
+    """`config` with a choice for "auto": joint where there is a trained drafter for the model, else copy.
+
+    In deterministic mode that is copy: a joint draft is a tree, which is not plain decoding's bit by bit (see `Drafter`).
+    """
+    if config.drafter != "auto":
+        return config
+    path = config.draft_model
+    if path is None and model.identity and not config.deterministic:
+        found = shipped_drafter(model.identity)
+        path = None if found is None else str(found)
+    return replace(config, drafter="copy" if path is None else "joint", draft_model=path)
+
+
+def drafter_class(name: str) -> Any:
+    """The class in a row of `config.DRAFTERS`."""
+    module, attribute = DRAFTERS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -14,17 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-LOST_LONG, LOST, SHORT, STEADY, LONG = range(5)
-# before any observation: the rates at which a draft's first token and each one after an accepted one are accepted
-_PRIORS = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
-_DECAY, _GLOBAL_DECAY = 0.8, 0.98
+LOST_LONG, LOST, SHORT, STEADY, LONG, MODEL = range(6)  # MODEL: the rates of a trained drafter's tokens, in any state
+Priors = tuple[tuple[float, float], ...]
+# By state, before any observation: the rates at which a draft's first token and each one after an accepted one are
+# accepted. Of the copy drafter, whose states these are:
+COPY_PRIORS: Priors = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+NOTHING_COPIED: Priors = ((0.0, 0.0),) * 5  # of a drafter that never copies
+_DECAY, _MODEL_DECAY, _GLOBAL_DECAY = 0.8, 0.95, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0  # trials that the rates of all requests count for
+_MODEL_WEIGHT = (
+    16.0  # the same of a trained drafter's, whose tokens are about as often right in one step as in the next
+)
 _LEAST_GAIN = 1.07
 _MAX_RATE = 0.998
+_PATIENCE, _MOST_PATIENCE = 16, 256  # steps without drafts before one is tried
 
 
 @dataclass
@@ -69,6 +76,30 @@ def _learn(
         more.add(accepted - 1.0, accepted - 1.0 + (accepted < drafted), decay)
 
 
+class Observation(NamedTuple):
+    """What a step says of the drafter: `accepted` of `drafted`, and whether the best guess was correct.
+
+    `state` is the state in which the draft's length was chosen. On CUDA that is one step earlier than the state in which it
+    was drafted, and rates recorded by it predict what the chooser needs to know. Of a joint draft `model_accepted` of
+    `model_drafted` tokens are the trained drafter's; `accepted` is of both drafters, so of copying only the guess counts.
+    """
+
+    state: int
+    drafted: int
+    accepted: int
+    guess_correct: bool
+    model_drafted: int = 0
+    model_accepted: int = 0
+
+
+def _observe(rates: Sequence[tuple[_Rate, _Rate]], step: Observation, decay: float) -> None:
+    if step.model_drafted:
+        _learn(rates, step.state, 0, 0, step.guess_correct, decay)
+        _learn(rates, MODEL, step.model_drafted, step.model_accepted, False, max(decay, _MODEL_DECAY))
+    else:
+        _learn(rates, step.state, step.drafted, step.accepted, step.guess_correct, decay)
+
+
 @dataclass
 class Acceptance:
     """One request's acceptance record. `streak` counts the tokens of agreement so far, `lost` the steps since agreement ended.
@@ -88,53 +119,100 @@ class Acceptance:
         else:
             self.state = SHORT if streak < 8 else STEADY if streak < 32 else LONG
 
-    def expected(self, length: int) -> float:
-        """Expected tokens of a step with a draft of `length`."""
-        first, more = (rate.value for rate in self.rates[self.state])
-        return 1.0 + float(_gain(first, more, length))
+    def expected(self, length: int, depth: int = 0) -> float:
+        """Expected tokens of a step with a draft of `length`, a joint one if `depth` guesses of a trained drafter are in it.
 
-    def observe(self, state: int, drafted: int, accepted: int, guess_correct: bool, streak: int) -> None:
-        """Learns from a step: `accepted` of `drafted`, whether the best guess was correct, the streak after it.
-
-        `state` is the state in which the draft's length was chosen. On CUDA that is one step earlier than the state in
-        which it was drafted, and rates recorded by it predict what the chooser needs to know.
+        Of a joint draft it is what the better of the two drafters gives.
         """
-        _learn(self.rates, state, drafted, accepted, guess_correct, _DECAY)
+        first, more = (rate.value for rate in self.rates[self.state])
+        gain = float(_gain(first, more, length))
+        if depth:
+            first, more = (rate.value for rate in self.rates[MODEL])
+            gain = max(gain, float(_gain(first, more, depth)))
+        return 1.0 + gain
+
+    def observe(self, step: Observation, streak: int) -> None:
+        """Learns from a step, after which the streak is `streak`."""
+        _observe(self.rates, step, _DECAY)
         self.set_streak(streak, 0 if streak else self.lost + 1)
 
 
 class GlobalAcceptance:
     """Acceptance rates over all requests, slowly decayed: the prior of a new request."""
 
-    def __init__(self) -> None:
-        self._rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in _PRIORS]
+    def __init__(self, priors: Priors = COPY_PRIORS, model: tuple[float, float] = (0.0, 0.0)) -> None:
+        """`model` are the priors of a joint draft's tokens of a trained drafter."""
+        self._rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in (*priors, model)]
 
     def new_request(self) -> Acceptance:
         """A record that uses these rates, also as they change, until the request has enough observations of its own."""
+        weights = [(_PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE)] * MODEL + [(_MODEL_WEIGHT, _MODEL_WEIGHT)]
         rates = [
-            (_RequestRate(0.0, 0.0, first, _PRIOR_WEIGHT), _RequestRate(0.0, 0.0, more, _PRIOR_WEIGHT_MORE))
-            for first, more in self._rates
+            (_RequestRate(0.0, 0.0, first, weight), _RequestRate(0.0, 0.0, more, weight_more))
+            for (first, more), (weight, weight_more) in zip(self._rates, weights, strict=True)
         ]
         return Acceptance(rates)
 
-    def observe(self, state: int, drafted: int, accepted: int, guess_correct: bool) -> None:
-        _learn(self._rates, state, drafted, accepted, guess_correct, _GLOBAL_DECAY)
+    def observe(self, step: Observation) -> None:
+        _observe(self._rates, step, _GLOBAL_DECAY)
 
 
-def choose_uniform(records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float]) -> int:
-    """One draft length for all requests, of `lengths` (0 first).
+class Probes:
+    """When to draft though it does not seem to pay, for a drafter that learns from its drafts alone.
 
-    `cost(length)` is the seconds of a step in which every request has length + 1 queries. A draft must gain more than the
-    noise of the estimate over plain decoding.
+    After 16 steps without any draft, then 32, and so on up to 256 while the drafts that are tried do not pay either.
     """
-    rates = [record.rates[record.state] for record in records]
-    first, more = (np.array([each.value for each in column]) for column in zip(*rates, strict=True))
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._patience = _PATIENCE
+
+    def due(self, drafted: bool) -> bool:
+        """Counts a step, in which something is drafted or not; whether it shall draft in the second case."""
+        if drafted:
+            self._steps, self._patience = 0, _PATIENCE
+            return False
+        self._steps += 1
+        if self._steps < self._patience:
+            return False
+        self._steps, self._patience = 0, min(2 * self._patience, _MOST_PATIENCE)
+        return True
+
+
+Depth = Callable[[int], int]
+
+
+def _none(length: int) -> int:
+    return 0
+
+
+def choose_uniform(
+    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float], depth: Depth = _none
+) -> int:
+    """One draft length for all requests, of `lengths`; 0 where none of them is possible.
+
+    `cost(length)` is the seconds of a step in which every request has length + 1 queries; `depth(length)` the guesses of a
+    trained drafter in a joint draft. A draft must gain more than the noise of the estimate over plain decoding.
+    """
+    first, more = _values([record.rates[record.state] for record in records])
     costs = {length: cost(length) for length in lengths}
     possible = np.array([length for length, seconds in costs.items() if seconds < math.inf])
-    tokens = len(records) + _gain(first, more, possible[:, None]).sum(axis=1)
+    if not len(possible):
+        return 0
+    gain = _gain(first, more, possible[:, None])
+    depths = np.array([depth(length) for length in possible])
+    if depths.any():
+        first, more = _values([record.rates[MODEL] for record in records])
+        gain = np.maximum(gain, _gain(first, more, depths[:, None]))
+    tokens = len(records) + gain.sum(axis=1)
     gains = tokens / np.array([costs[length] for length in possible])
-    gains[0] *= _LEAST_GAIN
+    gains[possible == 0] *= _LEAST_GAIN
     return int(possible[gains.argmax()])
+
+
+def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
+    """The first and second values of pairs of rates, [2, B]."""
+    return np.array([[first.value, more.value] for first, more in rates]).T
 
 
 def _gain(first: Any, more: Any, length: Any) -> Any:
@@ -142,23 +220,30 @@ def _gain(first: Any, more: Any, length: Any) -> Any:
     return first * (1 - more**length) / (1 - more)
 
 
-def choose_each(records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float]) -> list[int]:
-    """A draft length for each request, of `lengths`; `cost(queries)` is the seconds of a step of that many queries in all.
+def choose_each(
+    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int, int], float], depth: Depth = _none
+) -> list[int]:
+    """A draft length for each request, of `lengths`.
 
+    `cost(queries, depth)` is the seconds of a step of that many queries in all, with so many guesses of a trained drafter.
     Maximises tokens per second by Dinkelbach's iteration: at a given rate, each request takes the length with the largest
     difference of its expected tokens and rate times its seconds.
     """
     count = len(records)
     chosen = [0] * count
     for _ in range(4):
-        queries = count + sum(chosen)
-        rate = sum(record.expected(length) for record, length in zip(records, chosen, strict=True)) / cost(queries)
+        queries, deepest = count + sum(chosen), max(map(depth, chosen))
+        tokens = sum(record.expected(length, depth(length)) for record, length in zip(records, chosen, strict=True))
+        rate = tokens / cost(queries, deepest)
         update = []
         for index, record in enumerate(records):
             others = queries - chosen[index]
-            update.append(
-                max(lengths, key=lambda length: record.expected(length) - rate * (cost(others + length) - cost(others)))
-            )
+
+            def value(length: int, record: Acceptance = record, others: int = others, rate: float = rate) -> float:
+                seconds = cost(others + length, depth(length)) - cost(others, 0)
+                return record.expected(length, depth(length)) - rate * seconds
+
+            update.append(max(lengths, key=value))
         if update == chosen:
             break
         chosen = update

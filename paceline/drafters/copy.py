@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch, Drafter
 from paceline.models.base import Model
@@ -44,6 +42,6 @@ class CopyDrafter(Drafter):
             batch.state, self.copy, batch.slots, batch.query_starts, batch.num_queries, self._max_branches
         )
 
-    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified, features: Tensor | None) -> None:
+    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified) -> None:
         assert isinstance(draft, CopyDraft)
         copy_observe(batch.state, self.copy, batch.slots, batch.query_starts, draft, verified)

@@ -18,7 +18,7 @@ class Detokenizer:
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: tuple[str, ...], min_tokens: int = 0) -> None:
         self._token_bytes = token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._partial = b""  # the beginning of a character
         self._stop = stop_strings(stop) if stop else None
         self._state = 0
         self._held = ""
@@ -31,17 +31,17 @@ class Detokenizer:
         After a stop string `stopped` is True and further tokens are ignored.
         """
         if self._stop is None:
-            return self._decoder.decode(b"".join(map(self._token_bytes, tokens))), len(tokens)
+            return self._decode(tokens), len(tokens)
         if self.stopped:
             return "", 0
         early, self._early = self._early, max(0, self._early - len(tokens))
         used = 0
         for part, ends in ((tokens[:early], False), (tokens[early:], True)):
-            before, held = self._decoder.getstate(), len(self._held)
-            found = self._read(self._decoder.decode(b"".join(map(self._token_bytes, part))), ends)
+            before, held = self._partial, len(self._held)
+            found = self._read(self._decode(part), ends)
             if found is not None:
                 self.stopped = True
-                self._decoder.setstate(before)
+                self._partial = before
                 text, self._held = self._held[: found[0]], ""
                 return text, used + self._up_to(found[1] - held, part)
             used += len(part)
@@ -53,8 +53,16 @@ class Detokenizer:
         """The text held back, at the end of the output; half a character becomes U+FFFD."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(b"", final=True)
+        self._held += self._partial.decode("utf-8", "replace")
+        self._partial = b""
         text, self._held = self._held, ""
+        return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        """The whole characters of tokens."""
+        data = self._partial + b"".join(map(self._token_bytes, tokens))
+        text, used = codecs.utf_8_decode(data, "replace")
+        self._partial = data[used:]
         return text
 
     def _read(self, text: str, ends: bool) -> tuple[int, int] | None:
@@ -78,7 +86,7 @@ class Detokenizer:
     def _up_to(self, end: int, tokens: list[int]) -> int:
         """How many of `tokens` it takes for the text's first `end` characters."""
         for count, token in enumerate(tokens, 1):
-            end -= len(self._decoder.decode(self._token_bytes(token)))
+            end -= len(self._decode([token]))
             if end <= 0:
                 return count
         return len(tokens)

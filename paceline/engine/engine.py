@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from paceline.config import EngineConfig, Hardware, ResolvedConfig, resolve
-from paceline.drafters.base import Drafter, make_drafter
-from paceline.drafters.chooser import GlobalAcceptance, choose_each, choose_uniform
+from paceline.drafters.base import Drafter, make_drafter, with_drafter
+from paceline.drafters.chooser import Acceptance, GlobalAcceptance, Probes, choose_each, choose_uniform
 from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
 from paceline.engine.detokenize import Detokenizer
@@ -36,6 +36,7 @@ from paceline.models.checkpoint import Checkpoint, open_checkpoint
 from paceline.models.decoder import Decoder
 from paceline.models.pull import pull
 from paceline.models.tokenizer import Tokenizer
+from paceline.ops import verify
 from paceline.ops.dispatch import deterministic
 from paceline.types import Completion, FinishReason, Request, Sampling, StepOutput, TokenIds
 
@@ -55,9 +56,10 @@ class Engine:
         """`Engine.load` prepares all arguments. `defaults` is the sampling that the model's makers recommend: a server
         applies it, the engine does not.
         """
-        self.config = config
+        self.config = config = with_drafter(config, model)
         self.defaults = defaults or Sampling()
         self.tokenizer = tokenizer
+        self._text_bytes = functools.cache(tokenizer.text_bytes)  # called for every token of the output
         self.model = model
         self.drafter: Drafter = make_drafter(config, model)
         layout = model.layout(config.page_size).join(self.drafter.layout(config.page_size))
@@ -79,7 +81,11 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._unread: dict[str | None, deque[StepOutput]] = {None: deque()}
         self._numbers = itertools.count(1)
-        self._global_acceptance = {False: GlobalAcceptance(), True: GlobalAcceptance()}  # by whether there are sources
+        priors = (self.drafter.priors, self.drafter.model_priors or (0.0, 0.0))
+        self._global_acceptance = {
+            each: GlobalAcceptance(*priors) for each in (False, True)
+        }  # by whether there are sources
+        self._probes = Probes() if self.drafter.probes else None
 
     @classmethod
     def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
@@ -96,6 +102,7 @@ class Engine:
         device = torch.device(resolved.device)
         dtype: torch.dtype = getattr(torch, resolved.dtype)
         model = Decoder(checkpoint.config, checkpoint.stored(), device, dtype)
+        model.identity = checkpoint.identity
         return cls(model, checkpoint.tokenizer(), resolved, checkpoint.sampling)
 
     def sibling(self, config: ResolvedConfig) -> Engine:
@@ -270,7 +277,7 @@ class Engine:
             request=request,
             name=name,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            detokenizer=Detokenizer(self.tokenizer.text_bytes, sampling.stop, sampling.min_tokens),
+            detokenizer=Detokenizer(self._text_bytes, sampling.stop, sampling.min_tokens),
             stops=frozenset(stops),
             acceptance=self._global_acceptance[bool(request.sources)].new_request(),
             tokens=list(request.prompt),
@@ -293,11 +300,19 @@ class Engine:
         if len(lengths) == 1:
             return list(lengths) * len(sequences)
         records = [sequence.acceptance for sequence in sequences]
+        chosen = self._by_cost(records, lengths)
+        if self._probes is not None and self._probes.due(any(chosen)):
+            chosen = self._by_cost(records, lengths[1:])
         if self.runner.uniform:
-            length = choose_uniform(records, lengths, lambda length: self.runner.step_cost(len(records), length))
-            return [length] * len(records)
-        chosen = choose_each(records, lengths, self.runner.cost)
+            return chosen
         return [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]
+
+    def _by_cost(self, records: list[Acceptance], lengths: tuple[int, ...]) -> list[int]:
+        """The draft length of each request with the most expected tokens per second."""
+        if self.runner.uniform:
+            cost = functools.partial(self.runner.step_cost, len(records))
+            return [choose_uniform(records, lengths, cost, self.drafter.depth)] * len(records)
+        return choose_each(records, lengths, self.runner.cost, self.drafter.depth)
 
     def _read(self, step: InFlightStep) -> list[StepOutput]:
         """Reads an in-flight step; returns its outputs.
@@ -311,7 +326,7 @@ class Engine:
             if step.chunks:
                 self.scheduler.chunk_cost.add(step.chunks, step.seconds(now))
         except BaseException as error:
-            return self._fail([sequence for sequence, epoch, _ in step.entries if sequence.epoch == epoch], error)
+            return self._fail([sequence for sequence, epoch, *_ in step.entries if sequence.epoch == epoch], error)
         outputs = []
         for each in results:
             try:
@@ -351,20 +366,20 @@ class Engine:
         sequence = result.sequence
         if sequence.failure is not None:  # it failed within the step, whose tokens are not its output
             return self._end_failed(sequence, sequence.failure)
-        sequence.in_flight = max(0, sequence.in_flight - result.length - 1)
-        usage = sequence.usage
-        if result.decode:
-            usage.steps += 1
-            usage.drafted_tokens += result.drafted
-            usage.margin_tokens += result.margin_accepted
-            usage.source_drafted_tokens += result.source_drafted
-        state = sequence.draft_states.popleft() if result.decode else sequence.acceptance.state
+        sequence.in_flight -= result.length + 1
+        usage, row = sequence.usage, result.row
+        usage.steps += result.decode
+        drafted = source_accepted = 0
+        if result.length:
+            drafted, source_accepted = row[verify.NUM_DRAFTED], row[verify.SOURCE_ACCEPTED]
+            usage.drafted_tokens += drafted
+            usage.margin_tokens += row[verify.MARGIN_ACCEPTED]
+            usage.source_drafted_tokens += row[verify.SOURCE_DRAFTED]
         if result.length or self.drafter.records_guesses:
-            observed = (state, result.drafted, result.accepted, result.guess_correct)
-            self._global_acceptance[bool(sequence.request.sources)].observe(*observed)
-            sequence.acceptance.observe(*observed, result.streak)
-        drafted, source_accepted = (result.drafted, result.source_accepted) if result.decode else (0, 0)
-        output = sequence.append(result.tokens, result.accepted, result.logprobs, drafted, source_accepted)
+            observed = result.observation(self.drafter.records_guesses)
+            self._global_acceptance[bool(sequence.request.sources)].observe(observed)
+            sequence.acceptance.observe(observed, row[verify.STREAK])
+        output = sequence.append(result.tokens, result.logprobs, drafted, source_accepted)
         if sequence.finish is not None:
             if sequence.failure is None:
                 self.scheduler.finish(sequence)

@@ -239,7 +239,7 @@ class GraphRunner(Runner):
                 branching=not fresh,  # the kernel for branches reads lengths on the device, which a graph needs
                 host=host if fresh else None,
             )
-            return self.model.forward(tokens, self.cache, batch, count - 1).logits
+            return self.forward(tokens, batch, count - 1)
 
         graph, logits = self._captured(run)
         return PromptGraph(graph, inputs, (places, bounds, branch_starts), logits)
@@ -261,7 +261,7 @@ class GraphRunner(Runner):
             max_context=0,
             host=HostLengths(bounds, [0] * count, [None] * count),
         )
-        self.model.forward(zeros, self.cache, batch, zeros[:count])
+        self.forward(zeros, batch, zeros[:count])
 
     def _captured(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         """Runs twice to compile and to settle the allocator, then captures; returns the graph and its output tensors.
@@ -301,15 +301,15 @@ class GraphRunner(Runner):
         queries = length + 1
         slots = torch.full((size,), self.state.spare, dtype=torch.int64, device=self.device)
         starts = torch.arange(0, size * queries + 1, queries, dtype=torch.int32, device=self.device)
-        batch = self.draft_batch(slots, starts, size * queries)
-        graph, target = self._captured(lambda: self.target_pass(batch, queries))
+        batch = self.draft_batch(slots, starts, size * queries, queries)
+        graph, target = self._captured(lambda: self.target_pass(batch))
 
         def second(margin: bool, drawing: bool) -> VerifyGraph:
             def run() -> tuple[Tensor, Tensor]:
                 choices = argmax(target.logits)
                 if drawing:
                     choices = drawn(target.logits, choices, target.draft, self.state, slots, starts, self.draws)
-                verified = self.verify(target, choices, queries, margin)
+                verified = self.verify(target, choices, margin)
                 return verified.result, verified.path
 
             captured, (result, path) = self._captured(run)
@@ -361,7 +361,6 @@ def _first(target: TargetPass, count: int, queries: int) -> TargetPass:
         ),
         draft=target.draft.take(total, count),
         logits=target.logits[:total],
-        features=None if target.features is None else target.features[:total],
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from paceline.drafters.chooser import Observation
 from paceline.engine.sequence import Sequence
 from paceline.ops import verify
 from paceline.types import TokenLogprob
@@ -16,23 +17,26 @@ from paceline.types import TokenLogprob
 class StepResult:
     """What one step gave one sequence.
 
-    The first `accepted` of `tokens` were drafted, the last one never is. Of its `drafted` tokens `source_drafted` came from
-    explicit sources, and of those `source_accepted` were accepted; `margin_accepted` were accepted by the request's margin
-    alone. `length` is the draft length asked for. `streak` and `guess_correct` are the drafter's record for the chooser.
+    tokens    those that it wrote: accepted drafts, then one of the target's
+    row       its row of verification's result (`Verified`), on the host
+    length    the tokens that it was asked to draft; `state` is the acceptance state in which that was chosen
+    decode    False at the end of a prompt
     """
 
     sequence: Sequence
     tokens: list[int]
-    accepted: int
-    drafted: int
+    row: list[int]
     length: int
-    guess_correct: bool
-    streak: int
-    margin_accepted: int
-    source_drafted: int
-    source_accepted: int
-    logprobs: list[TokenLogprob]
+    state: int
+    logprobs: tuple[TokenLogprob, ...]
     decode: bool
+
+    def observation(self, records_guesses: bool) -> Observation:
+        """What it says of the drafter, which records whether its first guess was right, or does not."""
+        row, accepted = self.row, len(self.tokens) - 1
+        guess_correct = records_guesses and bool(row[verify.GUESS_CORRECT])
+        counts = row[verify.MODEL_DRAFTED], row[verify.MODEL_ACCEPTED]
+        return Observation(self.state, row[verify.NUM_DRAFTED], accepted, guess_correct, *counts)
 
 
 @dataclass
@@ -60,12 +64,12 @@ class PromptLogprobs:
 class InFlightStep:
     """A launched step.
 
-    `entries` are (sequence, its epoch at launch, draft length); `result` and `path` are verification's. `bounds` are where
-    each sequence's queries start. `chunks` are the token ranges of the prompts that the step computes; `begin_event` and
-    `end_event` are CUDA events at its begin and end.
+    `entries` are (sequence, its epoch at launch, draft length, the acceptance state in which that was chosen). `result` and
+    `path` are verification's; further rows are padding. `bounds` are where each sequence's queries start. `chunks` are the
+    token ranges of the prompts that the step computes; `begin_event` and `end_event` are CUDA events at its begin and end.
     """
 
-    entries: list[tuple[Sequence, int, int]]
+    entries: list[tuple[Sequence, int, int, int]]
     result: Tensor
     path: Tensor
     decode: bool
@@ -91,35 +95,18 @@ class InFlightStep:
         for each in self.prompt_logprobs:
             each.store()
         results = []
-        rows = self.result.tolist()
-        for index, (sequence, epoch, length) in enumerate(self.entries):
-            if sequence.finish is not None or sequence.epoch != epoch:
-                continue
-            row = rows[index]
-            count = row[verify.NUM_TOKENS]
-            tokens = row[verify.HEADER : verify.HEADER + count]
-            results.append(
-                StepResult(
-                    sequence=sequence,
-                    tokens=tokens,
-                    accepted=count - 1,
-                    drafted=row[verify.NUM_DRAFTED],
-                    length=length,
-                    guess_correct=bool(row[verify.GUESS_CORRECT]),
-                    streak=row[verify.STREAK],
-                    margin_accepted=row[verify.MARGIN_ACCEPTED],
-                    source_drafted=row[verify.SOURCE_DRAFTED],
-                    source_accepted=row[verify.SOURCE_ACCEPTED],
-                    logprobs=self._logprobs(index, sequence, tokens),
-                    decode=self.decode,
-                )
-            )
+        for index, (entry, row) in enumerate(zip(self.entries, self.result.numpy().tolist(), strict=False)):
+            sequence, epoch, length, state = entry
+            if sequence.finish is None and sequence.epoch == epoch:
+                tokens = row[verify.HEADER : verify.HEADER + row[verify.NUM_TOKENS]]
+                found = self._logprobs(index, sequence, tokens) if self.logprobs is not None else ()
+                results.append(StepResult(sequence, tokens, row, length, state, found, self.decode))
         return results
 
-    def _logprobs(self, index: int, sequence: Sequence, tokens: list[int]) -> list[TokenLogprob]:
+    def _logprobs(self, index: int, sequence: Sequence, tokens: list[int]) -> tuple[TokenLogprob, ...]:
         count = sequence.request.sampling.logprobs
         if count is None or self.logprobs is None or self.bounds is None:
-            return []
+            return ()
         queries = [0, *self.path[index, : len(tokens) - 1].tolist()]  # the query that each token follows
         found = []
         for query, token in zip(queries, tokens, strict=True):
@@ -127,4 +114,4 @@ class InFlightStep:
             values, alternatives = (each[row, :count].tolist() for each in self.logprobs[1:])
             top = tuple(zip(alternatives, values, strict=True))
             found.append(TokenLogprob(token, float(self.logprobs[0][row]), top))
-        return found
+        return tuple(found)

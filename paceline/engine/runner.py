@@ -39,14 +39,13 @@ _MIN_TEMPERATURE = 1e-30  # the least that float32 still tells from 0
 class TargetPass:
     """One pass of the target over drafts: logits [T, V] after each query.
 
-    `attention` is None at the end of a prompt, where nothing is drafted; features [T, F * H] are what the drafter asked for.
+    `attention` is None at the end of a prompt, where nothing is drafted.
     """
 
     batch: DraftBatch
     draft: Draft
     attention: AttentionBatch | None
     logits: Tensor
-    features: Tensor | None = None
 
 
 class Runner:
@@ -71,7 +70,7 @@ class Runner:
         self.page_table = torch.zeros(num_slots, width, dtype=torch.int32, device=self.device)
         self.margins = torch.zeros(num_slots, device=self.device)
         self.draws = Draws.empty(num_slots, self.device)
-        self.cost = StepCost()
+        self._costs: dict[int, StepCost] = {}  # by the trained drafter's guesses, which take passes of their own
         model.prepare(config.max_context + slack)
 
     def warm_up(self, batch: int) -> None:
@@ -79,12 +78,21 @@ class Runner:
 
     def step_cost(self, num_requests: int, length: int) -> float:
         """Seconds of a decode step in which `num_requests` each draft `length`."""
-        return self.cost(num_requests * (length + 1))
+        return self.cost(num_requests * (length + 1), self.drafter.depth(length))
+
+    def cost(self, queries: int, depth: int) -> float:
+        """Seconds of a decode step of `queries` in all, with `depth` guesses of a trained drafter."""
+        measured = self._costs.get(depth)
+        if measured is None and depth:
+            # not measured yet: as if each guess took a tenth of a step
+            return self.cost(queries, 0) * (1 + 0.1 * depth)
+        return (measured or StepCost())(queries)
 
     def learn(self, step: InFlightStep, read_at: float) -> None:
         """Adds a step's time, once it is read, to the measured costs."""
         if step.queries:
-            self.cost.add(step.queries, read_at - step.launched)
+            depth = max((self.drafter.depth(length) for _, _, length, _ in step.entries if step.decode), default=0)
+            self._costs.setdefault(depth, StepCost()).add(step.queries, read_at - step.launched)
 
     # ---- host to device
 
@@ -177,7 +185,7 @@ class Runner:
             logits = parts[0] if len(parts) == 1 else torch.cat(parts)
             slots = to_device([each.slot for each in ready], torch.int64, self.device)
             starts = torch.arange(len(ready) + 1, dtype=torch.int32, device=self.device)
-            batch = self.draft_batch(slots, starts, len(ready))
+            batch = self.draft_batch(slots, starts, len(ready), 1)
             target = TargetPass(batch, self.drafter.propose(batch), None, logits)
             step = self._conclude(ready, [0] * len(ready), target, expected)
         step.decode, step.launched, step.prompt_logprobs = False, started, of_prompts
@@ -191,7 +199,7 @@ class Runner:
         Returns those after its last token, [1, V] or, where the prompt continues, [0, V], and the log-probabilities.
         """
         batch, tokens, _ = self._prefill_batch([chunk])
-        logits = self.model.forward(tokens, self.cache, batch).logits
+        logits = self.forward(tokens, batch)
         following = chunk.sequence.tokens[chunk.start + 1 : chunk.end + 1]
         choices = to_device(following, torch.int64, self.device)
         values = logprobs(logits[: len(following)], choices, chunk.sequence.request.sampling.prompt_logprobs or 0)
@@ -208,7 +216,16 @@ class Runner:
     def prompt_logits(self, chunks: list[Chunk]) -> Tensor:
         """Computes the chunks' keys and values; logits [N, V] after the last token of the N chunks that are last."""
         batch, tokens, rows = self._prefill_batch(chunks)
-        return self.model.forward(tokens, self.cache, batch, rows).logits
+        return self.forward(tokens, batch, rows)
+
+    def forward(
+        self, tokens: Tensor, batch: AttentionBatch, rows: Tensor | None = None, parents: Tensor | None = None
+    ) -> Tensor:
+        """A pass of the target, which the drafter remembers; logits of all tokens or of `rows`. See `Drafter.remember`."""
+        output = self.model.forward(tokens, self.cache, batch, rows, self.drafter.features)
+        if output.features is not None:
+            self.drafter.remember(tokens, output.features, parents, batch, self.cache)
+        return output.logits
 
     def decode(self, work: Decode) -> InFlightStep:
         """One step of every sequence: draft, one pass of the target over all drafts, verification."""
@@ -217,41 +234,45 @@ class Runner:
         bounds = _bounds(work.lengths)
         starts = to_device(bounds, torch.int32, self.device)
         slots = to_device([each.slot for each in work.sequences], torch.int64, self.device)
-        target = self.target_pass(self.draft_batch(slots, starts, bounds[-1]), max(work.lengths) + 1)
+        target = self.target_pass(self.draft_batch(slots, starts, bounds[-1], max(work.lengths) + 1))
         step = self._conclude(work.sequences, work.lengths, target)
         step.launched = started
         return step
 
-    def target_pass(self, batch: DraftBatch, max_query: int) -> TargetPass:
-        """Drafts, then runs the target over roots and drafts; `max_query` is the most queries that a request has."""
+    def target_pass(self, batch: DraftBatch) -> TargetPass:
+        """Drafts, then runs the target over roots and drafts."""
         draft = self.drafter.propose(batch)
         attention = decode_layout(
-            batch.state, batch.slots, batch.query_starts, draft, batch.page_table, self.cache.page_size, max_query
+            batch.state, batch.slots, batch.query_starts, draft, batch.page_table, self.cache.page_size, batch.max_query
         )
-        output = self.model.forward(draft.tokens, self.cache, attention, want=self.drafter.features)
-        return TargetPass(batch, draft, attention, output.logits, output.features)
+        parents = None
+        if self.drafter.features:
+            owner = owners(batch.query_starts, len(draft.tokens))
+            parents = draft.parent_rows(batch.query_starts[owner])
+        logits = self.forward(draft.tokens, attention, None, parents)
+        return TargetPass(batch, draft, attention, logits)
 
-    def verify(self, target: TargetPass, choices: Tensor, width: int, margin: bool) -> Verified:
+    def verify(self, target: TargetPass, choices: Tensor, margin: bool) -> Verified:
         """Verifies drafts against the target's choices [T]; moves the cached state of accepted tokens into place.
 
-        `width` is the most queries that a request has; `margin` says that a request may have one.
+        `margin` says that a request may have one.
         """
-        batch, draft = target.batch, target.draft
+        batch, draft, width = target.batch, target.draft, target.batch.max_query
         lenient = None
         if margin and width > 1:
             owner = owners(batch.query_starts, len(choices))
             margins = self.margins[batch.slots][owner]
             lenient = within_margin(target.logits, draft, choices, batch.query_starts[owner], margins)
         verified = verify(batch.state, batch.slots, batch.query_starts, draft, choices, lenient, width)
-        self.drafter.observe(batch, draft, verified, target.features)
+        self.drafter.observe(batch, draft, verified)
         if target.attention is not None and width > 1:
             attention = target.attention
             self.cache.move(attention.page_table, attention.context_lens, verified.counts, verified.path)
         return verified
 
-    def draft_batch(self, slots: Tensor, starts: Tensor, num_queries: int) -> DraftBatch:
+    def draft_batch(self, slots: Tensor, starts: Tensor, num_queries: int, max_query: int) -> DraftBatch:
         """The requests in `slots`, whose queries begin at `starts`."""
-        return DraftBatch(self.state, slots, starts, num_queries, self.page_table, self.cache)
+        return DraftBatch(self.state, slots, starts, num_queries, max_query, self.page_table, self.cache, self.draws)
 
     def _conclude(
         self, sequences: list[Sequence], lengths: list[int], target: TargetPass, expected: list[int] | None = None
@@ -277,7 +298,7 @@ class Runner:
             follows = to_device(expected, torch.int64, self.device)
             margins = torch.where(follows >= 0, self.margins[batch.slots], 0.0)
             choices = first_within_margin(logits, choices, follows.clamp(min=0), margins)
-        verified = self.verify(target, choices, max(lengths) + 1, margin)
+        verified = self.verify(target, choices, margin)
         counts = [each.request.sampling.logprobs for each in sequences]
         found = None
         if any(count is not None for count in counts):
@@ -359,6 +380,6 @@ def _bounds(lengths: list[int]) -> list[int]:
     return bounds
 
 
-def step_entries(sequences: list[Sequence], lengths: list[int]) -> list[tuple[Sequence, int, int]]:
+def step_entries(sequences: list[Sequence], lengths: list[int]) -> list[tuple[Sequence, int, int, int]]:
     """The entries of an InFlightStep."""
-    return [(each, each.epoch, length) for each, length in zip(sequences, lengths, strict=True)]
+    return [(each, each.epoch, length, each.acceptance.state) for each, length in zip(sequences, lengths, strict=True)]

@@ -296,13 +296,13 @@ class Scheduler:
                     continue  # no other holds pages: reading the in-flight step shows how many it needs
             ready.append(sequence)
             drafts.append(length)
-        for sequence, length in zip(ready, drafts, strict=True):
             sequence.in_flight += length + 1
-            sequence.draft_states.append(sequence.acceptance.state)
         return Decode(ready, drafts) if ready else None
 
     def _affordable_draft(self, sequences: list[Sequence], chosen: int) -> int:
         """The longest draft up to `chosen` for which there are pages for all; 0 where there is none."""
+        if len(sequences) * self._num_pages(chosen + 1) <= self._num_available:
+            return chosen  # a sequence has pages for all that is in flight, so it lacks at most those of the new tokens
         lengths = [chosen, *(each for each in reversed(self.lengths) if 0 < each < chosen), 0]
         fits = (each for each in lengths if sum(self._lacking(one, each) for one in sequences) <= self._num_available)
         return next(fits, 0)
@@ -314,9 +314,9 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
         """Allocates pages for a step that drafts `length` tokens; False where there are not enough."""
+        if len(sequence.tokens) + sequence.in_flight + length < len(sequence.pages) * self.page_size:
+            return True  # in most steps
         needed = self._lacking(sequence, length)
-        if not needed:
-            return True
         if not self._make_room(needed):
             return False
         sequence.pages += self.pool.allocate(needed)
@@ -345,7 +345,6 @@ class Scheduler:
         victim.status = Status.WAITING
         victim.epoch += 1
         victim.in_flight = victim.computed = 0
-        victim.draft_states.clear()
         self.waiting.appendleft(victim)
         self.num_preempted += 1
         return True

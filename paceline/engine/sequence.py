@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import time
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,7 +49,6 @@ class Sequence:
     epoch       counts preemptions: results of steps launched in an earlier epoch are dropped
     matcher     the state of its grammar, if it has one
     failure     an error of its own within an in-flight step: the sequence ends when that step is read
-    draft_states  the acceptance states in which the in-flight steps' draft lengths were chosen, oldest first
     """
 
     request: Request
@@ -73,7 +71,6 @@ class Sequence:
     computed: int = 0
     in_flight: int = 0
     epoch: int = 0
-    draft_states: deque[int] = field(default_factory=deque)
     failure: PacelineError | None = None
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
@@ -100,11 +97,11 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
     def append(
-        self, new: list[int], accepted: int, logprobs: list[TokenLogprob], drafted: int = 0, source_accepted: int = 0
+        self, new: list[int], logprobs: tuple[TokenLogprob, ...] = (), drafted: int = 0, source_accepted: int = 0
     ) -> StepOutput:
         """Adds a step's tokens up to the one that ends the output.
 
-        The first `accepted` of them are of `drafted` ones, `source_accepted` of those from explicit sources.
+        All but the last of them are of `drafted` ones, `source_accepted` of those from explicit sources.
         """
         begins = not self.first_token
         if begins:
@@ -117,8 +114,8 @@ class Sequence:
         if not self.stops.isdisjoint(kept):
             ends = (i for i, token in enumerate(kept) if token in self.stops and written + i >= sampling.min_tokens)
             end = next(ends, end)
-        text, used = self.detokenizer.feed(kept[:end])
-        if self.detokenizer.stopped or end < len(kept):
+        text, used = self.detokenizer.feed(kept if end == count else kept[:end])
+        if self.detokenizer.stopped or end < count:
             self.finish = FinishReason.STOP
             kept = kept[: used if self.detokenizer.stopped else end + 1]
         elif written + count >= sampling.max_tokens:
@@ -132,19 +129,21 @@ class Sequence:
         if self.failure is not None:
             self.finish = FinishReason.FAILED
         self.text.append(text)
-        accepted = min(accepted, count)
         usage.output_tokens += count
-        usage.accepted_tokens += accepted
-        usage.source_accepted_tokens += min(source_accepted, accepted)
-        kept_logprobs = tuple(logprobs[:count])
-        self.logprobs += kept_logprobs
+        flags = [False] * count
+        if accepted := min(len(new) - 1, count):
+            usage.accepted_tokens += accepted
+            usage.source_accepted_tokens += min(source_accepted, accepted)
+            flags[:accepted] = [True] * accepted
+        if logprobs:
+            logprobs = logprobs[:count]
+            self.logprobs += logprobs
         if self.finish:
             usage.decode_seconds = time.perf_counter() - self.first_token
-        flags = [True] * accepted + [False] * (count - accepted)
         snapshot = replace(usage) if begins or self.finish else None
         of_prompt = tuple(self.prompt_logprobs) if begins else ()
         return StepOutput(
-            self.name, kept, text, flags, kept_logprobs, self.finish, snapshot, drafted, self.failure, of_prompt
+            self.name, kept, text, flags, logprobs, self.finish, snapshot, drafted, self.failure, of_prompt
         )
 
     def fail(self, error: PacelineError) -> StepOutput:

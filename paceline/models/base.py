@@ -28,11 +28,21 @@ class Output:
 
 
 class Model(ABC):
-    """A language model on one device. Subclasses set the three attributes; `dtype` is that of hidden states and cache."""
+    """A language model on one device. Subclasses set the attributes.
+
+    `dtype` is that of hidden states and cache; `embedding` [V, H] the rows that tokens become; `identity` that of the
+    checkpoint (`Checkpoint.identity`), "" where there is none.
+    """
 
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device
+    embedding: Tensor
+    identity: str = ""
+
+    @abstractmethod
+    def head_rows(self, tokens: Tensor | None) -> Tensor:
+        """The rows of the head that give the logits of `tokens` [N] int64, of all where None: [N, H]."""
 
     @abstractmethod
     def layout(self, page_size: int) -> CacheLayout:

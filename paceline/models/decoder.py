@@ -18,8 +18,8 @@ from paceline.models.loader import Form, Loader, Part, Wanted, of_layer, of_mode
 from paceline.models.rope import rope_table
 from paceline.models.stored import StoredTensor
 from paceline.ops.attention import AttentionBatch
-from paceline.ops.linear import norm_linear
-from paceline.ops.weight import Weight, prepare
+from paceline.ops.linear import linear, norm_linear
+from paceline.ops.weight import Dense, Weight, prepare
 
 
 class Layer(NamedTuple):
@@ -68,6 +68,15 @@ class Decoder(Model):
             layer.mlp.next_norm = self.norm if after is None else after.attention.norm
         self._tables: list[Tensor] = []
         self.rope = torch.empty(0)
+
+    def head_rows(self, tokens: Tensor | None) -> Tensor:
+        matrix = self.embedding
+        if not self.config.tie_embeddings:
+            # a packed head is unpacked by multiplying it by the identity
+            width = self.config.hidden_size
+            unit = torch.eye(width, dtype=self.dtype, device=self.device)
+            matrix = self.head.matrix if isinstance(self.head, Dense) else linear(unit, self.head).T
+        return matrix if tokens is None else matrix[tokens]
 
     def layout(self, page_size: int) -> CacheLayout:
         return CacheLayout(page_size, self._attention.planes(self._shard_config, self.config.num_layers, self.dtype))

@@ -33,7 +33,8 @@ class AttentionBatch:
 
     Query i sees all committed tokens, the root (query 0), and the queries j with branch_starts[i] <= j <= i.
     With branch_starts 0 that is plain causal attention, which is what prefill and a single draft use. With a `tree_mask`
-    query i sees all committed tokens and the queries whose bits are set instead: any tree. No query sees a later one.
+    query i sees all committed tokens and the queries whose bits are set instead: any tree, or later queries too, as in a
+    block that is drafted at once.
 
     positions     [T] int64   RoPE position (context_lens[b] + depth; branches overlap in position, never in location)
     locations     [T] int64   page * page_size + offset, where the token's K and V go in the cache
@@ -43,7 +44,8 @@ class AttentionBatch:
     branch_starts [T] int32
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0 and there is no tree, so that a plain causal kernel may be used
-    tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees query j of its request; W holds max_query
+    tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees query j of its request, itself among them;
+                  W holds max_query; bits past the request's queries mean nothing
     host          what the host knows of it (prefill), so that no kernel waits for the device
     plan          what an implementation computes once for all layers
     """

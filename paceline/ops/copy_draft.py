@@ -150,9 +150,10 @@ def observe_reference(
         new = verified.result[index, HEADER : HEADER + accepted + 1].tolist()
         end = int(state.end[slot]) - (0 if spare else accepted + 1)  # before the step
         pointer, guess = int(copy.pointer[slot]), int(draft.guesses[index])
-        expected = guess
-        if accepted:
-            expected = int(draft.origins[first + int(verified.path[index, accepted - 1])]) + 1
+        origins = [int(draft.origins[first + row]) for row in verified.path[index, :accepted].tolist()]
+        copied = [each for each in origins if each >= 0]  # a joint draft's path may end in tokens that were not copied
+        left = copied[-1] + 1 if copied else guess
+        expected = left if len(copied) == accepted else -1
         in_step = 0 <= expected < end and int(state.text[slot, expected]) == new[-1]
         before = int(copy.streak[slot])
         if pointer < 0:
@@ -163,8 +164,8 @@ def observe_reference(
         if spare:
             continue
         copy.pointer[slot] = expected + 1 if in_step else -1
-        if not in_step and (accepted or pointer >= 0):
-            copy.anchor[slot] = expected
+        if not in_step and (copied or pointer >= 0):
+            copy.anchor[slot] = left
         copy.streak[slot] = streak
 
 

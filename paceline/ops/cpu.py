@@ -69,7 +69,8 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, 
     ahead = torch.ones(min(count, _BLOCK), min(count, _BLOCK), dtype=torch.bool).triu(1)
     for begin in range(0, count, _BLOCK):
         end = min(begin + _BLOCK, count)
-        rows, reach = end - begin, context + end
+        rows = end - begin
+        reach = context + (end if hidden is None else count)
         block = (
             query[begin:end].view(rows, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(kv_heads, group * rows, dim)
         )
@@ -77,6 +78,6 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, 
         torch.baddbmm(scores, block, keys[:, :, :reach], beta=0, alpha=scale, out=scores)
         if count > 1:
             own = scores.view(kv_heads, group, rows, reach)[..., context if hidden is not None else context + begin :]
-            own.masked_fill_(ahead[:rows, :rows] if hidden is None else hidden[begin:end, :end], float("-inf"))
+            own.masked_fill_(ahead[:rows, :rows] if hidden is None else hidden[begin:end], float("-inf"))
         result = torch.bmm(scores.softmax(-1), values[:, :reach])
         output[begin:end] = result.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3).reshape(rows, heads, dim)

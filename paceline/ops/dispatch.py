@@ -29,12 +29,19 @@ _REFERENCES = {
     "experts": "paceline.ops.experts:reference",
     "rope_and_cache": "paceline.ops.rope:reference",
     "argmax": "paceline.ops.argmax:reference",
+    "candidates": "paceline.ops.candidates:reference",
     "draw": "paceline.ops.draw:reference",
     "copy_draft": "paceline.ops.copy_draft:reference",
     "decode_layout": "paceline.ops.layout:reference",
     "copy_observe": "paceline.ops.copy_draft:observe_reference",
     "verify": "paceline.ops.verify:reference",
     "move_rows": "paceline.ops.move:reference",
+    "last_states": "paceline.ops.draft_states:last_reference",
+    "keep_states": "paceline.ops.draft_states:keep_reference",
+    "draft_input": "paceline.ops.draft_states:input_reference",
+    "join_drafts": "paceline.ops.join_drafts:reference",
+    "chain_layout": "paceline.ops.chain_layout:reference",
+    "put_first": "paceline.ops.candidates:put_first_reference",
 }
 _KERNELS: dict[str, dict[str, str]] = {
     "cpu": {
@@ -46,6 +53,7 @@ _KERNELS: dict[str, dict[str, str]] = {
         "norm_gated": "paceline.ops.native.linear:norm_gated",
         "linear_gated": "paceline.ops.native.linear:linear_gated",
         "argmax": "paceline.ops.native.linear:argmax",
+        "candidates": "paceline.ops.candidates:on_cpu",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention",
@@ -59,12 +67,19 @@ _KERNELS: dict[str, dict[str, str]] = {
         "experts": "paceline.ops.experts:on_cuda",
         "rope_and_cache": "paceline.ops.triton.rope:rope_and_cache",
         "argmax": "paceline.ops.triton.argmax:argmax",
+        "candidates": "paceline.ops.triton.candidates:candidates",
         "draw": "paceline.ops.triton.draw:draw",
         "copy_draft": "paceline.ops.triton.copy_draft:copy_draft",
         "decode_layout": "paceline.ops.triton.layout:decode_layout",
         "copy_observe": "paceline.ops.triton.copy_draft:copy_observe",
         "verify": "paceline.ops.triton.verify:verify",
         "move_rows": "paceline.ops.triton.move:move_rows",
+        "last_states": "paceline.ops.triton.draft_states:last_states",
+        "keep_states": "paceline.ops.triton.draft_states:keep_states",
+        "draft_input": "paceline.ops.triton.draft_states:draft_input",
+        "join_drafts": "paceline.ops.triton.join_drafts:join_drafts",
+        "chain_layout": "paceline.ops.triton.chain_layout:chain_layout",
+        "put_first": "paceline.ops.triton.candidates:put_first",
     },
 }
 # implementations for deterministic mode, where a row's bits must not depend on the other rows of the call; all other
@@ -87,6 +102,7 @@ _DETERMINISTIC: dict[str, dict[str, str]] = {
 }
 _loaded: dict[str, Implementation] = {}
 _deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
+_differentiable: ContextVar[bool] = ContextVar("differentiable", default=False)
 
 
 @contextmanager
@@ -99,8 +115,20 @@ def deterministic(wanted: bool) -> Iterator[None]:
         _deterministic.reset(token)
 
 
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Within it, ops of this thread run their references, which autograd can differentiate: for training."""
+    token = _differentiable.set(True)
+    try:
+        yield
+    finally:
+        _differentiable.reset(token)
+
+
 def implementation(op: str, tensor: Tensor) -> Implementation:
     """The callable for `op` on `tensor`'s device. Raises ConfigError for an op that is not in the table."""
+    if _differentiable.get():
+        return _load(_REFERENCES[op])
     return _load(chosen(op, tensor.device.type, _deterministic.get()))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 DRAFTED = 1  # a drafted token; neither a root nor padding
 FROM_SOURCE = 2  # drafted from one of the request's explicit sources
 LENIENT = 4  # a margin (docs/apply.md) may accept it though it is not the target's choice
+FROM_MODEL = 8  # on the chain that a trained drafter finds likeliest
 PER_REQUEST = {"rows": "requests"}  # metadata of a Draft's field that has a row per request; others have one per query
 
 

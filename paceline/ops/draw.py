@@ -1,7 +1,10 @@
-"""Sampling: a token of each row's distribution, by inverting its cumulative sum at one uniform number.
+"""Sampling: a token of each row's distribution, as the first arrival of an exponential race.
 
-The number is a function of seed and position alone, so a request draws the same tokens whatever is drafted, batched or
-preempted.
+Each token arrives after an exponential time divided by its weight; a token is the first with its probability (the
+Gumbel-max trick). The times are functions of seed, position and token id alone, so a request draws the same tokens
+whatever is drafted, batched or preempted. A drafter that draws from its own logits with the same times proposes the
+target's choice with probability at least (1 - D) / (1 + D), where D is the total variation distance of the two
+distributions ("Coupling without communication and drafter-invariant speculative decoding", Daliri, Musco, Suresh 2024).
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from torch import Tensor
 from paceline.ops.dispatch import implementation
 
 MIXING = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_BLOCK = 128  # tokens of the vocabulary summed together, before the search within one block
-_TOGETHER = 256  # rows whose distributions are computed at once: bounds the memory
+TOKEN_MIXING = (0x9E3779B1, 0x7FEB352D, 0x846CA68B)  # multipliers of `_hashed`
+SLACK = 1 + 2.0**-20  # on limits compared in float32: more than its rounding
+_UNIT = 2.0**-31
+_BLOCK = 128  # tokens of the vocabulary whose least is found first
+_TOGETHER = 1 << 19  # weights computed at once, but at least one row's: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,31 @@ class Draws:
         return cls(torch.zeros(num_slots, dtype=torch.int64, device=device), filters)
 
 
-def draw(logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws) -> Tensor:
-    """The tokens [T] int64: drawn from logits [T, V] at positions [T], or `best` [T], the index of each row's largest.
+def draw(
+    logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws, tokens: Tensor | None = None
+) -> Tensor:
+    """The columns [T] int64: drawn from logits [T, V] at positions [T], or `best` [T], the index of each row's largest.
 
     slots [T] int64 are the rows' slots. Top-k comes first, then top-p of what it leaves, then min-p; tokens exactly as
-    likely as the last that a filter keeps are kept, too.
+    likely as the last that a filter keeps are kept, too. tokens [V] int64 are the token ids of the columns, for logits of
+    a reduced vocabulary; None: column i is token i.
     """
-    return implementation("draw", logits)(logits, best, slots, positions, draws)
+    return implementation("draw", logits)(logits, best, slots, positions, draws, tokens)
 
 
-def reference(logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws) -> Tensor:
+def reference(
+    logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws, tokens: Tensor | None = None
+) -> Tensor:
     drawn = best.clone()
+    if tokens is None:
+        tokens = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
     drawing = (draws.filters[slots, 0] > 0).nonzero()[:, 0]
-    for begin in range(0, len(drawing), _TOGETHER):
-        rows = drawing[begin : begin + _TOGETHER]
+    count = max(1, _TOGETHER // logits.shape[1])
+    for begin in range(0, len(drawing), count):
+        rows = drawing[begin : begin + count]
         kept = weights(logits[rows], best[rows], draws.filters[slots[rows]])
-        drawn[rows] = _inverted(kept, uniform(draws.seeds[slots[rows]], positions[rows]))
+        keys = row_keys(draws.seeds[slots[rows]], positions[rows])
+        drawn[rows] = _first(kept, best[rows], tokens.int(), keys)
     return drawn
 
 
@@ -61,22 +76,21 @@ def weights(logits: Tensor, best: Tensor, filters: Tensor) -> Tensor:
     return torch.where(every < least[:, None], 0.0, every)
 
 
-def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
-    """[R] float64 in [0, 1): a number for each seed and position, both [R] int64.
+def row_keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """[R] int64: 64 random bits for each seed and position, both [R] int64.
 
-    By the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+    They are number `position` of splitmix64 (Steele, Lea, Flood 2014) from that seed.
     """
-    mixed = positions * signed(MIXING[0]) + seeds
+    mixed = (positions + 1) * signed(MIXING[0]) + seeds
     for shift, factor in ((30, MIXING[1]), (27, MIXING[2])):
         mixed = (mixed ^ _shift(mixed, shift)) * signed(factor)
-    mixed = mixed ^ _shift(mixed, 31)
-    return _shift(mixed, 11).double() * 2.0**-53
+    return mixed ^ _shift(mixed, 31)
 
 
-def signed(value: int) -> int:
-    """The int64 of the same 64 bits."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
+def signed(value: int, bits: int = 64) -> int:
+    """The signed integer of the same 64 or 32 bits."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def _least(every: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -98,25 +112,45 @@ def _least(every: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return least
 
 
-def _inverted(kept: Tensor, numbers: Tensor) -> Tensor:
-    """The token [R] at which the cumulative sum of weights [R, V] first exceeds `numbers` [R] times their total.
+def _first(kept: Tensor, best: Tensor, tokens: Tensor, keys: Tensor) -> Tensor:
+    """The columns [R] of the first arrivals, of weights [R, V] that are largest, 1, at `best` [R]; tokens [V] int32.
 
-    Finds the block of the vocabulary first, then the token within it.
+    A time is the inverse of the exponential distribution at a number of 62 random bits, so no chance is off by more than
+    2**-62 and float64's rounding. The first 31 bits are a lower bound of the time. It suffices to drop, in float32, the
+    columns that cannot come before `best`.
     """
     count, vocab = kept.shape
-    blocks = torch.nn.functional.pad(kept, (0, -vocab % _BLOCK)).view(count, -1, _BLOCK)
-    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    target = numbers[:, None] * ends[:, -1:]
-    block = _first_above(ends, target)
-    rest = target - ends.gather(1, (block - 1).clamp(min=0)) * (block > 0)
-    inside = blocks[torch.arange(count, device=blocks.device), block[:, 0]].double().cumsum(dim=-1)
-    return (block * _BLOCK + _first_above(inside, rest))[:, 0].clamp(max=vocab - 1)
+    first, second = keys.int()[:, None], (keys >> 32).int()[:, None]
+    coarse = _hashed(tokens, first, second)
+    limit = -torch.log1p(-_UNIT * (coarse.gather(1, best[:, None]).double() + 1)).clamp(min=-64)
+    late = coarse.float().addcmul_(kept, (limit * (SLACK / _UNIT)).float(), value=-1)
+    blocks = torch.nn.functional.pad(late, (0, -vocab % _BLOCK)).view(count, -1, _BLOCK)
+    row, block = (blocks.amin(dim=-1) < 0).nonzero(as_tuple=True)
+    found, inside = (blocks[row, block] < 0).nonzero(as_tuple=True)
+    row, column = row[found], block[found] * _BLOCK + inside
+    fine = _hashed(tokens[column], second[row, 0], first[row, 0])
+    number = (coarse[row, column].double() + (fine.double() + 0.5) * _UNIT) * _UNIT
+    arrivals = -torch.log1p(-number) / kept[row, column].double()
+    earliest = torch.full_like(limit[:, 0], float("inf")).scatter_reduce(0, row, arrivals, "amin")
+    winning = arrivals <= earliest[row]
+    return best.scatter(0, row[winning], column[winning])
 
 
-def _first_above(sums: Tensor, target: Tensor) -> Tensor:
-    """The first index [R, 1] at which non-decreasing sums [R, N] exceed target [R, 1], or else reach their last value."""
-    under_all = torch.nextafter(sums[:, -1:], torch.zeros_like(target))
-    return torch.searchsorted(sums, torch.minimum(target, under_all), right=True).clamp(max=sums.shape[1] - 1)
+def _hashed(tokens: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """31 random bits as int32, for token ids and the halves of their rows' keys, all int32 of shapes that broadcast.
+
+    The multipliers and shifts are those of lowbias32 (Wellons, hash-prospector, 2018); the keys are added.
+    """
+    weyl, *factors = (signed(factor, 32) for factor in TOKEN_MIXING)
+    mixed = tokens * weyl + first
+    mixed ^= (mixed >> 16).bitwise_and_(0xFFFF)
+    mixed *= factors[0]
+    mixed += second
+    mixed ^= (mixed >> 15).bitwise_and_(0x1FFFF)
+    mixed *= factors[1]
+    mixed ^= mixed >> 16  # the sign alters bits that are random without it
+    mixed &= 0x7FFFFFFF
+    return mixed
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

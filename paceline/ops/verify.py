@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from paceline.ops.dispatch import implementation
-from paceline.ops.draft import DRAFTED, FROM_SOURCE, LENIENT, Draft
+from paceline.ops.draft import DRAFTED, FROM_MODEL, FROM_SOURCE, LENIENT, Draft
 from paceline.ops.state import SlotState
 
 # columns of a result before its tokens
-NUM_TOKENS, NUM_DRAFTED, SOURCE_DRAFTED, SOURCE_ACCEPTED, MARGIN_ACCEPTED, STREAK, GUESS_CORRECT, HEADER = range(8)
+NUM_TOKENS, NUM_DRAFTED, SOURCE_DRAFTED, SOURCE_ACCEPTED, MARGIN_ACCEPTED, STREAK, GUESS_CORRECT = range(7)
+MODEL_DRAFTED, MODEL_ACCEPTED, HEADER = range(7, 10)
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Verified:
 
     result [B, HEADER + width] int32: tokens written (accepted ones and one of the target's), tokens drafted, those
     drafted from explicit sources and how many of them were accepted, tokens accepted by a margin alone, two columns for
-    the drafter's record of acceptance (see `Drafter.observe`), then the tokens.
+    the drafter's record of acceptance (see `Drafter.observe`), tokens marked FROM_MODEL and how many of them were accepted,
+    then the tokens.
     path [B, width] int32: the query index of each accepted token, ascending; undefined beyond them.
     """
 
@@ -94,6 +96,8 @@ def reference(
             sum(chosen[parents[row]] != tokens[row] for row in rows),
             len(rows),
             int(bool(rows)),
+            sum(each & FROM_MODEL != 0 for each in marks[first:last]),
+            sum(marks[row] & FROM_MODEL != 0 for row in rows),
         ]
         result[index, : HEADER + len(new)] = torch.tensor(header + new, dtype=torch.int32)
         path[index, : len(rows)] = torch.tensor(rows, dtype=torch.int32) - first

@@ -9,18 +9,21 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from paceline.config import DRAFTERS, MAX_DRAFT
-from paceline.drafters.base import DraftBatch, Drafter
+from paceline.drafters.base import DraftBatch
 from paceline.engine.engine import Engine
 from paceline.engine.grammar import regex
 from paceline.errors import ConfigError
 from paceline.ops.draft import DRAFTED, FROM_SOURCE, Draft
+from paceline.ops.draw import draw as draw_op
 from paceline.types import Request, Sampling
+from tests.drafters.tiny_checkpoints import engine_with, settings_for
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
 from tests.tiny import tiny_engine
 
@@ -66,7 +69,7 @@ def variety(draw: random.Random, count: int) -> list[Request]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_output_is_that_of_plain_decoding(name: str) -> None:
+def test_the_output_is_that_of_plain_decoding(name: str, tmp_path: Path) -> None:
     draw = random.Random(5)
     requests = variety(draw, 12)
     expected = plain(tiny_engine(drafter="none", prefix_cache=False, max_batch=1), requests)
@@ -82,7 +85,7 @@ def test_the_output_is_that_of_plain_decoding(name: str) -> None:
         {"page_size": 4},
         {"fixed_draft": 13},
     ):
-        engine = tiny_engine(drafter=name, **settings)
+        engine = engine_with(name, tmp_path, **settings)
         for _ in range(2):  # the second time from the prefix cache
             completions = engine.generate(requests)
             assert [each.tokens for each in completions] == expected, settings
@@ -92,11 +95,11 @@ def test_the_output_is_that_of_plain_decoding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_log_probabilities_are_those_of_plain_decoding(name: str) -> None:
+def test_log_probabilities_are_those_of_plain_decoding(name: str, tmp_path: Path) -> None:
     draw = random.Random(8)
     requests = [copying_request(draw, logprobs=3) for _ in range(10)]
     expected = tiny_engine(drafter="none").generate(requests)
-    found = tiny_engine(drafter=name, fixed_draft=24).generate(requests)
+    found = engine_with(name, tmp_path, fixed_draft=24).generate(requests)
     for left, right in zip(expected, found, strict=True):
         assert left.tokens == right.tokens
         for one, other in zip(left.logprobs, right.logprobs, strict=True):
@@ -105,20 +108,20 @@ def test_log_probabilities_are_those_of_plain_decoding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_deterministic_output_is_bit_by_bit_that_of_plain_decoding(name: str) -> None:
+def test_deterministic_output_is_bit_by_bit_that_of_plain_decoding(name: str, tmp_path: Path) -> None:
     draw = random.Random(2)
     requests = [copying_request(draw, logprobs=1) for _ in range(8)]
     settings = {"dtype": "bfloat16", "deterministic": True, "shape": {"hidden_size": 64, "head_dim": 16}}
     expected = tiny_engine(**settings, drafter="none", prefix_cache=False, max_batch=1).generate(requests)
-    found = tiny_engine(**settings, drafter=name, fixed_draft=20).generate(requests)
+    found = engine_with(name, tmp_path, **settings, fixed_draft=20).generate(requests)
     assert [each.tokens for each in found] == [each.tokens for each in expected]
     assert [each.logprobs for each in found] == [each.logprobs for each in expected]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_drafts_are_well_formed(name: str, observed: Callable[[Engine], Observed]) -> None:
+def test_drafts_are_well_formed(name: str, observed: Callable[[Engine], Observed], tmp_path: Path) -> None:
     draw = random.Random(3)
-    engine = tiny_engine(drafter=name, max_batch=4)
+    engine = engine_with(name, tmp_path, max_batch=4)
     proposals = observed(engine)
     engine.generate(variety(draw, 12))
     lengths = engine.drafter.lengths
@@ -140,20 +143,23 @@ def test_drafts_are_well_formed(name: str, observed: Callable[[Engine], Observed
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_grammar_holds_over_drafts(name: str) -> None:
+def test_a_grammar_holds_over_drafts(name: str, tmp_path: Path) -> None:
     from tests.engine.test_grammar import TOKENIZER, tiny
 
     grammar = regex("(ab|ba|cc){8,20}")
     request = Request(TOKENIZER.encode("abba cc abba cc"), Sampling(max_tokens=40, grammar=grammar))
     expected = tiny(TOKENIZER, drafter="none").generate([request])[0]
-    found = tiny(TOKENIZER, drafter=name, fixed_draft=16).generate([request])[0]
+    settings = settings_for(name, tmp_path, tiny(TOKENIZER).model.config)
+    found = tiny(TOKENIZER, **settings, fixed_draft=16).generate([request])[0]
     assert found.error is None and found.tokens == expected.tokens and len(found.tokens) > 3
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_chooser_learns_from_steps_without_drafts_only_where_guesses_are_recorded(name: str) -> None:
+def test_the_chooser_learns_from_steps_without_drafts_only_where_guesses_are_recorded(
+    name: str, tmp_path: Path
+) -> None:
     """Else it would count each as a miss, and stop drafting for good."""
-    engine = tiny_engine(drafter=name)
+    engine = engine_with(name, tmp_path)
     engine.runner.draft_lengths = (0,)
     before = engine._global_acceptance[False].new_request()
     expected = [[rate.value for rate in rates] for rates in before.rates]
@@ -163,26 +169,54 @@ def test_the_chooser_learns_from_steps_without_drafts_only_where_guesses_are_rec
 
 
 def test_a_drafter_without_a_row_is_refused() -> None:
-    with pytest.raises(ConfigError, match="drafter must be one of copy, none"):
+    with pytest.raises(ConfigError, match="drafter must be one of auto, copy, none"):
         tiny_engine(drafter="eagle")
 
 
-def test_features_are_the_hidden_states_of_the_drafted_queries(observed: Callable[[Engine], Observed]) -> None:
-    """A drafter that asks for layers gets their states after each decode step, one row a query."""
-    engine = tiny_engine(drafter="ngram")
-    shapes: list[tuple[int, ...] | None] = []
-    seen: list[Any] = []
+def test_every_token_is_remembered_once_with_its_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drafter that asks for layers gets their states after each pass, of prompts too, one row a token."""
+    engine = tiny_engine(drafter="ngram", prefill_chunk=4)
+    tokens_seen: list[int] = []
 
-    def observe(batch: DraftBatch, draft: Draft, verified: object, features: torch.Tensor | None) -> None:
-        shapes.append(None if features is None else tuple(features.shape))
-        seen.append((batch.num_queries, features))
+    def remember(
+        tokens: torch.Tensor, features: torch.Tensor, parents: torch.Tensor | None, batch: object, cache: object
+    ) -> None:
+        assert features.shape == (len(tokens), 2 * engine.model.config.hidden_size)
+        assert torch.equal(features[:, : engine.model.config.hidden_size], engine.model.embedding[tokens])
+        tokens_seen.extend(tokens.tolist())
 
-    drafter: Drafter = engine.drafter
-    drafter.features = (0, 2)
-    drafter.observe = observe  # type: ignore[method-assign, assignment]
-    engine.generate([Request([1, 2, 3, 1, 2], Sampling(max_tokens=6, ignore_eos=True))])
-    assert shapes[0] is None, "the end of the prompt"
-    hidden = engine.model.config.hidden_size
-    assert len(shapes) > 2 and all(
-        shape == (count, 2 * hidden) for shape, (count, _) in zip(shapes[1:], seen[1:], strict=True)
-    )
+    monkeypatch.setattr(engine.drafter, "features", (0, 2))
+    monkeypatch.setattr(engine.drafter, "remember", remember)
+    engine.runner.draft_lengths = (0,)
+    prompt = [1, 2, 3, 1, 2, 7, 9, 4, 5]
+    [completion] = engine.generate([Request(prompt, Sampling(max_tokens=6, ignore_eos=True))])
+    assert tokens_seen == prompt + completion.tokens[:-1]
+
+
+@pytest.mark.parametrize("name", ["eagle3", "dflash", "joint"])
+def test_trained_drafters_draw_with_the_noise_of_the_target(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token k of a draft is drawn at the position at which the target chooses after the token before it."""
+    drafted: list[tuple[list[int], list[int]]] = []
+    chosen: list[tuple[list[int], list[int]]] = []
+
+    def noting(found: list[tuple[list[int], list[int]]]) -> Callable[..., torch.Tensor]:
+        def draw(logits: Any, best: Any, slots: torch.Tensor, positions: torch.Tensor, *rest: Any) -> torch.Tensor:
+            found.append((slots.tolist(), positions.tolist()))
+            return draw_op(logits, best, slots, positions, *rest)
+
+        return draw
+
+    monkeypatch.setattr("paceline.drafters.trained.draw", noting(drafted))
+    monkeypatch.setattr("paceline.engine.sampler.draw", noting(chosen))
+    engine = engine_with(name, tmp_path, fixed_draft=3 if name != "joint" else 4)
+    samplings = [Sampling(max_tokens=20, temperature=0.8, seed=seed, ignore_eos=True) for seed in range(2)]
+    engine.generate([Request([5, 6, 7, 8], each) for each in samplings])
+    levels = len(drafted) // (len(chosen) - 1)  # the first choices follow the prompts
+    assert levels >= 2
+    for number, (slots, positions) in enumerate(chosen[1:]):
+        for level in range(levels):
+            for slot, position in zip(*drafted[number * levels + level], strict=True):
+                own = [each for other, each in zip(slots, positions, strict=True) if other == slot]
+                assert position == own[0] + level

@@ -105,7 +105,7 @@ def test_the_longest_branch_is_accepted_and_the_choice_after_it() -> None:
         guesses=int32(62),
     )
     verified = accepted((state, copy), step, [100, 9, 9, 101, 102, 103])
-    new, drafted, source_drafted, source_accepted, margin, streak, guess = verified.result[0, :HEADER].tolist()
+    new, drafted, source_drafted, source_accepted, margin, streak, guess, *_ = verified.result[0, :HEADER].tolist()
     assert verified.result[0, HEADER : HEADER + new].tolist() == [100, 101, 102, 103]
     assert verified.path[0, : new - 1].tolist() == [3, 4, 5]
     assert (drafted, guess, margin) == (5, 0, 0) and streak == 4
@@ -136,7 +136,7 @@ def test_the_deepest_path_of_a_tree_is_accepted() -> None:
     )
     choices = torch.tensor([10, 30, 99, 50, 99, 77, 99, 99])
     verified = verify.reference(state, ONE, starts_of(8), tree, choices, None, 8)
-    assert verified.result[0, : HEADER + 4].tolist() == [4, 6, 0, 0, 0, 3, 1, 10, 30, 50, 77]
+    assert verified.result[0, : HEADER + 4].tolist() == [4, 6, 0, 0, 0, 3, 1, 0, 0, 10, 30, 50, 77]
     assert verified.path[0, :3].tolist() == [1, 3, 5]
     assert state.text[0, 2:7].tolist() == [3, 10, 30, 50, 77] and state.end[0] == 7
     choices[0] = 0  # equals the padding's token

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paceline.ops.draw import Draws, draw, uniform, weights
+from paceline.ops.draw import Draws, draw, row_keys, weights
 
 
 def drawn(logits: Tensor, rows: list[int], draws: Draws, slots: list[int], positions: list[int]) -> list[int]:
@@ -82,18 +82,121 @@ def test_each_slot_has_its_own_filters() -> None:
     assert together == alone and together[1] == int(logits[1].argmax())
 
 
-def test_uniform_numbers_are_those_of_splitmix64() -> None:
+def test_keys_are_those_of_splitmix64() -> None:
     seeds, positions = torch.tensor([0, 3, -1, 1 << 61]), torch.tensor([0, 1, 2, 1 << 33])
     exact = []
     for seed, position in zip(seeds.tolist(), positions.tolist(), strict=True):
-        mixed = (position * 0x9E3779B97F4A7C15 + seed) % (1 << 64)
+        mixed = ((position + 1) * 0x9E3779B97F4A7C15 + seed) % (1 << 64)
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % (1 << 64)
-        exact.append(((mixed ^ (mixed >> 31)) >> 11) / (1 << 53))
-    assert uniform(seeds, positions).tolist() == exact
+        exact.append(mixed ^ (mixed >> 31))
+    assert [key % (1 << 64) for key in row_keys(seeds, positions).tolist()] == exact
+    assert exact[0] == 0xE220A8397B1DCDAF  # the generator's well-known first number
 
 
 def test_rows_without_any_chance_give_a_token_all_the_same() -> None:
     nothing = torch.full((1, 300), -float("inf"))
     draws = Draws(torch.tensor([7]), torch.tensor([[1.0, 0, 1, 0]]))
     assert 0 <= drawn(nothing, [0], draws, [0], [0])[0] < 300
+
+
+# ------------------------------------------------------------------------------------- exact in distribution
+
+SAMPLES = 100_000
+LIKELIHOODS = [0.3, 0.2, 0.12, 0.1, 0.09, 0.07, 0.05, 0.04, 0.02, 0.008, 0.0015, 0.0005]
+
+
+def samples(logits: Tensor, seeds: Tensor, positions: Tensor, filters: tuple[float, ...] = (1, 0, 1, 0)) -> Tensor:
+    """[N]: tokens of one distribution [V], drawn with each seed at each position, both [N]."""
+    rows = logits[None].expand(len(seeds), -1)
+    draws = Draws(seeds, torch.tensor([filters]).expand(len(seeds), -1))
+    return draw(rows, rows.argmax(dim=-1), torch.arange(len(seeds)), positions, draws)
+
+
+def chance(found: Tensor, expected: Tensor, freedom: int) -> float:
+    """The chi-square test's p-value of counts `found`, where `expected` is positive."""
+    likely = expected > 0
+    distance = ((found - expected)[likely] ** 2 / expected[likely]).sum()
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), distance.double() / 2))
+
+
+@pytest.mark.parametrize("along", ["positions", "seeds", "both"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        (1, 0, 1, 0),
+        (0.6, 0, 1, 0),
+        (1.7, 0, 1, 0),
+        (1, 5, 1, 0),
+        (0.7, 0, 0.8, 0),
+        (1.2, 0, 1, 0.1),
+        (0.8, 9, 0.95, 0.02),
+    ],
+)
+def test_the_distribution_is_exact(filters: tuple[float, ...], along: str) -> None:
+    """Over positions of one seed, over seeds at one position, and over both at random; filtered tokens never come."""
+    logits = torch.tensor(LIKELIHOODS).log()
+    count, random = torch.arange(SAMPLES), torch.Generator().manual_seed(4)
+    seeds = {
+        "positions": torch.full_like(count, 3),
+        "seeds": count,
+        "both": torch.randint(-(1 << 62), 1 << 62, (SAMPLES,), generator=random),
+    }[along]
+    positions = torch.full_like(count, 1000) if along == "seeds" else count
+    found = torch.bincount(samples(logits, seeds, positions, filters), minlength=len(logits))
+    kept = weights(logits[None], logits.argmax(dim=-1, keepdim=True), torch.tensor([filters]))[0].double()
+    assert not found[kept == 0].any()
+    assert chance(found, kept / kept.sum() * SAMPLES, int((kept > 0).sum()) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("step", [(0, 1), (0, 2), (0, 7), (1, 0), (2, 0), (1, 1), (1, -1)])
+def test_neighbouring_draws_are_independent(step: tuple[int, int]) -> None:
+    """Pairs of draws that are `step` apart in seed and position come as often as the product of their chances."""
+    logits = torch.tensor(LIKELIHOODS[:8]).log()
+    seeds, positions = torch.arange(250).repeat_interleave(SAMPLES // 250), torch.arange(SAMPLES) % (SAMPLES // 250) + 1
+    pairs = samples(logits, seeds, positions) * 8 + samples(logits, seeds + step[0], positions + step[1])
+    share = torch.softmax(logits.double(), dim=-1)
+    expected = (share[:, None] * share).flatten() * SAMPLES
+    assert chance(torch.bincount(pairs, minlength=64), expected, 63) > 1e-3
+
+
+# ----------------------------------------------------------------------------- a drafter that shares the times
+
+
+def together(target: Tensor, drafter: Tensor) -> float:
+    """The chance that both draw the same token, of log-probabilities [V]: for each token, that it is first in both."""
+    behind = torch.maximum((target - target[:, None]).exp(), (drafter - drafter[:, None]).exp()).nan_to_num(torch.inf)
+    return float((1 / behind.sum(dim=-1)).sum())
+
+
+def test_a_drafter_with_the_same_times_agrees_as_often_as_it_should() -> None:
+    """Always with the target's distribution; else with the coupling's exact chance, which is at least its bound."""
+    torch.manual_seed(5)
+    count = 20_000
+    seeds, positions = torch.full((count,), 11), torch.arange(count)
+    for spread, noise in ((1.0, 0.0), (1.0, 0.3), (2.0, 1.0), (3.0, 0.5), (3.0, 2.0), (4.0, 4.0)):
+        logits = torch.randn(50) * spread
+        drafted = logits + torch.randn(50) * noise
+        chosen, proposed = samples(logits, seeds, positions), samples(drafted, seeds, positions)
+        agreed = float((chosen == proposed).float().mean())
+        target, drafter = logits.double().log_softmax(dim=-1), drafted.double().log_softmax(dim=-1)
+        distance = float((target.exp() - drafter.exp()).abs().sum()) / 2
+        expected = together(target, drafter)
+        assert (1 - distance) / (1 + distance) <= expected + 1e-9 <= 1 - distance + 2e-9
+        assert abs(agreed - expected) <= 4 * (expected * (1 - expected) / count) ** 0.5
+        assert agreed == 1 or noise
+
+
+def test_a_reduced_vocabulary_draws_the_same_tokens() -> None:
+    """Where the tokens that it lacks have no chance; the times belong to token ids, not to columns."""
+    torch.manual_seed(6)
+    tokens = torch.randperm(3_000)[:500]
+    logits, seeds = torch.full((200, 3_000), -torch.inf), torch.randint(-(1 << 62), 1 << 62, (200,))
+    logits[:, tokens] = torch.randn(200, 500) * 3
+    filters = torch.tensor([[1, 0, 1, 0], [0.8, 20, 1, 0], [0.9, 0, 0.9, 0.05], [0, 0, 1, 0]]).repeat(50, 1)
+    rows, draws = torch.arange(200), Draws(seeds, filters)
+    whole = draw(logits, logits.argmax(dim=-1), rows, rows, draws)
+    reduced = logits[:, tokens]
+    columns = draw(reduced, reduced.argmax(dim=-1), rows, rows, draws, tokens)
+    assert torch.equal(tokens[columns], whole)
+    assert not torch.equal(tokens[draw(reduced, reduced.argmax(dim=-1), rows, rows, draws)], whole)

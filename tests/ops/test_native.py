@@ -17,7 +17,7 @@ from paceline.ops import argmax, attention, linear, native, rope
 from paceline.ops.dispatch import deterministic
 from paceline.ops.native import attention as native_attention
 from paceline.ops.weight import Packed, packs, prepare
-from tests.ops.test_reference import PAGE, TREES, paged, paths, tree
+from tests.ops.test_reference import PAGE, TREES, block, paged, paths, tree
 
 try:
     native.processor_flags()
@@ -107,9 +107,10 @@ def test_silu_of_large_values() -> None:
 
 @needs_native
 @pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("heads", [6, 0])
 @pytest.mark.parametrize(("tokens", "dim"), [(1, 64), (7, 128), (5, 24)])
-def test_rope(norms: bool, tokens: int, dim: int) -> None:
-    heads, kv_heads = 6, 2
+def test_rope(norms: bool, heads: int, tokens: int, dim: int) -> None:
+    kv_heads = 2
     qkv, table = random(tokens, (heads + 2 * kv_heads) * dim), torch.randn(50, dim)
     positions, locations = torch.randint(0, 50, (tokens,)), torch.randperm(20)[:tokens]
     given = (random(dim), random(dim), 1e-6) if norms else None
@@ -197,6 +198,27 @@ def test_attention_over_trees(context: int, parents: list[int]) -> None:
                 cache[PAGE : PAGE + len(own)] = before[own]
             result = attention.paged_attention(query[index : index + 1], *plain, one, PAGE, 0.125)
             assert torch.equal(result[0], together[index])
+
+
+@needs_native
+@pytest.mark.parametrize("context", [0, 50, 200])
+@pytest.mark.parametrize("count", [2, 7, 40, 150])
+@pytest.mark.parametrize("full", [True, False])
+def test_attention_over_blocks(context: int, count: int, full: bool) -> None:
+    """Queries see later ones, also those that another thread computes."""
+    batch, keys, values, _ = block(context, count, 2, 64, full)
+    caches = keys.bfloat16(), values.bfloat16()
+    query, alone = random(count, 6, 64), torch.get_num_threads()
+    expected = attention.reference(query.float(), *(each.float() for each in caches), batch, PAGE, 0.125)
+    try:
+        for threads in (1, 5):
+            torch.set_num_threads(threads)
+            close(attention.paged_attention(query, *caches, batch, PAGE, 0.125), expected)
+        batch.plan = None
+        with deterministic(True):
+            close(attention.paged_attention(query, *caches, batch, PAGE, 0.125), expected)
+    finally:
+        torch.set_num_threads(alone)
 
 
 @needs_native

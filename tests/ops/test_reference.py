@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.ops import argmax, attention, linear, rope
+from paceline.ops import argmax, attention, cpu, linear, rope
 from paceline.ops.attention import AttentionBatch
 from paceline.ops.draft import ancestors, chains, packed, unpacked
 from paceline.ops.weight import Dense, prepare
@@ -110,6 +110,36 @@ def test_a_query_of_a_tree_sees_its_context_and_its_ancestors(context: int, pare
         expected.append(one_by_one(query[index], keys[seen], values[seen], 0.3))
     for implementation in (attention.reference, attention.reference_deterministic):
         torch.testing.assert_close(implementation(query, keys, values, batch, PAGE, 0.3), torch.stack(expected))
+
+
+def block(
+    context: int, count: int, kv_heads: int, dim: int, full: bool
+) -> tuple[AttentionBatch, Tensor, Tensor, Tensor]:
+    """As `paged`, but `count` queries that see later ones too: all, or itself and a random half. Last the mask [Q, Q]."""
+    batch, keys, values = paged(context, [count - 1], kv_heads, dim)
+    seen = torch.ones(count, count, dtype=torch.bool) if full else torch.rand(count, count) < 0.5
+    seen.fill_diagonal_(True)
+    words = torch.full((count, -(-count // 32)), -1, dtype=torch.int32) if full else packed(seen)
+    return replace(batch, branching=True, tree_mask=words), keys, values, seen
+
+
+@pytest.mark.parametrize("context", [0, 5, 61])
+@pytest.mark.parametrize("count", [2, 7, 40, 150])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_query_of_a_block_sees_later_queries(context: int, count: int, full: bool) -> None:
+    batch, keys, values, seen = block(context, count, 2, 8, full)
+    query = torch.randn(count, 4, 8)
+    place = torch.arange(context + count)
+    locations = batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
+    own = [torch.cat([locations[:context], locations[context:][row]]) for row in seen]
+    expected = torch.stack(
+        [one_by_one(each, keys[rows], values[rows], 0.3) for each, rows in zip(query, own, strict=True)]
+    )
+    for implementation in (attention.reference, attention.reference_deterministic):
+        torch.testing.assert_close(implementation(query, keys, values, batch, PAGE, 0.3), expected)
+    half = [each.bfloat16() for each in (query, keys, values)]
+    exact = attention.reference(*(each.float() for each in half), batch, PAGE, 0.3)
+    torch.testing.assert_close(cpu.paged_attention(*half, batch, PAGE, 0.3).float(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_tree_masks_are_packed_and_unpacked() -> None:

@@ -127,7 +127,8 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
     const index_t panels = (dim + PANEL - 1) / PANEL, rows = (last - first) * group, groups = (rows + TILE - 1) / TILE;
     const index_t context = batch->context_lens[request], root = batch->query_starts[request];
     const int32_t *pages = batch->page_table + request * batch->table_width;
-    const index_t heads = group * kv_heads, length = context + last;
+    const index_t heads = group * kv_heads, all_queries = batch->query_starts[request + 1] - root;
+    const index_t length = context + (batch->tree_mask ? all_queries : last);
     for (index_t row = 0; row < rows; row++) {
         const bf16 *from = query + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
         copy_left(work->query + row * dim, from, dim);
@@ -150,7 +151,8 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
         for (index_t row = 0; row < rows; row++) {
             const index_t own = first + row / group, branch = batch->branch_starts[root + own];
             if (batch->tree_mask)
-                work->seen[row] = below(context - begin) | tree_bits(batch, root + own, begin - context);
+                work->seen[row] =
+                    (below(context - begin) | tree_bits(batch, root + own, begin - context)) & below(length - begin);
             else
                 work->seen[row] = below(context + 1 - begin) |
                                   (below(context + own + 1 - begin) & ~below(context + branch - begin));

@@ -98,7 +98,7 @@ def attend(
     if splits > 1:
         _combine[(batch.max_query, heads, requests)](
             parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0], splits,
-            HEADS=heads, DIM=dim, BLOCK_D=block_d, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED,
+            HEADS=heads, DIM=dim, BLOCK_D=block_d, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED, TREE=num_words > 0,
             num_warps=2, **options,
         )  # fmt: skip
     return out
@@ -121,9 +121,11 @@ def _tile(rows: int, sets: int, dtype: torch.dtype) -> tuple[int, int, int, int]
 def prefill(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
-    """Causal attention of long steps, a request at a time, by torch's fused kernels on contiguous keys."""
+    """Causal attention of long steps by torch's fused kernels on contiguous keys; a request at a time after any context."""
     host = _host(batch)
     starts, contexts = host.query_starts, host.context_lens
+    if len(contexts) > 1 and not any(contexts):
+        return _together(query, key_cache, value_cache, batch, scale)
     out = torch.empty_like(query)
     for index, context in enumerate(contexts):
         first, last = starts[index], starts[index + 1]
@@ -156,6 +158,16 @@ def prefill(
             return result[0].transpose(0, 1).contiguous()
         out[first:last] = result[0].transpose(0, 1)
     return out
+
+
+def _together(query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:
+    """Several prompts without context in one launch. One by one, cuDNN would plan anew for every length that is new."""
+    keys, values = _gathered(key_cache, value_cache, batch.locations)
+    starts, most = batch.query_starts, batch.max_query
+    result: Tensor = torch.ops.aten._flash_attention_forward(
+        query.contiguous(), keys, values, starts, starts, most, most, 0.0, True, False, scale=scale
+    )[0]
+    return result
 
 
 def _gathered(key_cache: Tensor, value_cache: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +252,8 @@ def _attend(
     last_query = tl.minimum((first_row + BLOCK_M - 1) // GROUP, queries - 1)
     size = _part_size(context + queries, splits, SIZE, BLOCK_N)
     begin = split * size
-    end = tl.minimum(begin + size, context + last_query + 1)
+    last_key = context + (queries - 1 if WORDS > 0 else last_query)
+    end = tl.minimum(begin + size, last_key + 1)
     if (first_row >= queries * GROUP) | (begin >= end):
         return
     row = first_row + tl.arange(0, BLOCK_M)
@@ -311,13 +324,14 @@ def _step(
     scores = tl.dot(q, k.T, input_precision=PRECISION) * scale
     if MASKED:
         own = position - context  # index among the step's own tokens; negative where committed
-        seen = (own[None, :] <= index[:, None]) & there[None, :]
         if WORDS > 0:
-            drafted = (own[None, :] >= 0) & seen
+            drafted = ((own >= 0) & there)[None, :]
             word = tl.load(rows_of_mask[:, None] + own[None, :] // 32, drafted, other=0)
-            seen = seen & ((own < 0)[None, :] | ((word >> (own % 32)[None, :]) & 1 != 0))
-        elif BRANCHING:
-            seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
+            seen = ((own < 0)[None, :] | ((word >> (own % 32)[None, :]) & 1 != 0)) & there[None, :]
+        else:
+            seen = (own[None, :] <= index[:, None]) & there[None, :]
+            if BRANCHING:
+                seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
         scores = tl.where(seen, scores, -float("inf"))
     higher = tl.maximum(maximum, tl.max(scores, axis=1))
     finite = higher
@@ -334,9 +348,12 @@ def _step(
 def _combine(
     parts, sums, context_lens, query_starts, out, tokens, splits,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, JOINED: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, JOINED: tl.constexpr, TREE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One query and head: joins the parts that hold a key at or before the query, JOINED at a time, in order."""
+    """One query and head: joins the parts that hold keys it may see, JOINED at a time, in order.
+
+    Those are at or before the query, with a TREE anywhere.
+    """
     index = tl.program_id(0)
     head = tl.program_id(1)
     request = tl.program_id(2)
@@ -348,7 +365,8 @@ def _combine(
     if index >= queries:
         return
     context = tl.load(context_lens + request)
-    count = tl.cdiv(context + index + 1, _part_size(context + queries, splits, SIZE, BLOCK_N))
+    last_key = context + (queries - 1 if TREE else index)
+    count = tl.cdiv(last_key + 1, _part_size(context + queries, splits, SIZE, BLOCK_N))
     place = (first + index).to(tl.int64) * HEADS + head
     dimension = tl.arange(0, BLOCK_D)
     maximum = -float("inf")

@@ -185,6 +185,7 @@ def _copy_observe_kernel(
     text_base, end_ptr, pointer_ptr, anchor_ptr, streak_ptr, slots_ptr, starts_ptr,
     origins_ptr, guesses_ptr, result_ptr, path_ptr, width, result_width, path_width, spare,
     LIMIT: tl.constexpr, HEAD: tl.constexpr, NUM_TOKENS: tl.constexpr, STREAK: tl.constexpr, GUESS: tl.constexpr,
+    PATH: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
     slot = tl.load(slots_ptr + request)
@@ -198,9 +199,13 @@ def _copy_observe_kernel(
     guess = tl.load(guesses_ptr + request)
     first = tl.load(row + HEAD)
     last = tl.load(row + HEAD + accepted)
-    final = tl.load(path_ptr + request * path_width + tl.maximum(accepted - 1, 0))
-    origin = tl.load(origins_ptr + base + tl.where(accepted > 0, final, 0))
-    expected = tl.where(accepted > 0, origin + 1, guess)
+    lane = tl.arange(0, PATH)
+    path = tl.load(path_ptr + request * path_width + lane, mask=lane < accepted, other=0)
+    origin = tl.load(origins_ptr + base + path, mask=lane < accepted, other=-1)
+    copied = tl.sum((origin >= 0).to(tl.int32), axis=0)  # they come first on a path
+    final = tl.max(tl.where(lane == copied - 1, origin, -1), axis=0)
+    left = tl.where(copied > 0, final + 1, guess)
+    expected = tl.where(copied == accepted, left, -1)
     inside = (expected >= 0) & (expected < end)
     in_step = inside & (tl.load(text + tl.maximum(expected, 0), mask=inside, other=-1) == last)
     place = expected - accepted
@@ -216,8 +221,8 @@ def _copy_observe_kernel(
     tl.store(row + GUESS, correct.to(tl.int32))
     if slot < spare:
         tl.store(pointer_ptr + slot, tl.where(in_step, expected + 1, -1))
-        if (in_step == 0) & ((accepted > 0) | (pointer >= 0)):
-            tl.store(anchor_ptr + slot, expected)
+        if (in_step == 0) & ((copied > 0) | (pointer >= 0)):
+            tl.store(anchor_ptr + slot, left)
         tl.store(streak_ptr + slot, streak)
 
 
@@ -229,5 +234,6 @@ def copy_observe(
     _copy_observe_kernel[(len(slots),)](
         state.text, state.end, copy.pointer, copy.anchor, copy.streak, slots, query_starts,
         draft.origins, draft.guesses, result, path, state.text.shape[1], result.shape[1], path.shape[1], state.spare,
-        LIMIT=MATCH_LIMIT, HEAD=HEADER, NUM_TOKENS=NUM_TOKENS, STREAK=STREAK, GUESS=GUESS_CORRECT, num_warps=1,
+        LIMIT=MATCH_LIMIT, HEAD=HEADER, NUM_TOKENS=NUM_TOKENS, STREAK=STREAK, GUESS=GUESS_CORRECT,
+        PATH=triton.next_power_of_2(path.shape[1]), num_warps=1,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Rows are not sorted. The least logit that top-k or top-p keeps is found by its order-preserving integer key, two bits a
 pass: a pass counts (or sums the weights of) the tokens above three candidate keys. That takes 8 passes per filter in
-bfloat16, 16 in float32.
+bfloat16, 16 in float32. One more pass draws.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,14 +15,19 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from paceline.ops.draw import MIXING, Draws
+from paceline.ops.draw import MIXING, SLACK, TOKEN_MIXING, Draws
 from paceline.ops.triton import launch_options
 
 _BLOCK = 4096
 _FIRST, _SECOND, _THIRD = (tl.constexpr(each) for each in MIXING)
+_WEYL, _FACTOR, _LAST_FACTOR = (tl.constexpr(each) for each in TOKEN_MIXING)
+_SCALED_SLACK = tl.constexpr(SLACK * 2.0**31)
+_UNIT = tl.constexpr(2.0**-31)
 
 
-def draw(logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws) -> Tensor:
+def draw(
+    logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: Draws, tokens: Tensor | None = None
+) -> Tensor:
     """See `paceline.ops.draw.draw`."""
     rows, columns = logits.shape
     drawn = torch.empty_like(best)
@@ -33,6 +38,7 @@ def draw(logits: Tensor, best: Tensor, slots: Tensor, positions: Tensor, draws: 
         positions.contiguous(),
         draws.seeds,
         draws.filters,
+        tokens,
         drawn,
         columns,
         BITS=16 if logits.dtype is torch.bfloat16 else 32,
@@ -92,24 +98,48 @@ def _least_key(
 
 @triton.jit
 def _kept(base, column, columns, largest, temperature, floor, min_p, BITS: tl.constexpr):
-    """Weights in float64 of one block; 0 for filtered tokens."""
+    """Weights in float32 of one block; 0 for filtered tokens."""
     value = tl.load(base + column, column < columns, other=-float("inf")).to(tl.float32)
     weight = _weight(value, largest, temperature)
-    return tl.where((_key(value, BITS) >= floor) & (weight >= min_p), weight, 0.0).to(tl.float64)
+    return tl.where((_key(value, BITS) >= floor) & (weight >= min_p), weight, 0.0)
 
 
 @triton.jit
-def _uniform(seed, position):
-    mixed = position.to(tl.uint64) * _FIRST + seed.to(tl.uint64)
+def _row_key(seed, position):
+    mixed = (position + 1).to(tl.uint64) * _FIRST + seed.to(tl.uint64)
     mixed = (mixed ^ (mixed >> 30)) * _SECOND
     mixed = (mixed ^ (mixed >> 27)) * _THIRD
-    mixed = mixed ^ (mixed >> 31)
-    return (mixed >> 11).to(tl.int64).to(tl.float64) * 1.1102230246251565e-16  # 2 to the -53
+    return mixed ^ (mixed >> 31)
 
 
 @triton.jit
-def _drawn(base, columns, largest, temperature, top_k, top_p, min_p, number, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The token at which the cumulative weight of the kept tokens reaches `number` times their total."""
+def _hashed(token, first, second):
+    """31 random bits as int32 for each token id, as in the reference: its last shift keeps the sign, too."""
+    mixed = token.to(tl.uint32) * _WEYL + first
+    mixed = (mixed ^ (mixed >> 16)) * _FACTOR + second
+    mixed = (mixed ^ (mixed >> 15)) * _LAST_FACTOR
+    signed = mixed.to(tl.int32, bitcast=True)
+    return (signed ^ (signed >> 16)) & 0x7FFFFFFF
+
+
+@triton.jit
+def _time(coarse, fine):
+    """The exponential time in float64: below 2**-20 by its series, where 1 - number is too coarse."""
+    number = (coarse.to(tl.float64) + (fine.to(tl.float64) + 0.5) * _UNIT) * _UNIT
+    return tl.where(number < 9.5367431640625e-7, number + number * number / 2, -tl.log(1 - number))
+
+
+@triton.jit
+def _token(tokens, column, columns):
+    """The token ids of columns."""
+    return column.to(tl.int64) if tokens is None else tl.load(tokens + column, column < columns, other=0)
+
+
+@triton.jit
+def _drawn(
+    base, tokens, columns, largest, temperature, top_k, top_p, min_p, best, key, BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The column that arrives first; float64 times only in blocks in which one may come before the best so far."""
     lane = tl.arange(0, BLOCK)
     floor = tl.full((), 0, tl.uint32)
     if (top_k > 0) & (top_k < columns):
@@ -117,27 +147,28 @@ def _drawn(base, columns, largest, temperature, top_k, top_p, min_p, number, BIT
     if top_p < 1:
         total = tl.zeros([BLOCK], tl.float64)
         for start in range(0, columns, BLOCK):
-            total += _kept(base, start + lane, columns, largest, temperature, floor, 0.0, BITS)
+            total += _kept(base, start + lane, columns, largest, temperature, floor, 0.0, BITS).to(tl.float64)
         wanted = top_p.to(tl.float64) * tl.sum(total)
         floor = _least_key(base, columns, largest, temperature, floor, wanted, False, BITS, BLOCK)
-    whole = tl.full((), 0.0, tl.float64)
+    first = key.to(tl.uint32)
+    second = (key >> 32).to(tl.uint32)
+    likeliest = _token(tokens, best, columns)
+    earliest = _time(_hashed(likeliest, first, second), _hashed(likeliest, second, first))
+    drawn = best
     for start in range(0, columns, BLOCK):
-        whole += tl.sum(_kept(base, start + lane, columns, largest, temperature, floor, min_p, BITS))
-    target = number * whole
-    # the last block that adds to the sum and begins at the target or before it
-    before = tl.full((), 0.0, tl.float64)
-    under = tl.full((), 0.0, tl.float64)
-    found = tl.full((), 0, tl.int32)
-    for start in range(0, columns, BLOCK):
-        size = tl.sum(_kept(base, start + lane, columns, largest, temperature, floor, min_p, BITS))
-        here = (before <= target) & (size > 0)
-        found = tl.where(here, start, found)
-        under = tl.where(here, before, under)
-        before += size
-    kept = _kept(base, found + lane, columns, largest, temperature, floor, min_p, BITS)
-    place = tl.sum((tl.cumsum(kept, 0) <= target - under).to(tl.int32))
-    place = tl.minimum(place, tl.max(tl.where(kept > 0, lane, 0)))
-    return (found + place).to(tl.int64)
+        column = start + lane
+        token = _token(tokens, column, columns)
+        weight = _kept(base, column, columns, largest, temperature, floor, min_p, BITS)
+        coarse = _hashed(token, first, second)
+        early = coarse.to(tl.float32) < weight * (earliest * _SCALED_SLACK).to(tl.float32)
+        if tl.max(early.to(tl.int32)) > 0:
+            time = _time(coarse, _hashed(token, second, first)) / weight.to(tl.float64)
+            time = tl.where(early, time, float("inf"))
+            least = tl.min(time)
+            place = tl.min(tl.where(time == least, column, columns))
+            drawn = tl.where(least < earliest, place.to(tl.int64), drawn)
+            earliest = tl.minimum(least, earliest)
+    return drawn
 
 
 @triton.jit(do_not_specialize=["columns"])
@@ -148,6 +179,7 @@ def _draw(
     positions,
     seeds,
     filters,
+    tokens,
     drawn,
     columns,
     BITS: tl.constexpr,
@@ -159,14 +191,14 @@ def _draw(
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
-    token = tl.load(best + row)
+    column = tl.load(best + row)
     temperature = tl.load(filters + 4 * slot)
     if temperature > 0:
         base = logits + row * columns
-        largest = tl.load(base + token).to(tl.float32)
+        largest = tl.load(base + column).to(tl.float32)
         top_k = tl.load(filters + 4 * slot + 1)
         top_p = tl.load(filters + 4 * slot + 2)
         min_p = tl.load(filters + 4 * slot + 3)
-        number = _uniform(tl.load(seeds + slot), tl.load(positions + row))
-        token = _drawn(base, columns, largest, temperature, top_k, top_p, min_p, number, BITS, BLOCK)
-    tl.store(drawn + row, token)
+        key = _row_key(tl.load(seeds + slot), tl.load(positions + row))
+        column = _drawn(base, tokens, columns, largest, temperature, top_k, top_p, min_p, column, key, BITS, BLOCK)
+    tl.store(drawn + row, column)

@@ -8,12 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from paceline.config import MAX_DRAFT
-from paceline.ops.draft import DRAFTED, FROM_SOURCE, LENIENT, Draft
+from paceline.ops.draft import DRAFTED, FROM_MODEL, FROM_SOURCE, LENIENT, Draft
 from paceline.ops.state import SlotState
 from paceline.ops.verify import (
     GUESS_CORRECT,
     HEADER,
     MARGIN_ACCEPTED,
+    MODEL_ACCEPTED,
+    MODEL_DRAFTED,
     NUM_DRAFTED,
     NUM_TOKENS,
     SOURCE_ACCEPTED,
@@ -39,6 +41,7 @@ def _verify_kernel(
     DRAFTED: tl.constexpr, FROM_SOURCE: tl.constexpr, LENIENT: tl.constexpr,
     HEAD: tl.constexpr, NUM_TOKENS: tl.constexpr, NUM_DRAFTED: tl.constexpr, SOURCE_DRAFTED: tl.constexpr,
     SOURCE_ACCEPTED: tl.constexpr, MARGIN_ACCEPTED: tl.constexpr, STREAK: tl.constexpr, GUESS: tl.constexpr,
+    FROM_MODEL: tl.constexpr, MODEL_DRAFTED: tl.constexpr, MODEL_ACCEPTED: tl.constexpr,
 ):  # fmt: skip
     """Of chains (not TREE) `tree_ptr` holds branch starts and the path is a run of queries; of a tree it holds parents."""
     request = tl.program_id(0)
@@ -107,6 +110,9 @@ def _verify_kernel(
     tl.store(row + MARGIN_ACCEPTED, tl.sum(by_margin.to(tl.int32), axis=0))
     tl.store(row + STREAK, length)
     tl.store(row + GUESS, (length > 0).to(tl.int32))
+    from_model = taken & ((accepted_marks & FROM_MODEL) != 0)
+    tl.store(row + MODEL_DRAFTED, tl.sum(((marks & FROM_MODEL) != 0).to(tl.int32), axis=0))
+    tl.store(row + MODEL_ACCEPTED, tl.sum(from_model.to(tl.int32), axis=0))
     tl.store(row + HEAD + place, accepted, mask=taken)
     tl.store(row + HEAD + length, bonus)
     tl.store(path + place, node, mask=taken)
@@ -139,6 +145,7 @@ def verify(
         DRAFTED=DRAFTED, FROM_SOURCE=FROM_SOURCE, LENIENT=LENIENT,
         HEAD=HEADER, NUM_TOKENS=NUM_TOKENS, NUM_DRAFTED=NUM_DRAFTED, SOURCE_DRAFTED=SOURCE_DRAFTED,
         SOURCE_ACCEPTED=SOURCE_ACCEPTED, MARGIN_ACCEPTED=MARGIN_ACCEPTED, STREAK=STREAK, GUESS=GUESS_CORRECT,
+        FROM_MODEL=FROM_MODEL, MODEL_DRAFTED=MODEL_DRAFTED, MODEL_ACCEPTED=MODEL_ACCEPTED,
         num_warps=4,
     )  # fmt: skip
     return Verified(result, path)

@@ -1,0 +1,88 @@
+"""Copy and trained drafter together: one tree of both where that pays, copied chains alone where the output copies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paceline.config import ResolvedConfig
+from paceline.drafters.base import DraftBatch, Drafter
+from paceline.drafters.copy import CopyDrafter
+from paceline.drafters.trained import TrainedDrafter, load_trained
+from paceline.kv.cache import KVCache
+from paceline.kv.layout import CacheLayout
+from paceline.models.base import Model
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.draft import Draft
+from paceline.ops.join_drafts import Guesses, join_drafts
+from paceline.ops.verify import Verified
+
+
+class Shape(NamedTuple):
+    """What the trained drafter gives for a draft of some length: `depth` guesses, `width` candidates each."""
+
+    depth: int
+    width: int
+
+
+class JointDrafter(Drafter):
+    """Drafts of the lengths in `shapes` are trees of both drafters' tokens; all others are copied alone."""
+
+    uses_sources = True
+    records_guesses = True
+    probes = True
+
+    def __init__(self, config: ResolvedConfig, model: Model) -> None:
+        super().__init__(config, model)
+        self.copy = CopyDrafter(config, model)
+        self.trained: TrainedDrafter = load_trained(config, model)
+        self.features = self.trained.features
+        self.model_priors = self.trained.model_priors
+        most = self.trained.most_guesses
+        every = {2: Shape(2, 1), 4: Shape(4, 1), 7: Shape(7, 1), 11: Shape(7, 2), 15: Shape(10, 2), 23: Shape(10, 3)}
+        if config.deterministic:
+            # kernels sum keys in the order of their places, which only in a single chain is plain decoding's
+            every = {}
+        self.shapes = {length: Shape(min(shape.depth, most), shape.width) for length, shape in every.items()}
+        self.lengths = tuple(sorted({*self.copy.lengths, *self.shapes}))
+
+    def depth(self, length: int) -> int:
+        return self.shapes[length].depth if length in self.shapes else 0
+
+    def layout(self, page_size: int) -> CacheLayout:
+        return self.trained.layout(page_size)
+
+    def remember(
+        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+    ) -> None:
+        self.trained.remember(tokens, features, parents, batch, cache)
+
+    def start(self, slot: int, num_source_tokens: int, is_new: bool) -> int:
+        return self.copy.start(slot, num_source_tokens, is_new)
+
+    def propose(self, batch: DraftBatch) -> Draft:
+        copied = self.copy.propose(batch)
+        lengths = [batch.max_query - 1] if batch.is_uniform else (batch.query_starts.diff() - 1).tolist()
+        used = [self.shapes[each] for each in lengths if each in self.shapes]
+        if not used:
+            return copied
+        deepest, widest = max(each.depth for each in used), max(each.width for each in used)
+        guesses = self.trained.guess(batch, deepest, widest)
+        if not batch.is_uniform:
+            guesses = self._limited(guesses, lengths)
+        return join_drafts(copied, self.copy.copy, batch.slots, guesses, batch.query_starts, batch.max_query)
+
+    def observe(self, batch: DraftBatch, draft: Draft, verified: Verified) -> None:
+        self.copy.observe(batch, draft, verified)
+
+    def _limited(self, guesses: Guesses, lengths: list[int]) -> Guesses:
+        """The guesses that each request's length stands for; others have no probability."""
+        logprobs = guesses.logprobs.clone()
+        for request, length in enumerate(lengths):
+            depth, width = self.shapes.get(length, Shape(0, 0))
+            logprobs[request, depth:] = -torch.inf
+            logprobs[request, :, width:] = -torch.inf
+        return replace(guesses, logprobs=logprobs)

@@ -1,0 +1,117 @@
+"""What drafters with a network of their own share: its checkpoint, the target's embedding and head, and draft tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from paceline.config import ResolvedConfig
+from paceline.drafters.base import DraftBatch, Drafter, drafter_class
+from paceline.drafters.checkpoint import DraftCheckpoint, check_target, read_checkpoint
+from paceline.drafters.chooser import NOTHING_COPIED
+from paceline.errors import BadDrafter, ConfigError
+from paceline.models.base import Model
+from paceline.models.rope import rope_table
+from paceline.ops.candidates import candidates, put_first
+from paceline.ops.draft import DRAFTED, FROM_MODEL, Draft
+from paceline.ops.draw import draw
+from paceline.ops.join_drafts import Guesses
+from paceline.ops.layout import owners
+
+
+class TrainedDrafter(Drafter):
+    """A drafter read from `config.draft_model`. Subclasses set `kind`.
+
+    embedding [V, H] is the target's or its own; `draft_tokens` [draft vocabulary] int64 are the target's tokens for its own,
+    None where they are the same.
+    """
+
+    kind = ""
+    most_guesses = 10  # tokens that `guess` can be asked for
+    model_priors = (0.6, 0.75)
+    probes = True
+    priors = NOTHING_COPIED
+
+    def __init__(self, config: ResolvedConfig, model: Model) -> None:
+        super().__init__(config, model)
+        if config.draft_model is None:
+            raise ConfigError(f"the drafter {config.drafter!r} needs draft_model, the path of a trained drafter")
+        checkpoint = read_checkpoint(Path(config.draft_model))
+        if checkpoint.config.kind != self.kind:
+            raise BadDrafter(f"{config.draft_model} is a drafter of kind {checkpoint.config.kind}, not {self.kind}")
+        check_target(checkpoint, model.config, model.identity, config.force_drafter)
+        self.draft_config = checkpoint.config
+        self.features = checkpoint.config.features
+        self.tensors = {name: each.to(self.device, model.dtype) for name, each in checkpoint.tensors.items()}
+        self.embedding: Tensor = self.tensors.pop("embed_tokens.weight", model.embedding)
+        if self.embedding.shape[1] != checkpoint.config.layer.hidden_size:
+            raise BadDrafter(
+                f"{config.draft_model} has no embed_tokens.weight, and its hidden size {checkpoint.config.layer.hidden_size} "
+                f"is not that of the target's embeddings, {self.embedding.shape[1]}"
+            )
+        self.draft_tokens = None if checkpoint.draft_tokens is None else checkpoint.draft_tokens.to(self.device)
+        self.head = None if "lm_head.weight" in self.tensors else self._target_head(model, checkpoint)
+        layer = checkpoint.config.layer
+        slack = 2 * (config.max_draft + 1)
+        self.rope = rope_table(layer, config.max_context + slack).to(self.device)
+
+    def depth(self, length: int) -> int:
+        return length
+
+    def guess(self, batch: DraftBatch, depth: int, width: int) -> Guesses:
+        """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`."""
+        raise NotImplementedError
+
+    def propose(self, batch: DraftBatch) -> Draft:
+        roots, depth = roots_of(batch), batch.max_query - 1
+        drafted = self.guess(batch, depth, 1).tokens[:, :, 0] if depth else roots.new_empty(len(roots), 0)
+        return chain(roots, drafted, batch.query_starts, batch.num_queries)
+
+    def _target_head(self, model: Model, checkpoint: DraftCheckpoint) -> Tensor:
+        """The rows of the target's head for the draft vocabulary."""
+        matrix = model.head_rows(self.draft_tokens)
+        if matrix.shape[1] != checkpoint.config.layer.hidden_size:
+            raise BadDrafter(
+                f"{self.config.draft_model} has no lm_head.weight, and the target's head is {matrix.shape[1]} wide"
+            )
+        return matrix
+
+    def choose(self, batch: DraftBatch, logits: Tensor, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """A level of `Guesses`: tokens and log-probabilities [B, width] from logits [B, draft vocabulary].
+
+        Where a request has a temperature, the first token is drawn by the noise that the target draws with at positions [B]
+        (ops/draw.py): the target then chooses the same one about as often as their distributions overlap.
+        """
+        found, logprobs = candidates(logits, width)
+        best = found[:, 0].contiguous()
+        drawn = draw(logits, best, batch.slots, positions, batch.draws, self.draft_tokens)
+        return put_first(found, drawn, self.draft_tokens), logprobs
+
+
+def load_trained(config: ResolvedConfig, model: Model) -> TrainedDrafter:
+    """The drafter in `config.draft_model`, of whatever kind that is. Raises BadDrafter and ConfigError as it does."""
+    if config.draft_model is None:
+        raise ConfigError(f"the drafter {config.drafter!r} needs draft_model, the path of a trained drafter")
+    kind = read_checkpoint(Path(config.draft_model), model.config.num_layers).config.kind
+    return cast(TrainedDrafter, drafter_class(kind)(config, model))
+
+
+def roots_of(batch: DraftBatch) -> Tensor:
+    """The last known token [B] int64 of each request."""
+    state, slots = batch.state, batch.slots
+    return state.text[slots, state.end[slots].long() - 1].long()
+
+
+def chain(roots: Tensor, drafted: Tensor, query_starts: Tensor, num_queries: int) -> Draft:
+    """The Draft of one chain a request: roots [B], drafted [B, L] tokens, of which each request takes as many as it has
+    queries, less one.
+    """
+    every = torch.cat([roots[:, None], drafted], dim=1)
+    owner = owners(query_starts, num_queries)
+    depths = torch.arange(num_queries, dtype=torch.int32, device=roots.device) - query_starts[owner]
+    tokens = every[owner, depths.long()]
+    is_drafted = (depths > 0).int()
+    return Draft(tokens, depths, is_drafted * (DRAFTED | FROM_MODEL), branch_starts=is_drafted)

@@ -1,0 +1,299 @@
+"""Writes training samples: the target's own outputs to prompts, or given texts."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from paceline.errors import InputError, RequestError
+from paceline.train.samples import LEAST_OUTPUT, Sample, SampleWriter, digest, prompt_key
+from paceline.types import FinishReason, Request, Sampling, StepOutput
+
+_FLUSH_SECONDS = 5.0
+_GROUPS = 16  # of the prompts in flight: a pass over a group of new ones takes less time than one over each
+
+
+class GeneratingEngine(Protocol):
+    """What generation needs of an engine."""
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def busy(self) -> bool: ...
+    def submit(self, request: Request) -> str: ...
+    def step(self) -> list[StepOutput]: ...
+    def cancel(self, name: str) -> None: ...
+
+
+class PromptTokenizer(Protocol):
+    """What prompts need of a tokenizer."""
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]: ...
+    def encode_prompt(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: Any, tools: Any = None) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """`temperatures` are given to prompts in turn. Generation ends at `minutes` or `tokens` of output, if given."""
+
+    max_tokens: int = 1024
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    in_flight: int = 256
+    minutes: float | None = None
+    tokens: int | None = None
+
+
+@dataclass
+class Generated:
+    """What a run of generation did. `listed` has the first prompts of each kind of bad one, by line."""
+
+    prompts: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    listed: dict[str, list[int]] = field(default_factory=dict)
+
+    def refuse(self, line: int, reason: str) -> None:
+        self.bad[reason] += 1
+        lines = self.listed.setdefault(reason, [])
+        if len(lines) < 10:
+            lines.append(line)
+
+
+Report = Callable[[str], None]
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON Lines file, which may be gzipped. Raises InputError for a line that is no object."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    prompts = []
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise InputError(f"line {number} of {path} is no JSON object")
+                    prompts.append(value)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the prompts in {path} cannot be read: {error}") from error
+    return prompts
+
+
+def generate(
+    engine: GeneratingEngine,
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[Mapping[str, Any]],
+    writer: SampleWriter,
+    done: set[bytes],
+    settings: GenerateSettings,
+    report: Report,
+) -> Generated:
+    """Runs the prompts that are not in `done` (keys of samples) and appends their samples.
+
+    A prompt has "messages" (with "tools", if any) or "prompt", and perhaps "task". They run in an order of their own, so
+    that a run that ends early has some of every kind. Killed, it loses the last seconds. At the end of its time it keeps
+    what running requests have written so far.
+    """
+    gc.collect()
+    gc.freeze()  # the prompts and the engine: each collection that visits them stops the device for a tenth of a second
+    try:
+        return _Generation(engine, tokenizer, writer, settings, report).run(prompts, done)
+    finally:
+        gc.unfreeze()
+
+
+@dataclass
+class _Running:
+    key: bytes
+    task: str
+    prompt: list[int]
+    variant: str
+    line: int
+    tokens: list[int] = field(default_factory=list)
+
+
+class _Generation:
+    def __init__(
+        self,
+        engine: GeneratingEngine,
+        tokenizer: PromptTokenizer,
+        writer: SampleWriter,
+        settings: GenerateSettings,
+        report: Report,
+    ) -> None:
+        self._engine, self._tokenizer, self._writer = engine, tokenizer, writer
+        self._settings, self._report = settings, report
+        self._running: dict[str, _Running] = {}
+        self._result = Generated()
+        self._started = self._reported = time.monotonic()
+
+    def run(self, prompts: Sequence[Mapping[str, Any]], done: set[bytes]) -> Generated:
+        waiting = self._waiting(prompts, done)
+        more = True
+        most = self._settings.in_flight
+        group = max(1, most // _GROUPS)
+        while (more or self._running) and not self._over():
+            if len(self._running) <= most - group:
+                while more and len(self._running) < most:
+                    more = self._submit_next(waiting)
+            if self._running:
+                for output in self._engine.step():
+                    self._take(output)
+            self._show(len(prompts))
+        for name, each in list(self._running.items()):
+            self._engine.cancel(name)
+            if len(each.tokens) >= LEAST_OUTPUT:
+                self._keep(each)
+        self._running.clear()
+        self._writer.flush()
+        self._show(len(prompts), last=True)
+        return self._result
+
+    def _waiting(self, prompts: Sequence[Mapping[str, Any]], done: set[bytes]) -> Iterator[tuple[_Running, Request]]:
+        """Prompts to run, in the order of their keys, which is as good as random."""
+        temperatures = self._settings.temperatures
+        for key, line in sorted((prompt_key(_identity(prompt)), line) for line, prompt in enumerate(prompts)):
+            temperature = temperatures[key[-1] % len(temperatures)]
+            variant = f"t={temperature:g}"
+            if digest(key, variant.encode()) in done:
+                self._result.skipped += 1
+                continue
+            prompt = prompts[line]
+            try:
+                tokens = encoded(prompt, self._tokenizer)
+            except RequestError as error:
+                self._result.refuse(line + 1, str(error))
+                continue
+            room = min(self._settings.max_tokens, self._engine.capacity - len(tokens))
+            if room < LEAST_OUTPUT:
+                self._result.refuse(line + 1, "is longer than the context")
+                continue
+            sampling = Sampling(temperature=temperature, seed=int.from_bytes(key[:7], "little"), max_tokens=room)
+            yield _Running(key, str(prompt.get("task") or ""), tokens, variant, line + 1), Request(tokens, sampling)
+
+    def _submit_next(self, waiting: Iterator[tuple[_Running, Request]]) -> bool:
+        """Submits the next prompt that can be served; False where there is none left."""
+        for running, request in waiting:
+            try:
+                self._running[self._engine.submit(request)] = running
+            except RequestError as error:
+                self._result.refuse(running.line, str(error))
+                continue
+            return True
+        return False
+
+    def _over(self) -> bool:
+        settings = self._settings
+        late = settings.minutes is not None and time.monotonic() - self._started >= 60 * settings.minutes
+        return late or (settings.tokens is not None and self._result.tokens >= settings.tokens)
+
+    def _take(self, output: StepOutput) -> None:
+        each = self._running.get(output.request_id)
+        if each is None:
+            return
+        each.tokens += output.tokens
+        if output.finish is None:
+            return
+        del self._running[output.request_id]
+        if output.finish is FinishReason.FAILED:
+            self._result.refuse(each.line, f"failed: {output.error}")
+        elif not each.tokens:
+            self._result.refuse(each.line, "gave no output")
+        else:
+            self._keep(each)
+
+    def _keep(self, each: _Running) -> None:
+        tokens = np.array(each.prompt + each.tokens, dtype=np.uint32)
+        spans = ((len(each.prompt), len(tokens)),)
+        self._writer.add(Sample(each.key, each.task, tokens, spans, each.variant))
+        self._result.prompts += 1
+        self._result.tokens += len(each.tokens)
+
+    def _show(self, total: int, last: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._reported < _FLUSH_SECONDS and not last:
+            return
+        self._reported = now
+        self._writer.flush()
+        result = self._result
+        finished = result.prompts + result.skipped + sum(result.bad.values())
+        written = result.tokens + sum(len(each.tokens) for each in self._running.values())
+        self._report(
+            f"generation: {finished:,} of {total:,} prompts, {written:,} tokens, "
+            f"{written / max(1e-9, now - self._started):,.0f} tokens/s"
+        )
+
+
+def _identity(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: prompt[name] for name in ("messages", "prompt", "tools", "text", "output") if prompt.get(name)}
+
+
+def encoded(prompt: Mapping[str, Any], tokenizer: PromptTokenizer) -> list[int]:
+    """A prompt's tokens. Raises RequestError for one that the template refuses, or that has no user's turn to answer."""
+    messages = prompt.get("messages")
+    if messages is None:
+        if not isinstance(prompt.get("prompt"), str):
+            raise RequestError("has neither messages nor a prompt")
+        return tokenizer.encode_prompt(prompt["prompt"])
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise RequestError("has no messages")
+    if messages[-1].get("role") == "assistant":
+        raise RequestError("ends with an assistant's turn")
+    return tokenizer.encode_chat(messages, prompt.get("tools"))
+
+
+def write_given(
+    tokenizer: PromptTokenizer,
+    texts: Sequence[Mapping[str, Any]],
+    writer: SampleWriter,
+    done: set[bytes],
+    longest: int,
+    end: Sequence[int] = (),
+) -> Generated:
+    """Samples of texts that exist: the whole "text" is supervised, or of a prompt with an "output", the output.
+
+    Texts are cut into parts of `longest` tokens. `end` (the end-of-turn token) follows an output.
+    """
+    result = Generated()
+    for line, value in enumerate(texts, 1):
+        key = prompt_key(_identity(value))
+        try:
+            if isinstance(value.get("output"), str):
+                prompt = encoded(value, tokenizer)
+                tokens = [*prompt, *tokenizer.encode(value["output"]), *end[:1]]
+                parts = [(tokens[:longest], len(prompt))]
+            elif isinstance(value.get("text"), str):
+                tokens = tokenizer.encode(value["text"])
+                parts = [(tokens[first : first + longest], 0) for first in range(0, len(tokens), longest)]
+            else:
+                raise RequestError("has neither a text nor an output")
+        except RequestError as error:
+            result.refuse(line, str(error))
+            continue
+        for number, (part, first) in enumerate(parts):
+            sample = Sample(
+                key, str(value.get("task") or ""), np.array(part, np.uint32), ((first, len(part)),), f"given {number}"
+            )
+            if len(part) - first < LEAST_OUTPUT:
+                continue
+            if sample.key in done:
+                result.skipped += 1
+                continue
+            writer.add(sample)
+            result.tokens += len(part) - first
+        result.prompts += 1
+    writer.flush()
+    return result

@@ -1,0 +1,169 @@
+"""The EAGLE-3 drafter: its drafts are those of the network run over the whole text, whatever the cache holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.drafters.base import DraftBatch
+from paceline.drafters.eagle3 import Eagle3Drafter, Eagle3Network
+from paceline.engine.engine import Engine
+from paceline.errors import BadDrafter, ConfigError
+from paceline.models.rope import rope_table
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.draft import Draft
+from paceline.ops.rope import rotate
+from paceline.types import Request, Sampling
+from tests.drafters.tiny_checkpoints import engine_with, tiny_eagle3
+from tests.tiny import tiny_config, tiny_engine
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"norm_before_residual": True, "fc_norm": True},
+    {"norm_before_fc": True, "norm_output": True},
+]
+
+
+def drafts_of(engine: Engine, request: Request, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The tokens that are drafted in each step of a request that is alone."""
+    found: list[list[int]] = []
+    propose = engine.drafter.propose
+
+    def noting(batch: DraftBatch) -> Draft:
+        draft = propose(batch)
+        found.append(draft.tokens[1:].tolist())
+        return draft
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.drafter, "propose", noting)
+        engine.generate([request])
+    return found
+
+
+def dense(network: Eagle3Network, tokens: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
+    """The network's output for the last row, all rows before it attended to: no cache, no pages."""
+    layer = network.config.layer
+    table, positions = rope_table(layer, 512), torch.arange(len(tokens))
+    heads, kv_heads, dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+        cosines, sines = table[positions][:, None, :].chunk(2, dim=-1)
+        query, key = rotate(query, cosines, sines), rotate(key, cosines, sines)
+        return F.scaled_dot_product_attention(
+            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), is_causal=True, enable_gqa=True
+        ).transpose(0, 1).flatten(1)  # fmt: skip
+
+    return network.forward(tokens, embedding, states.clone(), attend)[-1:]
+
+
+def naive_draft(engine: Engine, text: list[int], length: int) -> list[int]:
+    """The draft after `text` from the target's hidden states of all but its last token, computed at once."""
+    drafter = engine.drafter
+    assert isinstance(drafter, Eagle3Drafter)
+    network, embedding = drafter.network, drafter.embedding
+    states = torch.zeros(1, embedding.shape[1])
+    if len(text) > 1:
+        states = torch.cat([states, network.fuse(hidden_states(engine, text[:-1]))])
+    tokens = list(text)
+    for _ in range(length):
+        state = dense(network, torch.tensor(tokens), embedding, states)
+        states = torch.cat([states, state])
+        assert drafter.draft_tokens is not None
+        tokens.append(int(drafter.draft_tokens[network.logits(state).argmax(-1)]))
+    return tokens[len(text) :]
+
+
+def hidden_states(engine: Engine, tokens: list[int]) -> Tensor:
+    """The target's features of `tokens`, by a pass of an engine without a cache of them."""
+    fresh = tiny_engine()
+    count = len(tokens)
+    batch = AttentionBatch(
+        positions=torch.arange(count),
+        locations=fresh.cache.page_size + torch.arange(count),
+        page_table=torch.arange(1, 2 + count // fresh.cache.page_size, dtype=torch.int32)[None],
+        context_lens=torch.zeros(1, dtype=torch.int32),
+        query_starts=torch.tensor([0, count], dtype=torch.int32),
+        branch_starts=torch.zeros(count, dtype=torch.int32),
+        max_query=count,
+        max_context=0,
+    )
+    features = fresh.model.forward(torch.tensor(tokens), fresh.cache, batch, want=engine.drafter.features).features
+    assert features is not None
+    return features
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: "-".join(each) or "plain")
+@torch.inference_mode()
+def test_drafts_are_those_of_the_network_over_the_whole_text(
+    variant: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "drafter.safetensors"
+    tiny_eagle3(path, tiny_config(), **variant)
+    for prompt in ([7], list(range(40, 80)), [3] * 16, list(range(17)) * 3):
+        engine = tiny_engine(drafter="eagle3", draft_model=str(path), fixed_draft=5, prefill_chunk=7)
+        request = Request(prompt, Sampling(max_tokens=12, ignore_eos=True))
+        drafts = drafts_of(engine, request, monkeypatch)[1:]  # the first is at the end of the prompt
+        [completion] = engine.generate([request])
+        text, steps = list(prompt) + completion.tokens[:1], 0
+        for draft in drafts:
+            expected = naive_draft(engine, text, 5)
+            assert draft == expected[: len(draft)]
+            accepted = 0
+            while accepted < len(draft) and draft[accepted] == [*prompt, *completion.tokens][len(text) + accepted]:
+                accepted += 1
+            text = ([*prompt, *completion.tokens])[: len(text) + accepted + 1]
+            steps += 1
+            if len(text) >= len(prompt) + len(completion.tokens) - 6:
+                break  # near the end drafts are cut to the tokens that remain
+        assert steps >= 2
+
+
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_drafts_after_a_cached_prefix_are_those_without_a_cache(
+    page_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole prompts, prompts that share a part, and a continued conversation; also where pages end."""
+    shared = [(7 * each) % 200 for each in range(64)]
+    prompts = [shared[:count] + tail for count in (32, 33, 48, 64) for tail in ([], [5], [9, 9, 200])]
+    settings = {"page_size": page_size, "fixed_draft": 4}
+    warm = engine_with("eagle3", tmp_path, **settings)
+    hits = 0
+    for prompt in [*prompts, *prompts]:
+        request = Request(prompt, Sampling(max_tokens=9, ignore_eos=True))
+        cold = engine_with("eagle3", tmp_path, prefix_cache=False, **settings)
+        assert drafts_of(warm, request, monkeypatch) == drafts_of(cold, request, monkeypatch)
+        [completion] = warm.generate([request])
+        hits += completion.usage.cached_tokens
+        longer = Request(prompt + completion.tokens + [1, 2], Sampling(max_tokens=9, ignore_eos=True))
+        assert drafts_of(warm, longer, monkeypatch) == drafts_of(cold, longer, monkeypatch)
+    assert hits > 500
+
+
+def test_a_drafter_for_another_target_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "drafter.safetensors"
+    tiny_eagle3(path, tiny_config())
+    with pytest.raises(ConfigError, match="draft_model"):
+        tiny_engine(drafter="eagle3")
+    with pytest.raises(BadDrafter, match="states of 32 values"):
+        tiny_engine(drafter="eagle3", draft_model=str(path), shape={"hidden_size": 64})
+    with pytest.raises(BadDrafter, match="vocabulary"):
+        tiny_engine(drafter="eagle3", draft_model=str(path), shape={"vocab_size": 300})
+    tiny_eagle3(path, tiny_config(), target_digest="of other weights")
+    model = tiny_engine().model
+    model.identity = "of these weights"
+    engine = tiny_engine()
+    for force in (False, True):
+        settings = engine.config.__class__(
+            **{**vars(engine.config), "drafter": "eagle3", "draft_model": str(path), "force_drafter": force}
+        )
+        if force:
+            Engine(model, engine.tokenizer, settings)
+        else:
+            with pytest.raises(BadDrafter, match="other weights"):
+                Engine(model, engine.tokenizer, settings)

@@ -1,0 +1,109 @@
+"""The states that an EAGLE-3 drafter keeps: the references by hand, and the kernels against them.
+
+The kernels run on a GPU, or without one under Triton's interpreter when TRITON_INTERPRET=1 is set.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paceline.ops import draft_states
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.linear import rms_norm
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+PAGE, HIDDEN = 4, 24
+
+
+def kernels() -> Any:
+    if not (torch.cuda.is_available() or INTERPRETED):
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
+    pytest.importorskip("triton")
+    from paceline.ops.triton import draft_states as found
+
+    return found
+
+
+def step(contexts: list[int], counts: list[int], padding: int = 0) -> AttentionBatch:
+    """Requests with their committed tokens and queries, each on pages of its own in reverse order."""
+    torch.manual_seed(0)
+    width = max(-(-(context + count) // PAGE) for context, count in zip(contexts, counts, strict=True))
+    table = 1 + torch.arange(len(contexts) * width).flip(0).view(len(contexts), width)
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    places = torch.cat([context + torch.arange(n) for context, n in zip(contexts, counts, strict=True)])
+    owner = torch.repeat_interleave(torch.arange(len(contexts)), torch.tensor(counts))
+    locations = table[owner, places // PAGE] * PAGE + places % PAGE
+    total = len(places) + padding
+    zeros = torch.zeros(total, dtype=torch.int64)
+    return AttentionBatch(
+        positions=zeros.to(DEVICE),
+        locations=torch.nn.functional.pad(locations, (0, padding)).to(DEVICE),
+        page_table=table.int().to(DEVICE),
+        context_lens=torch.tensor(contexts, dtype=torch.int32).to(DEVICE),
+        query_starts=starts.int().to(DEVICE),
+        branch_starts=zeros.int().to(DEVICE),
+        max_query=max(*counts, 1) + padding,
+        max_context=width * PAGE,
+    )
+
+
+def plane_for(batch: AttentionBatch) -> Tensor:
+    return torch.randn((int(batch.page_table.max()) + 1) * PAGE, HIDDEN).to(DEVICE)
+
+
+STEPS = [([0], [1], 0), ([5, 0, 12], [3, 1, 2], 0), ([0, 7], [6, 6], 0), ([9], [5], 3), ([3, 3, 3, 3], [1, 1, 1, 1], 0)]
+
+
+@pytest.mark.parametrize(("contexts", "counts", "padding"), STEPS)
+def test_the_state_before_each_token(contexts: list[int], counts: list[int], padding: int) -> None:
+    batch = step(contexts, counts, padding)
+    plane, states = plane_for(batch), torch.randn(sum(counts) + padding, HIDDEN).to(DEVICE)
+    before, kept = plane.clone(), plane.clone()
+    result = draft_states.keep_reference(batch, kept, PAGE, states, None)
+    row = 0
+    for request, (context, count) in enumerate(zip(contexts, counts, strict=True)):
+        for query in range(count):
+            expected = states[row - 1]
+            if query == 0:
+                page = batch.page_table[request, (context - 1) // PAGE] if context else 0
+                expected = before[page * PAGE + (context - 1) % PAGE] if context else torch.zeros_like(expected)
+            assert torch.equal(result[row], expected)
+            assert torch.equal(kept[batch.locations[row]], states[row])
+            row += 1
+    assert not result[row:].any()
+    changed = (kept != before).any(1).nonzero()[:, 0].tolist()
+    assert set(changed) <= set(batch.locations.tolist())
+
+
+@pytest.mark.parametrize(("contexts", "counts", "padding"), STEPS)
+@pytest.mark.parametrize("tree", [False, True])
+def test_kernels_equal_the_references(contexts: list[int], counts: list[int], padding: int, tree: bool) -> None:
+    found = kernels()
+    batch = step(contexts, counts, padding)
+    rows = sum(counts) + padding
+    plane, states = plane_for(batch), torch.randn(rows, HIDDEN).to(DEVICE)
+    parents = torch.arange(rows, device=DEVICE) // 2 if tree else None
+    mine, theirs = plane.clone(), plane.clone()
+    expected = draft_states.keep_reference(batch, theirs, PAGE, states, parents)
+    assert torch.equal(found.keep_states(batch, mine, PAGE, states, parents), expected)
+    real = batch.locations[: sum(counts)]
+    assert torch.equal(mine[real], theirs[real])
+    assert torch.equal(found.last_states(batch, mine, PAGE), draft_states.last_reference(batch, mine, PAGE))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_drafters_input(rows: int) -> None:
+    embedding, states = torch.randn(30, HIDDEN).to(DEVICE), torch.randn(rows, HIDDEN).to(DEVICE)
+    tokens = torch.randint(30, (rows,)).to(DEVICE)
+    norms = torch.rand(2, HIDDEN).to(DEVICE)
+    arguments = (tokens, embedding, states, norms[0], norms[1], 1e-5)
+    expected = draft_states.input_reference(*arguments)
+    assert torch.equal(expected[:, :HIDDEN], rms_norm(embedding[tokens], norms[0], 1e-5))
+    assert torch.equal(expected[:, HIDDEN:], rms_norm(states, norms[1], 1e-5))
+    torch.testing.assert_close(kernels().draft_input(*arguments), expected, atol=2e-6, rtol=2e-6)

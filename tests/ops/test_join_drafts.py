@@ -1,0 +1,132 @@
+"""The joint tree of a copied and a guessed draft: its shape by hand, and the kernel against the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+
+from paceline.ops import join_drafts
+from paceline.ops.copy_draft import CopyDraft, CopyState
+from paceline.ops.draft import DRAFTED, FROM_MODEL, FROM_SOURCE, LENIENT
+from paceline.ops.join_drafts import Guesses
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+COPIED = DRAFTED | FROM_SOURCE | LENIENT
+
+
+def copied_draft(chains: list[list[list[int]]], room: int) -> tuple[CopyDraft, torch.Tensor]:
+    """Of each request the chains that the copy drafter gives, origins 100 and up."""
+    columns: list[list[int]] = [[] for _ in range(5)]
+    for request in chains:
+        rows = [(7, 0, 0, 0, -1)]
+        for chain in request:
+            first = len(rows)
+            rows += [(token, depth, COPIED, first, 99 + first + depth) for depth, token in enumerate(chain, 1)]
+        rows += [(0, 1, 0, padding, -1) for padding in range(len(rows), room + 1)]
+        for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+            column.extend(values)
+    tokens, depths, marks, starts, origins = (torch.tensor(each, device=DEVICE) for each in columns)
+    draft = CopyDraft(
+        tokens,
+        depths.int(),
+        marks.int(),
+        branch_starts=starts.int(),
+        origins=origins.int(),
+        guesses=torch.full((len(chains),), 100, dtype=torch.int32, device=DEVICE),
+    )
+    return draft, torch.arange(len(chains) + 1, dtype=torch.int32, device=DEVICE) * (room + 1)
+
+
+def guesses_of(tokens: list[list[list[int]]], chances: list[list[list[float]]]) -> Guesses:
+    return Guesses(torch.tensor(tokens, device=DEVICE), torch.tensor(chances, device=DEVICE).log())
+
+
+def state_of(streaks: list[int]) -> tuple[CopyState, torch.Tensor]:
+    state = CopyState.empty(len(streaks) + 1, DEVICE)
+    state.streak[: len(streaks)] = torch.tensor(streaks, dtype=torch.int32)
+    return state, torch.arange(len(streaks), device=DEVICE)
+
+
+def test_both_drafts_share_what_they_agree_on() -> None:
+    copied, bounds = copied_draft([[[1, 2, 9, 9]]], 7)
+    state, slots = state_of([8])  # its tokens are accepted with 0.9, then 0.97 each
+    guesses = guesses_of([[[1, 5], [2, 6], [3, 9]]], [[[0.8, 0.1], [0.7, 0.2], [0.6, 0.3]]])
+    tree = join_drafts.reference(copied, state, slots, guesses, bounds, 8)
+    # 1: 0.9, 2: 0.873, the copied 9 is the guess 9 at depth 3: 0.847, and the 9 after it 0.821; then 3: 0.8 * 0.7 * 0.6
+    assert tree.tokens.tolist() == [7, 1, 2, 9, 9, 3, 6, 5]
+    assert tree.parents is not None and tree.parents.tolist() == [0, 0, 1, 2, 3, 2, 1, 0]
+    assert tree.depths.tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert tree.origins.tolist() == [-1, 101, 102, 103, 104, -1, -1, -1]
+    chain = COPIED | FROM_MODEL
+    assert tree.marks.tolist() == [0, chain, chain, COPIED, COPIED, DRAFTED | FROM_MODEL, DRAFTED, DRAFTED]
+
+
+def test_a_sure_drafter_leaves_little_to_a_lost_copy() -> None:
+    copied, bounds = copied_draft([[[4, 4, 4], [5, 5, 5]]], 6)
+    state, slots = state_of([0])
+    guesses = guesses_of([[[1], [2], [3], [3]]], [[[0.95], [0.9], [0.9], [0.9]]])
+    tree = join_drafts.reference(copied, state, slots, guesses, bounds, 7)
+    assert tree.tokens.tolist() == [7, 1, 2, 3, 3, 4, 4]
+    assert tree.parents is not None and tree.parents.tolist() == [0, 0, 1, 2, 3, 0, 5]
+
+
+def test_padding_comes_last() -> None:
+    copied, bounds = copied_draft([[]], 5)
+    state, slots = state_of([0])
+    tree = join_drafts.reference(copied, state, slots, guesses_of([[[1], [2]]], [[[0.5], [0.5]]]), bounds, 6)
+    assert tree.tokens.tolist() == [7, 1, 2, 0, 0, 0]
+    assert tree.marks.tolist() == [0, DRAFTED | FROM_MODEL, DRAFTED | FROM_MODEL, 0, 0, 0]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("room", [5, 12, 30])
+def test_trees_are_well_formed_and_kernels_equal_the_reference(room: int, width: int) -> None:
+    draw = torch.Generator().manual_seed(room * width)
+
+    def token() -> int:
+        return int(torch.randint(3, (1,), generator=draw))
+
+    for _ in range(6):
+        requests, depth = 3, 5
+        chains, tokens = [], []
+        for _request in range(requests):
+            firsts = torch.randperm(3, generator=draw)[: int(torch.randint(0, 4, (1,), generator=draw))].tolist()
+            share = room // max(1, len(firsts))
+            chains.append([[first, *(token() for _ in range(share - 1))] for first in firsts])
+            tokens.append([torch.randperm(3, generator=draw)[:width].tolist() for _ in range(depth)])
+        shares = torch.rand(requests, depth, width, generator=draw).sort(-1, descending=True).values * 0.9 + 0.01
+        copied, bounds = copied_draft(chains, room)
+        state, slots = state_of([0, 5, 40])
+        guesses = Guesses(torch.tensor(tokens, device=DEVICE), shares.log().to(DEVICE))
+        tree = join_drafts.reference(copied, state, slots, guesses, bounds, room + 1)
+        parents = tree.parents
+        assert parents is not None
+        for request in range(requests):
+            first = request * (room + 1)
+            paths = set()
+            for row in range(1, room + 1):
+                if tree.marks[first + row] & DRAFTED:
+                    above = int(parents[first + row])
+                    assert above < row and tree.depths[first + row] == tree.depths[first + above] + 1
+                    paths.add((above, int(tree.tokens[first + row])))
+            count = int((tree.marks[first : first + room + 1] & DRAFTED).count_nonzero())
+            assert len(paths) == count, "a node occurs once"
+        if torch.cuda.is_available() or INTERPRETED:
+            pytest.importorskip("triton")
+            from paceline.ops.triton import join_drafts as kernels
+
+            found = kernels.join_drafts(copied, state, slots, guesses, bounds, room + 1)
+            for each in dataclasses.fields(tree):
+                mine, expected = getattr(found, each.name), getattr(tree, each.name)
+                assert (mine is None) == (expected is None), each.name
+                assert mine is None or torch.equal(mine.cpu().long(), expected.cpu().long()), each.name
+
+
+def test_the_survival_table_falls_along_every_chain() -> None:
+    for once, more in join_drafts.SURVIVAL:
+        assert 0 < once < 1 and 0 < more < 1 and math.log(once) < 0

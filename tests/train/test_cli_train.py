@@ -1,0 +1,99 @@
+"""The commands `paceline train ...` from prompts to a drafter, over a tiny model on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from paceline.cli import app
+from paceline.drafters.checkpoint import check_target, read_checkpoint
+from paceline.errors import ConfigError, InputError
+from paceline.models.checkpoint import open_checkpoint
+from paceline.train.run import DRAFTER_FILE
+from paceline.train.samples import read_samples
+from tests.models.test_config import values as config_values
+from tests.models.test_tokenizer import backend
+from tests.tiny import random_tensors, tiny_config
+
+SHAPES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 480}
+OPTIONS = ["--draft-vocab", "64", "--intermediate", "32", "--unroll", "2", "--row-length", "128", "--max-tokens", "24"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    backend().save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(config_values(**SHAPES, rms_norm_eps=1e-6)))
+    save_file(
+        dict(random_tensors(tiny_config("llama", vocab_size=480, tie_embeddings=False))), folder / "model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"def f{number}(", "task": "continue"} for number in range(30)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"task": "no prompt"}]))
+    return path
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["train", *map(str, arguments), "--device", "cpu"])
+
+
+def test_one_command_generates_trains_and_continues(tmp_path: Path, model: Path, prompts: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "sources.json").write_text(json.dumps({"files": {"prompts.jsonl": {"contamination": {"removed": 3}}}}))
+    command = ["drafter", model, "--prompts", prompts, "--out", run, *OPTIONS]
+    done = train(*command, "--tokens", 3000)
+    assert done.exit_code == 0, done.output
+    assert "30 prompts" in done.stderr and "has neither messages nor a prompt (lines 31)" in done.stderr
+    assert "tokens seen" in done.stdout
+    target = open_checkpoint(model)
+    drafter = read_checkpoint(run / DRAFTER_FILE)
+    check_target(drafter, target.config, target.identity)
+    first = json.loads((run / "card.json").read_text())
+    assert first["target_digest"] == target.identity and first["data"]["by_task"] == {
+        "continue": first["data"]["train"]
+    }
+    assert first["sources"] == {"contamination": {"removed": 3}}
+    assert 'prompts, contamination: {"removed": 3}' in (run / "card.md").read_text()
+    done = train(*command, "--tokens", 6000)
+    assert done.exit_code == 0 and "30 were there already" in done.stderr
+    second = json.loads((run / "card.json").read_text())
+    assert second["tokens"] >= 6000 > first["tokens"] >= 3000
+
+
+def test_samples_are_written_alone_and_given_texts_used(tmp_path: Path, model: Path, prompts: Path) -> None:
+    file = tmp_path / "samples.bin"
+    assert train("samples", model, "--prompts", prompts, "--out", file, "--max-tokens", 24).exit_code == 0
+    assert len(read_samples(file)) == 30
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"def f{number}(): return {number}"}) + "\n" for number in range(9)))
+    given = tmp_path / "given.bin"
+    assert train("samples", model, "--prompts", texts, "--out", given, "--given").exit_code == 0
+    assert all(each.num_supervised == len(each.tokens) - 1 for each in read_samples(given))
+    command = ["drafter", model, "--samples", given, *OPTIONS, "--tokens", 1000]
+    for more, train_count, held_out_count in ((["--samples", file], None, None), (["--held-out", file], 9, 30)):
+        run = tmp_path / more[0].strip("-")
+        done = train(*command, *more, "--out", run)
+        assert done.exit_code == 0, done.output
+        data = json.loads((run / "card.json").read_text())["data"]
+        assert data["train"] + data["held_out"] == 39
+        assert train_count is None or (data["train"], data["held_out"]) == (train_count, held_out_count)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "run"
+    assert isinstance(train("drafter", model, "--out", out).exception, ConfigError)
+    assert isinstance(train("drafter", model, "--out", out, "--tokens", 9, "--loss", "mse").exception, ConfigError)
+    found = train("drafter", model, "--out", out, "--tokens", 9).exception
+    assert isinstance(found, InputError) and "nothing to train on: there are no samples" in str(found)
+    missing = train("samples", model, "--prompts", tmp_path / "none", "--out", out / "samples.bin").exception
+    assert isinstance(missing, InputError) and "cannot be read" in str(missing)
