@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from paceline.cli_train import app as train_app
-from paceline.cli_train import evaluate_app
+from paceline.cli_train import evaluate_app, export
 from paceline.config import EngineConfig
 from paceline.env import api_key as environment_key
 from paceline.errors import ConfigError, EmptyEdit, FlaggedResult, InputError, PacelineError
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
+app.command()(export)
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 _errors = Console(stderr=True)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

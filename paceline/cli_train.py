@@ -1,4 +1,4 @@
-"""The commands `paceline train ...` and `paceline evaluate ...`.
+"""The commands `paceline train ...`, `paceline evaluate ...` and `paceline export`.
 
 They join generation by the engine with training, which never import each other.
 
@@ -228,6 +228,24 @@ def evaluate_drafter(
     result = evaluate(found, target, texts, steps=unroll, row_length=row_length, force=force)
     typer.echo(table(result))
     typer.echo(json.dumps({"drafter": str(drafter), "model": model, **result}))
+
+
+def export(
+    drafter: Annotated[Path, typer.Argument(help="a trained drafter: a .safetensors file or a folder")],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    *,
+    model: Annotated[str, typer.Option(help="the target: a model's name or path")],
+    format: Annotated[str, typer.Option(help="sglang or vllm")],
+    target_name: Annotated[
+        str,
+        typer.Option(help="what the folder names as the target, vLLM's verifier (default: as on the drafter's card)"),
+    ] = "",
+    force: Annotated[bool, typer.Option(help="export a drafter that was trained for other weights too")] = False,
+) -> None:
+    """Writes a drafter as SGLang or vLLM read it (docs/drafters.md)."""
+    from paceline.train.export import export_drafter
+
+    typer.echo(export_drafter(drafter, _open(model), format, out, target_name=target_name, force=force))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,10 @@ from paceline.drafters.chooser import (
     LOST,
     LOST_LONG,
     MODEL,
+    NOT_GUESSED,
     Acceptance,
     GlobalAcceptance,
+    Guessed,
     Observation,
     Probes,
     choose_each,
@@ -78,8 +80,12 @@ def test_rates_of_all_requests_are_the_prior_of_a_new_one_and_its_own_outweigh_t
     assert one.rates[LOST][0].value > 0.6 and one.state == LONG
 
 
+def guessed(length: int) -> Guessed:
+    return {7: Guessed(7), 15: Guessed(7, 0.3)}.get(length, NOT_GUESSED)
+
+
 def joint_depth(length: int) -> int:
-    return {7: 7, 15: 7}.get(length, 0)
+    return guessed(length).depth
 
 
 def test_a_joint_draft_where_nothing_is_copied_and_copies_alone_where_all_is() -> None:
@@ -92,14 +98,14 @@ def test_a_joint_draft_where_nothing_is_copied_and_copies_alone_where_all_is() -
     lost, long = rates.new_request(), rates.new_request()
     lost.set_streak(0, 9)
     long.set_streak(100)
-    assert joint_depth(choose_uniform([lost], lengths, seconds, joint_depth)) == 7
-    assert choose_uniform([long], lengths, seconds, joint_depth) == 256
+    assert choose_uniform([lost], lengths, seconds, guessed) == 15, "tokens beside the chain are worth their queries"
+    assert choose_uniform([long], lengths, seconds, guessed) == 256
 
     def of_step(queries: int, depth: int) -> float:
         return 1 + 0.03 * depth + 0.004 * queries
 
-    assert [joint_depth(each) for each in choose_each([lost, lost], lengths, of_step, joint_depth)] == [7, 7]
-    assert choose_each([lost, long], lengths, of_step, joint_depth)[1] == 256
+    assert [joint_depth(each) for each in choose_each([lost, lost], lengths, of_step, guessed)] == [7, 7]
+    assert choose_each([lost, long], lengths, of_step, guessed)[1] == 256
 
 
 def test_what_a_trained_drafter_has_right_is_not_counted_as_copied() -> None:

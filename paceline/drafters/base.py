@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.config import DRAFTERS, ResolvedConfig
-from paceline.drafters.chooser import COPY_PRIORS, Priors
+from paceline.drafters.chooser import COPY_PRIORS, NOT_GUESSED, Guessed, Priors
 from paceline.drafters.shipped import shipped_drafter
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout
@@ -79,9 +79,9 @@ class Drafter(ABC):
         self.config = config
         self.device = model.device
 
-    def depth(self, length: int) -> int:
-        """The tokens marked FROM_MODEL in a draft of `length`."""
-        return 0
+    def guessed(self, length: int) -> Guessed:
+        """What a trained drafter gives for a draft of `length`: its chain's tokens are marked FROM_MODEL."""
+        return NOT_GUESSED
 
     def layout(self, page_size: int) -> CacheLayout:
         """The planes that it keeps in the cache beside the target's; none by default."""

@@ -1,8 +1,8 @@
 """A trained drafter on disk: one file of Paceline's own, or a folder in the style of SGLang (SpecForge) or vLLM (speculators).
 
 The servers count a row's position by the state that it reads, which is one less than by its token, as Eagle3Network counts.
-Rotary attention sees distances only, so the same weights serve both. But row 0, the first token without a state, has no
-counterpart there: a drafter that attends to it drafts a little differently in a server.
+Rotary attention sees distances only, so the same weights serve both. Row 0, the first token without a state, has no
+counterpart there, and no other row attends to it.
 """
 
 from __future__ import annotations

@@ -100,6 +100,24 @@ def _observe(rates: Sequence[tuple[_Rate, _Rate]], step: Observation, decay: flo
         _learn(rates, step.state, step.drafted, step.accepted, step.guess_correct, decay)
 
 
+class Guessed(NamedTuple):
+    """What a trained drafter gives for a draft: a chain of `depth` tokens, and others beside it.
+
+    `beside` is the chance that one of the others is right where the chain is first wrong.
+    """
+
+    depth: int
+    beside: float = 0.0
+
+
+NOT_GUESSED = Guessed(0)
+OfLength = Callable[[int], Guessed]
+
+
+def _not_guessed(length: int) -> Guessed:
+    return NOT_GUESSED
+
+
 @dataclass
 class Acceptance:
     """One request's acceptance record. `streak` counts the tokens of agreement so far, `lost` the steps since agreement ended.
@@ -119,16 +137,13 @@ class Acceptance:
         else:
             self.state = SHORT if streak < 8 else STEADY if streak < 32 else LONG
 
-    def expected(self, length: int, depth: int = 0) -> float:
-        """Expected tokens of a step with a draft of `length`, a joint one if `depth` guesses of a trained drafter are in it.
-
-        Of a joint draft it is what the better of the two drafters gives.
-        """
+    def expected(self, length: int, guessed: Guessed = NOT_GUESSED) -> float:
+        """Expected tokens of a step with a draft of `length`; of a joint one what the better of the two drafters gives."""
         first, more = (rate.value for rate in self.rates[self.state])
         gain = float(_gain(first, more, length))
-        if depth:
+        if guessed.depth:
             first, more = (rate.value for rate in self.rates[MODEL])
-            gain = max(gain, float(_gain(first, more, depth)))
+            gain = max(gain, float(_gain_guessed(first, more, *guessed)))
         return 1.0 + gain
 
     def observe(self, step: Observation, streak: int) -> None:
@@ -179,20 +194,13 @@ class Probes:
         return True
 
 
-Depth = Callable[[int], int]
-
-
-def _none(length: int) -> int:
-    return 0
-
-
 def choose_uniform(
-    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float], depth: Depth = _none
+    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float], guessed: OfLength = _not_guessed
 ) -> int:
     """One draft length for all requests, of `lengths`; 0 where none of them is possible.
 
-    `cost(length)` is the seconds of a step in which every request has length + 1 queries; `depth(length)` the guesses of a
-    trained drafter in a joint draft. A draft must gain more than the noise of the estimate over plain decoding.
+    `cost(length)` is the seconds of a step in which every request has length + 1 queries; `guessed(length)` what a trained
+    drafter gives. A draft must gain more than the noise of the estimate over plain decoding.
     """
     first, more = _values([record.rates[record.state] for record in records])
     costs = {length: cost(length) for length in lengths}
@@ -200,10 +208,11 @@ def choose_uniform(
     if not len(possible):
         return 0
     gain = _gain(first, more, possible[:, None])
-    depths = np.array([depth(length) for length in possible])
+    depths, beside = (np.array(column) for column in zip(*map(guessed, possible.tolist()), strict=True))
     if depths.any():
         first, more = _values([record.rates[MODEL] for record in records])
-        gain = np.maximum(gain, _gain(first, more, depths[:, None]))
+        of_model = _gain_guessed(first, more, depths[:, None], beside[:, None])
+        gain = np.maximum(gain, np.where(depths[:, None] > 0, of_model, 0.0))
     tokens = len(records) + gain.sum(axis=1)
     gains = tokens / np.array([costs[length] for length in possible])
     gains[possible == 0] *= _LEAST_GAIN
@@ -215,13 +224,21 @@ def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
     return np.array([[first.value, more.value] for first, more in rates]).T
 
 
+def _gain_guessed(first: Any, more: Any, depth: Any, beside: Any) -> Any:
+    """`_gain` of a chain of guesses, with that of the tokens beside it where it is wrong."""
+    return _gain(first, more, depth) + beside * (1 - first * more ** (depth - 1))
+
+
 def _gain(first: Any, more: Any, length: Any) -> Any:
     """Expected tokens of a draft of `length` beyond the one of plain decoding; numbers or arrays."""
     return first * (1 - more**length) / (1 - more)
 
 
 def choose_each(
-    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int, int], float], depth: Depth = _none
+    records: list[Acceptance],
+    lengths: Sequence[int],
+    cost: Callable[[int, int], float],
+    guessed: OfLength = _not_guessed,
 ) -> list[int]:
     """A draft length for each request, of `lengths`.
 
@@ -232,16 +249,16 @@ def choose_each(
     count = len(records)
     chosen = [0] * count
     for _ in range(4):
-        queries, deepest = count + sum(chosen), max(map(depth, chosen))
-        tokens = sum(record.expected(length, depth(length)) for record, length in zip(records, chosen, strict=True))
+        queries, deepest = count + sum(chosen), max(guessed(length).depth for length in chosen)
+        tokens = sum(record.expected(length, guessed(length)) for record, length in zip(records, chosen, strict=True))
         rate = tokens / cost(queries, deepest)
         update = []
         for index, record in enumerate(records):
             others = queries - chosen[index]
 
             def value(length: int, record: Acceptance = record, others: int = others, rate: float = rate) -> float:
-                seconds = cost(others + length, depth(length)) - cost(others, 0)
-                return record.expected(length, depth(length)) - rate * seconds
+                seconds = cost(others + length, guessed(length).depth) - cost(others, 0)
+                return record.expected(length, guessed(length)) - rate * seconds
 
             update.append(max(lengths, key=value))
         if update == chosen:

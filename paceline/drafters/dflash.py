@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
+from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
 from paceline.drafters.trained import TrainedDrafter, chain, roots_of
 from paceline.errors import BadDrafter
@@ -153,8 +154,8 @@ class DFlashDrafter(TrainedDrafter):
 
     kind = "dflash"
 
-    def __init__(self, config: ResolvedConfig, model: Model) -> None:
-        super().__init__(config, model)
+    def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
+        super().__init__(config, model, checkpoint)
         self.network = DFlashNetwork(self.draft_config, self.tensors, self.head)
         layer = self.draft_config.layer
         self._num_heads = layer.num_heads

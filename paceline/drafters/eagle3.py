@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
+from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
 from paceline.drafters.trained import TrainedDrafter
 from paceline.kv.cache import KVCache
@@ -33,6 +34,8 @@ class Eagle3Network:
     A row j of its sequence stands for token j. Its input is the embedding of token j and the state of token j - 1: the
     fused hidden states of the target, or, within a draft, the network's own output of the row before. Its output leads to
     the draft of token j + 1. (EAGLE's papers count rows by the token of the state; the network is the same.)
+    Row 0 has no state: it reads zeros, and its key is hidden from all other rows. So these attend to what they attend to in
+    vLLM and SGLang, whose first row has the state of token 0 and token 1.
     Keys and values of a row that has a state of the target depend on that row alone, so they are computed with the
     target's and live in its pages.
     """
@@ -56,6 +59,9 @@ class Eagle3Network:
         self._fc = make(layer["fc.weight"], layer.get("fc.bias"))
         parts = [layer[f"self_attn.{part}_proj.weight"] for part in "qkv"]
         self._qkv = make(torch.cat(parts))
+        self.head_norms: tuple[Tensor, Tensor, float] | None = None
+        if config.layer.qk_norm:
+            self.head_norms = (layer["self_attn.q_norm.weight"], layer["self_attn.k_norm.weight"], self.eps)
         self._output = make(layer["self_attn.o_proj.weight"])
         self._gate_up = make(torch.cat([layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]]), gated=True)
         self._down = make(layer["mlp.down_proj.weight"])
@@ -75,7 +81,7 @@ class Eagle3Network:
         """The state [T, H] that each row gives to the row after it.
 
         tokens [T] index embedding [V, H]; states [T, H] are those of the tokens before and may be overwritten. `attend` maps
-        qkv [T, ...] to [T, heads * dim].
+        qkv [T, ...] to [T, heads * dim]; normalising heads by `head_norms` is its part.
         """
         both = self.inputs(tokens, embedding, states)
         residual = both[:, states.shape[1] :] if self.config.norm_before_residual else states
@@ -121,8 +127,8 @@ class Eagle3Drafter(TrainedDrafter):
     kind = "eagle3"
     lengths = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)
 
-    def __init__(self, config: ResolvedConfig, model: Model) -> None:
-        super().__init__(config, model)
+    def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
+        super().__init__(config, model, checkpoint)
         self.network = Eagle3Network(self.draft_config, self.tensors, self.head)
         layer = self.draft_config.layer
         self._num_heads = layer.num_heads
@@ -154,7 +160,7 @@ class Eagle3Drafter(TrainedDrafter):
         tokens = layout.roots
         found: list[tuple[Tensor, Tensor]] = []
         for step in range(depth):
-            rows = layout.batch(step, cache.page_size)
+            rows = layout.batch(step, cache.page_size, hides_first=True)
             if step == 0:
                 states = last_states(rows, cache.plane("draft_states", 0), cache.page_size)
             attend = functools.partial(self._attend, rows, cache)
@@ -166,7 +172,8 @@ class Eagle3Drafter(TrainedDrafter):
     def _write(self, batch: AttentionBatch, cache: KVCache, qkv: Tensor) -> Tensor:
         """Writes keys and values to the cache; the queries."""
         keys, values = cache.plane("draft_keys", 0), cache.plane("draft_values", 0)
-        return rope_and_cache(qkv, self.rope, batch.positions, batch.locations, keys, values, self._num_heads)
+        norms = self.network.head_norms
+        return rope_and_cache(qkv, self.rope, batch.positions, batch.locations, keys, values, self._num_heads, norms)
 
     def _attend(self, batch: AttentionBatch, cache: KVCache, qkv: Tensor) -> Tensor:
         query = self._write(batch, cache, qkv)

@@ -11,7 +11,7 @@ from torch import Tensor
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch, Drafter, drafter_class
 from paceline.drafters.checkpoint import DraftCheckpoint, check_target, read_checkpoint
-from paceline.drafters.chooser import NOTHING_COPIED
+from paceline.drafters.chooser import NOTHING_COPIED, Guessed
 from paceline.errors import BadDrafter, ConfigError
 from paceline.models.base import Model
 from paceline.models.rope import rope_table
@@ -35,31 +35,25 @@ class TrainedDrafter(Drafter):
     probes = True
     priors = NOTHING_COPIED
 
-    def __init__(self, config: ResolvedConfig, model: Model) -> None:
+    def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
+        """`checkpoint` is what `read_trained` gives, where that is at hand. Raises BadDrafter for one that does not fit."""
         super().__init__(config, model)
-        if config.draft_model is None:
-            raise ConfigError(f"the drafter {config.drafter!r} needs draft_model, the path of a trained drafter")
-        checkpoint = read_checkpoint(Path(config.draft_model))
+        checkpoint = checkpoint or read_trained(config, model)
         if checkpoint.config.kind != self.kind:
             raise BadDrafter(f"{config.draft_model} is a drafter of kind {checkpoint.config.kind}, not {self.kind}")
-        check_target(checkpoint, model.config, model.identity, config.force_drafter)
+        check_target(checkpoint, model.config, model.identity, config.force_drafter, model.vocabulary)
         self.draft_config = checkpoint.config
         self.features = checkpoint.config.features
         self.tensors = {name: each.to(self.device, model.dtype) for name, each in checkpoint.tensors.items()}
         self.embedding: Tensor = self.tensors.pop("embed_tokens.weight", model.embedding)
-        if self.embedding.shape[1] != checkpoint.config.layer.hidden_size:
-            raise BadDrafter(
-                f"{config.draft_model} has no embed_tokens.weight, and its hidden size {checkpoint.config.layer.hidden_size} "
-                f"is not that of the target's embeddings, {self.embedding.shape[1]}"
-            )
         self.draft_tokens = None if checkpoint.draft_tokens is None else checkpoint.draft_tokens.to(self.device)
-        self.head = None if "lm_head.weight" in self.tensors else self._target_head(model, checkpoint)
+        self.head = None if "lm_head.weight" in self.tensors else model.head_rows(self.draft_tokens)
         layer = checkpoint.config.layer
         slack = 2 * (config.max_draft + 1)
         self.rope = rope_table(layer, config.max_context + slack).to(self.device)
 
-    def depth(self, length: int) -> int:
-        return length
+    def guessed(self, length: int) -> Guessed:
+        return Guessed(length)
 
     def guess(self, batch: DraftBatch, depth: int, width: int) -> Guesses:
         """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`."""
@@ -69,15 +63,6 @@ class TrainedDrafter(Drafter):
         roots, depth = roots_of(batch), batch.max_query - 1
         drafted = self.guess(batch, depth, 1).tokens[:, :, 0] if depth else roots.new_empty(len(roots), 0)
         return chain(roots, drafted, batch.query_starts, batch.num_queries)
-
-    def _target_head(self, model: Model, checkpoint: DraftCheckpoint) -> Tensor:
-        """The rows of the target's head for the draft vocabulary."""
-        matrix = model.head_rows(self.draft_tokens)
-        if matrix.shape[1] != checkpoint.config.layer.hidden_size:
-            raise BadDrafter(
-                f"{self.config.draft_model} has no lm_head.weight, and the target's head is {matrix.shape[1]} wide"
-            )
-        return matrix
 
     def choose(self, batch: DraftBatch, logits: Tensor, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """A level of `Guesses`: tokens and log-probabilities [B, width] from logits [B, draft vocabulary].
@@ -91,12 +76,17 @@ class TrainedDrafter(Drafter):
         return put_first(found, drawn, self.draft_tokens), logprobs
 
 
-def load_trained(config: ResolvedConfig, model: Model) -> TrainedDrafter:
-    """The drafter in `config.draft_model`, of whatever kind that is. Raises BadDrafter and ConfigError as it does."""
+def read_trained(config: ResolvedConfig, model: Model) -> DraftCheckpoint:
+    """The checkpoint at `config.draft_model`. Raises ConfigError where that is not set, BadDrafter for a damaged one."""
     if config.draft_model is None:
         raise ConfigError(f"the drafter {config.drafter!r} needs draft_model, the path of a trained drafter")
-    kind = read_checkpoint(Path(config.draft_model), model.config.num_layers).config.kind
-    return cast(TrainedDrafter, drafter_class(kind)(config, model))
+    return read_checkpoint(Path(config.draft_model), model.config.num_layers)
+
+
+def load_trained(config: ResolvedConfig, model: Model) -> TrainedDrafter:
+    """The drafter at `config.draft_model`, of whatever kind that is."""
+    checkpoint = read_trained(config, model)
+    return cast(TrainedDrafter, drafter_class(checkpoint.config.kind)(config, model, checkpoint))
 
 
 def roots_of(batch: DraftBatch) -> Tensor:

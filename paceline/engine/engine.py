@@ -17,6 +17,7 @@ import torch
 
 from paceline.config import EngineConfig, Hardware, ResolvedConfig, resolve
 from paceline.drafters.base import Drafter, make_drafter, with_drafter
+from paceline.drafters.checkpoint import vocabulary_digest
 from paceline.drafters.chooser import Acceptance, GlobalAcceptance, Probes, choose_each, choose_uniform
 from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
@@ -102,8 +103,11 @@ class Engine:
         device = torch.device(resolved.device)
         dtype: torch.dtype = getattr(torch, resolved.dtype)
         model = Decoder(checkpoint.config, checkpoint.stored(), device, dtype)
+        tokenizer = checkpoint.tokenizer()
         model.identity = checkpoint.identity
-        return cls(model, checkpoint.tokenizer(), resolved, checkpoint.sampling)
+        if resolved.draft_model is not None:  # one that comes with Paceline is found by the identity
+            model.vocabulary = vocabulary_digest(tokenizer)
+        return cls(model, tokenizer, resolved, checkpoint.sampling)
 
     def sibling(self, config: ResolvedConfig) -> Engine:
         """Another engine over the same weights, with a cache and state of its own."""
@@ -311,8 +315,8 @@ class Engine:
         """The draft length of each request with the most expected tokens per second."""
         if self.runner.uniform:
             cost = functools.partial(self.runner.step_cost, len(records))
-            return [choose_uniform(records, lengths, cost, self.drafter.depth)] * len(records)
-        return choose_each(records, lengths, self.runner.cost, self.drafter.depth)
+            return [choose_uniform(records, lengths, cost, self.drafter.guessed)] * len(records)
+        return choose_each(records, lengths, self.runner.cost, self.drafter.guessed)
 
     def _read(self, step: InFlightStep) -> list[StepOutput]:
         """Reads an in-flight step; returns its outputs.

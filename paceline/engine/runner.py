@@ -78,7 +78,7 @@ class Runner:
 
     def step_cost(self, num_requests: int, length: int) -> float:
         """Seconds of a decode step in which `num_requests` each draft `length`."""
-        return self.cost(num_requests * (length + 1), self.drafter.depth(length))
+        return self.cost(num_requests * (length + 1), self.drafter.guessed(length).depth)
 
     def cost(self, queries: int, depth: int) -> float:
         """Seconds of a decode step of `queries` in all, with `depth` guesses of a trained drafter."""
@@ -91,7 +91,9 @@ class Runner:
     def learn(self, step: InFlightStep, read_at: float) -> None:
         """Adds a step's time, once it is read, to the measured costs."""
         if step.queries:
-            depth = max((self.drafter.depth(length) for _, _, length, _ in step.entries if step.decode), default=0)
+            depth = max(
+                (self.drafter.guessed(length).depth for _, _, length, _ in step.entries if step.decode), default=0
+            )
             self._costs.setdefault(depth, StepCost()).add(step.queries, read_at - step.launched)
 
     # ---- host to device

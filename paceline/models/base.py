@@ -30,8 +30,8 @@ class Output:
 class Model(ABC):
     """A language model on one device. Subclasses set the attributes.
 
-    `dtype` is that of hidden states and cache; `embedding` [V, H] the rows that tokens become; `identity` that of the
-    checkpoint (`Checkpoint.identity`), "" where there is none.
+    `dtype` is that of hidden states and cache; `embedding` [V, H] the rows that tokens become. `identity` is that of the
+    checkpoint (`Checkpoint.identity`) and `vocabulary` a digest of its tokens, "" where they are not known.
     """
 
     config: ModelConfig
@@ -39,6 +39,7 @@ class Model(ABC):
     device: torch.device
     embedding: Tensor
     identity: str = ""
+    vocabulary: str = ""
 
     @abstractmethod
     def head_rows(self, tokens: Tensor | None) -> Tensor:

@@ -44,6 +44,7 @@ class AttentionBatch:
     branch_starts [T] int32
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0 and there is no tree, so that a plain causal kernel may be used
+    hides_first   whether the key at place 0 of a request is hidden from all queries but the one at place 0
     tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees query j of its request, itself among them;
                   W holds max_query; bits past the request's queries mean nothing
     host          what the host knows of it (prefill), so that no kernel waits for the device
@@ -59,6 +60,7 @@ class AttentionBatch:
     max_query: int
     max_context: int
     branching: bool = False
+    hides_first: bool = False
     tree_mask: Tensor | None = None
     host: HostLengths | None = None
     plan: Any = None
@@ -86,6 +88,7 @@ class AttentionBatch:
             branch_starts=torch.zeros(count, dtype=torch.int32, device=rows.device),
             max_query=1,
             max_context=self.max_context + self.max_query - 1,
+            hides_first=self.hides_first,
         )
 
 
@@ -115,9 +118,11 @@ def reference(
         keys = key_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
         values = value_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
         mask = None
-        causal = queries > 1 and context == 0 and not batch.branching
-        if queries > 1 and not causal:
+        causal = queries > 1 and context == 0 and not batch.branching and not batch.hides_first
+        if (queries > 1 or batch.hides_first) and not causal:
             mask = torch.nn.functional.pad(batch.visible(first, last), (context, 0), value=True)
+        if batch.hides_first and mask is not None:
+            mask[int(context == 0) :, 0] = False
         result = F.scaled_dot_product_attention(
             query[first:last].transpose(0, 1)[None],
             keys[None],
@@ -142,6 +147,8 @@ def reference_deterministic(
         for row in range(starts[index], starts[index + 1]):
             seen = own[row - starts[index]].nonzero()[:, 0]
             place = torch.cat([torch.arange(context, device=query.device), context + seen])
+            if batch.hides_first and context + row > starts[index]:
+                place = place[place > 0]
             locations = batch.page_table[index][place // page_size].long() * page_size + place % page_size
             output[row] = F.scaled_dot_product_attention(
                 query[row][None, :, None],

@@ -28,7 +28,7 @@ class ChainLayout:
     context_lens: Tensor
     query_starts: Tensor
 
-    def batch(self, step: int, page_size: int) -> AttentionBatch:
+    def batch(self, step: int, page_size: int, hides_first: bool = False) -> AttentionBatch:
         """The AttentionBatch of one pass."""
         return AttentionBatch(
             positions=self.positions[step],
@@ -39,6 +39,7 @@ class ChainLayout:
             branch_starts=self.query_starts,  # not read: a single query has no branch
             max_query=1,
             max_context=self.page_table.shape[1] * page_size,
+            hides_first=hides_first,
         )
 
 

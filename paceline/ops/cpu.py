@@ -19,7 +19,7 @@ def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
     """See paceline.ops.attention. Scores and weights are rounded to bfloat16 as transformers' eager attention does."""
-    if query.dtype != torch.bfloat16:
+    if query.dtype != torch.bfloat16 or batch.hides_first:
         return attention.reference(query, key_cache, value_cache, batch, page_size, scale)
     if batch.plan is None:
         batch.plan = _plan(batch, page_size)

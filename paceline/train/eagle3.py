@@ -111,8 +111,8 @@ class Eagle3Trainee:
 
         Entry r is always that of root r. Row r + k reads token r + k (the text's own, not the draft), the state of row
         r + k - 1 (at k = 0 the target's), and the keys of rows up to r, which have the target's states, and of the draft's
-        own rows. That is what an engine computes from a root on, for all roots at once. Entries whose row r + k lies in
-        another document are meaningless.
+        own rows; the key of a document's row 0 is hidden from all other rows. That is what an engine computes from a root
+        on, for all roots at once. Entries whose row r + k lies in another document are meaningless.
         """
         dtype = network.input_norm.dtype
         length = batch.tokens.shape[1]
@@ -156,7 +156,8 @@ def _compared(
 class _UnrolledAttention:
     """Attention of the steps k = 0, 1, ..., called once a step in that order.
 
-    Query r sees the keys of step 0 of its document up to r, and its own keys of the steps since: entry r of each.
+    Query r sees the keys of step 0 of its document from the second up to r, and its own keys of the steps since: entry r of
+    each. A document's first query has no key of the former kind; in step 0 it sees its own.
     """
 
     def __init__(self, layer: ModelConfig, batch: Captured, table: Tensor) -> None:
@@ -185,7 +186,9 @@ class _UnrolledAttention:
             queries = slice(first, last)
             own = [None if each is None else each[:, :, queries] for each in (own_keys, own_values)]
             visible = self._documents[:, queries, None] == self._documents[:, None, :last]
-            visible = visible & (self._place(first, last)[:, None] >= self._place(0, last))
+            ahead = self._place(0, last) - self._place(first, last)[:, None]
+            alone = (ahead == 0) & (len(self._keys) == 1)
+            visible = visible & (ahead <= 0) & (alone | (self._positions[:, None, :last] > 0))
             inputs = (query[:, :, :, queries], self._keys[0][:, :, :last], self._values[0][:, :, :last], *own)
             parts.append(checkpoint(_attend, *inputs, visible, **_RECOMPUTED))
         joined = torch.cat(parts, dim=3)  # [B, kv_heads, group, S, dim]

@@ -10,6 +10,7 @@ import torch
 from paceline.drafters.checkpoint import DraftCheckpoint, check_target
 from paceline.models.decoder import Decoder
 from paceline.train.capture import Capture
+from paceline.train.dflash import BlockObjective
 from paceline.train.losses import Acceptance, Objective, summaries, summary
 from paceline.train.packing import Packing
 from paceline.train.run import Target, make_trainee
@@ -46,7 +47,7 @@ def evaluate(
     embedding = tensors.pop("embed_tokens.weight", model.embedding)
     own_head = tensors.pop("lm_head.weight", None)
     head = model.head_rows(draft_tokens.to(model.device)) if own_head is None else own_head
-    trainee = make_trainee(config, embedding, head, steps, Objective())
+    trainee = make_trainee(config, embedding, head, steps, Objective(), BlockObjective(share=1.0))
     tasks = sorted({each.task for each in usable.train})
     packing = Packing(usable.train, row_length, 0, tasks)
     counts = Acceptance(len(tasks), trainee.num_steps, model.device)

@@ -25,7 +25,7 @@ from paceline.errors import BadDrafter, ConfigError
 from paceline.models.decoder import Decoder
 from paceline.train.capture import Capture
 from paceline.train.card import embedded, read_sources, write_card
-from paceline.train.dflash import DFlashTrainee, dflash_config, mask_token
+from paceline.train.dflash import BlockObjective, DFlashTrainee, dflash_config, mask_token
 from paceline.train.eagle3 import Eagle3Trainee, eagle3_config
 from paceline.train.losses import Objective
 from paceline.train.parallel import Group
@@ -226,15 +226,20 @@ class TrainingRun:
 
 
 def make_trainee(
-    config: DraftConfig, embedding: torch.Tensor, head: torch.Tensor, steps: int, objective: Objective
+    config: DraftConfig,
+    embedding: torch.Tensor,
+    head: torch.Tensor,
+    steps: int,
+    objective: Objective,
+    of_blocks: BlockObjective | None = None,
 ) -> Trainee:
     """The part of a trainer that is of the drafter's kind; embedding [V, H] and head [draft vocabulary, H] are those that it
-    uses. Raises ConfigError for a loss that it has not.
+    uses. `steps` and `objective` are EAGLE-3's, `of_blocks` a block drafter's. Raises ConfigError for a loss that it has not.
     """
     if config.kind == "dflash":
         if objective != Objective():
             raise ConfigError("a block drafter has a loss of its own (train/dflash.py): --loss is of EAGLE-3 drafters")
-        return DFlashTrainee(config, embedding, head)
+        return DFlashTrainee(config, embedding, head, of_blocks)
     return Eagle3Trainee(config, embedding, head, steps, objective)
 
 

@@ -20,12 +20,15 @@ from paceline.drafters.base import DraftBatch
 from paceline.engine.engine import Engine
 from paceline.engine.grammar import regex
 from paceline.errors import ConfigError
+from paceline.kv.cache import KVCache
+from paceline.models.decoder import Decoder
+from paceline.ops.attention import AttentionBatch
 from paceline.ops.draft import DRAFTED, FROM_SOURCE, Draft
 from paceline.ops.draw import draw as draw_op
 from paceline.types import Request, Sampling
 from tests.drafters.tiny_checkpoints import engine_with, settings_for
 from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
-from tests.tiny import tiny_engine
+from tests.tiny import ByteTokenizer, random_tensors, tiny_config, tiny_engine
 
 EXAMPLES = {"ngram": "tests.drafters.ngram:NgramDrafter", "tree": "tests.drafters.tree:TreeDrafter"}
 NAMES = [*DRAFTERS, *EXAMPLES]
@@ -220,3 +223,43 @@ def test_trained_drafters_draw_with_the_noise_of_the_target(
             for slot, position in zip(*drafted[number * levels + level], strict=True):
                 own = [each for other, each in zip(slots, positions, strict=True) if other == slot]
                 assert position == own[0] + level
+
+
+@pytest.mark.parametrize("name", ["copy", "eagle3", "dflash", "joint"])
+def test_drawn_tokens_have_the_distribution_of_the_target(name: str, tmp_path: Path) -> None:
+    """Chi-square over 100,000 tokens of a target whose next token depends on the last one alone."""
+    shape = {"vocab_size": 12, "eos_tokens": ()}
+    config = tiny_config(**shape)
+    tensors = [
+        (key, torch.zeros_like(each) if "o_proj" in key else each * (0.7 if "embed" in key else 1.0))
+        for key, each in random_tensors(config)
+    ]
+    model = Decoder(config, tensors, torch.device("cpu"))
+    settings = {**settings_for(name, tmp_path, config), "fixed_draft": 3, "max_batch": 64, "cache_tokens": 1 << 18}
+    resolved = replace(tiny_engine(max_context=2048).config, **settings)
+    engine = Engine(model, ByteTokenizer(), resolved)  # type: ignore[arg-type]
+    sampling = [Sampling(max_tokens=1570, temperature=1.0, seed=seed, ignore_eos=True) for seed in range(64)]
+    completions = engine.generate([Request([seed % 12, 3], each) for seed, each in enumerate(sampling)])
+    counts = torch.zeros(12, 12, dtype=torch.float64)
+    for completion in completions:
+        tokens = torch.tensor([3, *completion.tokens])
+        counts.index_put_((tokens[:-1], tokens[1:]), torch.ones(len(tokens) - 1, dtype=torch.float64), accumulate=True)
+    assert counts.sum() > 100_000 and sum(each.usage.accepted_tokens for each in completions) > 1000
+    expected = torch.cat([next_chances(model, token) for token in range(12)]) * counts.sum(1, keepdim=True)
+    seen = expected >= 5
+    statistic = float((((counts - expected) ** 2) / expected)[seen].sum())
+    freedom = int(seen.sum()) - 12
+    assert freedom > 60
+    # the square of the deviation in units of its own: under 4.5 with all but one chance in 100,000
+    assert (statistic - freedom) / (2 * freedom) ** 0.5 < 4.5
+
+
+def next_chances(model: Decoder, token: int) -> torch.Tensor:
+    """[1, V] float64: the chances of the token after `token`."""
+    cache = KVCache(model.layout(16), 2, 1, torch.device("cpu"))
+    model.prepare(1)
+    one, zero = torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    batch = AttentionBatch(
+        zero.long(), one.long() * 16, one[None], zero, torch.tensor([0, 1], dtype=torch.int32), zero, 1, 0
+    )
+    return model.forward(torch.tensor([token]), cache, batch).logits.double().softmax(-1)

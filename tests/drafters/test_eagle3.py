@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
 from paceline.drafters.eagle3 import Eagle3Drafter, Eagle3Network
 from paceline.engine.engine import Engine
@@ -20,12 +22,13 @@ from paceline.ops.draft import Draft
 from paceline.ops.rope import rotate
 from paceline.types import Request, Sampling
 from tests.drafters.tiny_checkpoints import engine_with, tiny_eagle3
-from tests.tiny import tiny_config, tiny_engine
+from tests.tiny import ByteTokenizer, tiny_config, tiny_engine
 
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"norm_before_residual": True, "fc_norm": True},
     {"norm_before_fc": True, "norm_output": True},
+    {"layer": replace(tiny_config("qwen3"), num_layers=1, tie_embeddings=False)},
 ]
 
 
@@ -46,17 +49,22 @@ def drafts_of(engine: Engine, request: Request, monkeypatch: pytest.MonkeyPatch)
 
 
 def dense(network: Eagle3Network, tokens: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
-    """The network's output for the last row, all rows before it attended to: no cache, no pages."""
+    """The network's output for the last row, all rows before it but the first attended to: no cache, no pages."""
     layer = network.config.layer
     table, positions = rope_table(layer, 512), torch.arange(len(tokens))
     heads, kv_heads, dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+        if network.head_norms is not None:
+            of_query, of_key, eps = network.head_norms
+            query, key = F.rms_norm(query, (dim,), of_query, eps), F.rms_norm(key, (dim,), of_key, eps)
         cosines, sines = table[positions][:, None, :].chunk(2, dim=-1)
         query, key = rotate(query, cosines, sines), rotate(key, cosines, sines)
+        seen = torch.ones(len(tokens), len(tokens)).tril().bool()
+        seen[1:, 0] = False
         return F.scaled_dot_product_attention(
-            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), is_causal=True, enable_gqa=True
+            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), attn_mask=seen, enable_gqa=True
         ).transpose(0, 1).flatten(1)  # fmt: skip
 
     return network.forward(tokens, embedding, states.clone(), attend)[-1:]
@@ -124,6 +132,24 @@ def test_drafts_are_those_of_the_network_over_the_whole_text(
         assert steps >= 2
 
 
+@torch.inference_mode()
+def test_a_root_at_place_0_attends_to_itself_alone(tmp_path: Path) -> None:
+    engine = engine_with("eagle3", tmp_path)
+    drafter, found = engine.drafter, []
+    assert isinstance(drafter, Eagle3Drafter)
+    propose = drafter.propose
+
+    def noting(batch: DraftBatch) -> Draft:
+        if int(batch.state.end[batch.slots[0]]) == 1:
+            found.append(drafter.guess(batch, 5, 1).tokens[0, :, 0].tolist())
+        return propose(batch)
+
+    drafter.propose = noting  # type: ignore[method-assign]
+    for token in (7, 40, 170):
+        engine.generate([Request([token], Sampling(max_tokens=2, ignore_eos=True))])
+        assert found.pop() == naive_draft(engine, [token], 5)
+
+
 @pytest.mark.parametrize("page_size", [4, 16])
 def test_drafts_after_a_cached_prefix_are_those_without_a_cache(
     page_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,16 +180,16 @@ def test_a_drafter_for_another_target_is_refused(tmp_path: Path) -> None:
         tiny_engine(drafter="eagle3", draft_model=str(path), shape={"hidden_size": 64})
     with pytest.raises(BadDrafter, match="vocabulary"):
         tiny_engine(drafter="eagle3", draft_model=str(path), shape={"vocab_size": 300})
-    tiny_eagle3(path, tiny_config(), target_digest="of other weights")
     model = tiny_engine().model
+
+    def settings(**changes: Any) -> ResolvedConfig:
+        return replace(tiny_engine().config, drafter="eagle3", draft_model=str(path), **changes)
+
+    tiny_eagle3(path, tiny_config(), target_digest="of other weights", vocabulary_digest="of other tokens")
     model.identity = "of these weights"
-    engine = tiny_engine()
-    for force in (False, True):
-        settings = engine.config.__class__(
-            **{**vars(engine.config), "drafter": "eagle3", "draft_model": str(path), "force_drafter": force}
-        )
-        if force:
-            Engine(model, engine.tokenizer, settings)
-        else:
-            with pytest.raises(BadDrafter, match="other weights"):
-                Engine(model, engine.tokenizer, settings)
+    with pytest.raises(BadDrafter, match="other weights"):
+        Engine(model, ByteTokenizer(), settings())  # type: ignore[arg-type]
+    Engine(model, ByteTokenizer(), settings(force_drafter=True))  # type: ignore[arg-type]
+    model.vocabulary = "of these tokens"
+    with pytest.raises(BadDrafter, match="another tokenizer"):
+        Engine(model, ByteTokenizer(), settings(force_drafter=True))  # type: ignore[arg-type]

@@ -49,6 +49,9 @@ def random_eagle3(config: DraftConfig, seed: int = 0) -> dict[str, Tensor]:
     for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
         tensors[f"layers.0.{name}.weight"] = torch.ones(hidden)
     tensors["norm.weight"] = torch.ones(hidden)
+    if layer.qk_norm:
+        for part in "qk":
+            tensors[f"layers.0.self_attn.{part}_norm.weight"] = 1 + 0.2 * torch.randn(layer.head_dim, generator=draw)
     if config.norm_before_fc:
         tensors["input_norm.weight"] = torch.ones(shapes["fc"][1])
     if config.fc_norm:

@@ -290,6 +290,42 @@ def test_attention_over_blocks(dtype: torch.dtype, queries: list[int], contexts:
         assert error(result, exact) < LIMIT[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["plain", "branches", "trees"])
+@pytest.mark.parametrize(
+    "queries, contexts",
+    [
+        ([1, 1, 1, 1, 1], [0, 1, 2, 64, 700]),
+        ([1], [2000]),
+        ([2, 7, 1, 16], [0, 63, 64, 300]),
+        ([1, 0, 3], [33, 0, 1]),
+        ([65, 1, 70], [15, 700, 0]),
+    ],
+)
+def test_attention_that_hides_the_first_key(
+    dtype: torch.dtype, kind: str, queries: list[int], contexts: list[int]
+) -> None:
+    """The key at place 0, a committed one being not-a-number."""
+    if INTERPRETED and max(queries) > 20:
+        pytest.skip("slow to interpret, and like the others")
+    batch, size = batch_of(queries, contexts, page_size=16, branching=kind != "plain", spare=5)
+    batch.hides_first = True
+    if kind == "trees":
+        parents = torch.cat([(torch.rand(count) * torch.arange(count)).int() for count in queries])
+        batch.tree_mask = layout.tree_mask(parents, batch.query_starts.cpu(), max(queries)).to(DEVICE)
+    query = random(sum(queries), 6, 64, dtype=dtype)
+    keys, values = random(size, 2, 64, dtype=dtype), random(size, 2, 64, dtype=dtype)
+    exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, 0.125)
+    hidden = batch.page_table[batch.context_lens > 0, 0].long() * 16
+    keys[hidden] = values[hidden] = float("nan")
+    for result in (
+        attention_kernel.paged_attention(query, keys, values, batch, 16, 0.125),
+        attention_kernel.paged_attention_deterministic(query, keys, values, batch, 16, 0.125),
+        attention_kernel.attend(query, keys, values, batch, 16, 0.125, programs=1),
+    ):
+        assert error(result, exact) < LIMIT[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="numpy's products depend on their shape")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from paceline.ops import argmax, attention, linear, native, rope
 from paceline.ops.dispatch import deterministic
 from paceline.ops.native import attention as native_attention
 from paceline.ops.weight import Packed, packs, prepare
-from tests.ops.test_reference import PAGE, TREES, block, paged, paths, tree
+from tests.ops.test_reference import PAGE, TREES, block, first_hidden, paged, paths, tree
 
 try:
     native.processor_flags()
@@ -219,6 +219,18 @@ def test_attention_over_blocks(context: int, count: int, full: bool) -> None:
             close(attention.paged_attention(query, *caches, batch, PAGE, 0.125), expected)
     finally:
         torch.set_num_threads(alone)
+
+
+@needs_native
+def test_only_the_first_query_sees_a_hidden_first_key() -> None:
+    for batch, keys, values in first_hidden():
+        caches = keys.bfloat16(), values.bfloat16()
+        query = random(batch.max_query, 6, 32)
+        expected = attention.reference(query.float(), *(each.float() for each in caches), batch, PAGE, 0.2)
+        for same_bits in (False, True):
+            batch.plan = None
+            with deterministic(same_bits):
+                close(attention.paged_attention(query, *caches, batch, PAGE, 0.2), expected)
 
 
 @needs_native

@@ -142,6 +142,40 @@ def test_a_query_of_a_block_sees_later_queries(context: int, count: int, full: b
     torch.testing.assert_close(cpu.paged_attention(*half, batch, PAGE, 0.3).float(), exact, rtol=2e-2, atol=2e-2)
 
 
+def first_hidden() -> list[tuple[AttentionBatch, Tensor, Tensor]]:
+    """Steps whose batch hides the first key: prompts, single queries, branches and trees, at and after place 0."""
+    steps = [paged(context, branches, 2, 32) for context in (0, 1, 5, 70) for branches in ([], [4], [3, 2], [40, 1])]
+    steps += [tree(context, parents, 2, 32) for context in (0, 1, 70) for parents in TREES]
+    return [(replace(batch, hides_first=True), keys, values) for batch, keys, values in steps]
+
+
+def seen_by(batch: AttentionBatch, query: int) -> Tensor:
+    """The locations that a query of a batch of one request sees, the first not among them unless it is the query's own."""
+    context = int(batch.context_lens)
+    own = context + batch.visible(0, batch.max_query)[query].nonzero()[:, 0]
+    place = torch.cat([torch.arange(context), own])
+    place = place[(place > 0) | (context + query == 0)]
+    return batch.page_table[0].long()[place // PAGE] * PAGE + place % PAGE
+
+
+def test_only_the_first_query_sees_a_hidden_first_key() -> None:
+    for batch, keys, values in first_hidden():
+        query = torch.randn(batch.max_query, 4, 32)
+        rows = [seen_by(batch, index) for index in range(batch.max_query)]
+        expected = torch.stack(
+            [one_by_one(each, keys[seen], values[seen], 0.3) for each, seen in zip(query, rows, strict=True)]
+        )
+        for implementation in (attention.reference, attention.reference_deterministic):
+            torch.testing.assert_close(implementation(query, keys, values, batch, PAGE, 0.3), expected)
+        half = [each.bfloat16() for each in (query, keys, values)]
+        exact = attention.reference(*(each.float() for each in half), batch, PAGE, 0.3)
+        torch.testing.assert_close(cpu.paged_attention(*half, batch, PAGE, 0.3).float(), exact, rtol=2e-2, atol=2e-2)
+        if not batch.branching:
+            last = torch.tensor([batch.max_query - 1])
+            alone = attention.reference(query[last], keys, values, batch.only(last), PAGE, 0.3)
+            torch.testing.assert_close(alone, expected[last])
+
+
 def test_tree_masks_are_packed_and_unpacked() -> None:
     for parents in TREES:
         visible = ancestors(torch.tensor(parents))

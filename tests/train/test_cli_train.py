@@ -18,6 +18,7 @@ from paceline.train.samples import read_samples
 from tests.models.test_config import values as config_values
 from tests.models.test_tokenizer import backend
 from tests.tiny import random_tensors, tiny_config
+from tests.train.prompt_files import write_data, write_wheel
 
 SHAPES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 480}
 OPTIONS = ["--draft-vocab", "64", "--intermediate", "32", "--unroll", "2", "--row-length", "128", "--max-tokens", "24"]
@@ -44,7 +45,11 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def train(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["train", *map(str, arguments), "--device", "cpu"])
+    return run("train", *arguments, "--device", "cpu")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def test_one_command_generates_trains_and_continues(tmp_path: Path, model: Path, prompts: Path) -> None:
@@ -62,8 +67,8 @@ def test_one_command_generates_trains_and_continues(tmp_path: Path, model: Path,
     assert first["target_digest"] == target.identity and first["data"]["by_task"] == {
         "continue": first["data"]["train"]
     }
-    assert first["sources"] == {"contamination": {"removed": 3}}
-    assert 'prompts, contamination: {"removed": 3}' in (run / "card.md").read_text()
+    assert first["sources"]["contamination"] == {"removed": 3}
+    assert "3 were removed" in (run / "card.md").read_text() and drafter.card["sources"] == first["sources"]
     done = train(*command, "--tokens", 6000)
     assert done.exit_code == 0 and "30 were there already" in done.stderr
     second = json.loads((run / "card.json").read_text())
@@ -87,6 +92,65 @@ def test_samples_are_written_alone_and_given_texts_used(tmp_path: Path, model: P
         data = json.loads((run / "card.json").read_text())["data"]
         assert data["train"] + data["held_out"] == 39
         assert train_count is None or (data["train"], data["held_out"]) == (train_count, held_out_count)
+
+
+def test_training_goes_on_from_a_drafter_and_is_evaluated(tmp_path: Path, model: Path, prompts: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    sizes = [each for each in OPTIONS if each not in ("--draft-vocab", "64", "--intermediate", "32")]
+    assert train("drafter", model, "--prompts", prompts, "--out", first, *OPTIONS, "--tokens", 2000).exit_code == 0
+    samples, start = first / "samples.bin", first / DRAFTER_FILE
+    command = ["drafter", model, "--samples", samples, "--out", second, "--from", start, "--tokens", 4000]
+    assert isinstance(train(*command, *OPTIONS, "--kind", "dflash").exception, ConfigError)
+    done = train(*command, *sizes)
+    assert done.exit_code == 0, done.output
+    card = json.loads((second / "card.json").read_text())
+    assert card["tokens"] >= 4000 and card["tokens_before"] == json.loads((first / "card.json").read_text())["tokens"]
+    assert (card["draft_vocab_size"], card["config"]["layer"]["intermediate_size"]) == (64, 32)
+
+    evaluate = ["evaluate", "drafter", second / DRAFTER_FILE, "--model", model, "--unroll", "2", "--row-length", "128"]
+    of_samples = run(*evaluate, "--samples", samples)
+    of_held_out = run(*evaluate, "--samples", samples, "--held-out")
+    of_prompts = run(*evaluate, "--prompts", prompts, "--max-tokens", "24")
+    for each in (of_samples, of_held_out, of_prompts):
+        assert each.exit_code == 0 and each.stdout.startswith("task "), each.output
+    found, held_out, generated = (
+        json.loads(each.stdout.splitlines()[-1]) for each in (of_samples, of_held_out, of_prompts)
+    )
+    assert found["samples"] == 30 and found["kind"] == "eagle3" and len(found["acceptance"]) == 2
+    assert held_out["samples"] == card["data"]["held_out"] < 30
+    assert held_out["loss"] == pytest.approx(card["evaluation"]["loss"], rel=0.02)
+    assert generated["loss"] == found["loss"]  # the same outputs, generated again
+    assert isinstance(run(*evaluate).exception, InputError)
+
+
+def test_a_drafter_is_exported(tmp_path: Path, model: Path, prompts: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "exported"
+    assert train("drafter", model, "--prompts", prompts, "--out", folder, *OPTIONS, "--tokens", 500).exit_code == 0
+    command = ["export", folder / DRAFTER_FILE, out, "--model", model, "--format"]
+    done = run(*command, "vllm", "--target-name", "owner/name")
+    assert done.exit_code == 0 and done.stdout.split() == [str(out)]
+    assert "owner/name" in (out / "config.json").read_text()
+    exported, source = read_checkpoint(out), read_checkpoint(folder / DRAFTER_FILE)
+    assert exported.config == source.config and "lm_head.weight" in exported.tensors
+    assert isinstance(run(*command, "gguf").exception, ConfigError)
+
+
+def test_prompts_are_written_with_their_sources(tmp_path: Path) -> None:
+    data, packages, out = write_data(tmp_path / "data"), tmp_path / "packages", tmp_path / "out"
+    for number in range(30):
+        write_wheel(packages, f"pack{number}")
+    command = ["train", "prompts", out, "--data", data, "--packages", packages, "--num", "60", "--validation", "10"]
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    lines = (out / "prompts.jsonl").read_text().splitlines()
+    assert len(lines) == 60 and f"{out / 'prompts.jsonl'}: 60 prompts" in done.stdout
+    before = (out / "sources.json").read_bytes()
+    assert run(*command).exit_code == 0 and (out / "sources.json").read_bytes() == before
+    benchmark = tmp_path / "benchmark.jsonl"
+    text = json.loads(lines[0])["messages"][0]["content"]
+    benchmark.write_text(json.dumps({"text": text}) + "\n")
+    assert run(*command, "--benchmarks", benchmark).exit_code == 0
+    assert lines[0] not in (out / "prompts.jsonl").read_text().splitlines()
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, model: Path) -> None:

@@ -40,7 +40,7 @@ def captured(model: Decoder, trainee: Eagle3Trainee, draft_ids: Tensor, rows: Pa
 
 
 class Simulation:
-    """Inference by the definition: one row at a time, over a list of the keys and values of the rows before."""
+    """Inference by the definition: one row at a time, over a list of the keys and values of the rows before but the first."""
 
     def __init__(self, network: Eagle3Network, embedding: Tensor) -> None:
         self.network, self.embedding = network, embedding
@@ -61,7 +61,8 @@ class Simulation:
             self.keys.append(key)
             self.values.append(value)
             group = layer.num_heads // layer.num_kv_heads
-            keys, values = (torch.stack(each).repeat_interleave(group, 1) for each in (self.keys, self.values))
+            seen = slice(min(1, len(self.keys) - 1), None)
+            keys, values = (torch.stack(each[seen]).repeat_interleave(group, 1) for each in (self.keys, self.values))
             scores = torch.einsum("hd,thd->ht", query, keys) / layer.head_dim**0.5
             return torch.einsum("ht,thd->hd", scores.softmax(-1), values).reshape(1, -1)
 

@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from benchmarks.tools.step.candidates import (
     ATTENTION,
     BUCKETS,
     MATRICES,
+    TILES,
     attention_variants,
     candidates,
     short,
@@ -29,6 +31,7 @@ from benchmarks.tools.step.model import (
     EPS,
     HEADS,
     HIDDEN,
+    KV_HEADS,
     PAGE,
     SCALE,
     VOCAB,
@@ -88,7 +91,25 @@ def polish(model: Model, tokens: int, context: int = 2000) -> dict[str, Any]:
             tuning.TABLE[key] = (*before, (tokens, timed[0][1]), *kept[len(before) :])
         print(f"{name:8} {best:.3f}  ", "  ".join(f"{t:.3f} {short(choice)}" for t, choice in timed[:5]), flush=True)
         found[name] = [(round(t, 4), short(choice)) for t, choice in timed]
+    found["attention"] = polish_attention(step, tokens)
     return found
+
+
+def polish_attention(step: Callable[[], Any], tokens: int) -> list[tuple[float, tuple[int, int, int, int], int]]:
+    """Milliseconds of the step with each tile of attention and number of programs, fastest first; nothing is changed."""
+    timed = []
+    attend, rows = attention.attend, tokens * HEADS // KV_HEADS
+    tiles = [tile for tile in TILES if tile[0] <= max(16, 2 * rows)]
+    try:
+        for tile in tiles:
+            for programs in (132, 264, 528):
+                attention.attend = functools.partial(attend, tile=tile, programs=programs)
+                timed.append((round(graph_time(step, 5, 8), 4), tile, programs))
+    finally:
+        attention.attend = attend
+    timed.sort()
+    print("attention", "  ".join(f"{t:.3f} {tile} {programs}" for t, tile, programs in timed[:5]), flush=True)
+    return timed
 
 
 def compile_in_parallel(*options: str) -> None:

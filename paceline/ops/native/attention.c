@@ -8,7 +8,7 @@ enum { KEYS = PANEL, ROWS = 96, MAX_PANELS = 4 };  // keys at once, rows (querie
 
 typedef struct {  // AttentionBatch
     const int32_t *page_table, *context_lens, *query_starts, *branch_starts, *tree_mask;  // tree_mask may be null
-    index_t num_requests, table_width, page_size, tree_words;
+    index_t num_requests, table_width, page_size, tree_words, hides_first;
 } batch_t;
 
 // ---- rotary embedding
@@ -156,6 +156,7 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
             else
                 work->seen[row] = below(context + 1 - begin) |
                                   (below(context + own + 1 - begin) & ~below(context + branch - begin));
+            if (batch->hides_first && begin == 0 && context + own > 0) work->seen[row] &= ~1ull;
         }
         for (index_t each = 0; each < groups; each++) {
             const index_t row = each * rows / groups, end = (each + 1) * rows / groups;

@@ -60,7 +60,7 @@ class _BatchRecord(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("page_table", "context_lens", "query_starts", "branch_starts", "tree_mask")
         ),
-        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size", "tree_words")),
+        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size", "tree_words", "hides_first")),
     )
 
 
@@ -74,7 +74,7 @@ class _Plan:
         self._kept = [tensor.int().contiguous() for tensor in tensors]
         pointers = [each.data_ptr() for each in self._kept] + [None] * (5 - len(tensors))
         num_words = 0 if batch.tree_mask is None else batch.tree_mask.shape[1]
-        self._record = _BatchRecord(*pointers, *batch.page_table.shape, page_size, num_words)
+        self._record = _BatchRecord(*pointers, *batch.page_table.shape, page_size, num_words, batch.hides_first)
         self.address = ctypes.addressof(self._record)
 
 

@@ -39,7 +39,8 @@ def paged_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
 ) -> Tensor:
     """The kernel of `ops.attention.paged_attention`; the same contract. Reads lengths on the host above MAX_QUERY."""
-    if batch.max_query > MAX_QUERY and not batch.branching and query.dtype != torch.float32:
+    plain = not (batch.branching or batch.hides_first)
+    if batch.max_query > MAX_QUERY and plain and query.dtype != torch.float32:
         return prefill(query, key_cache, value_cache, batch, page_size, scale)
     return attend(query, key_cache, value_cache, batch, page_size, scale)
 
@@ -92,7 +93,8 @@ def attend(
         query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, own,
         out, parts, sums, scale * 1.4426950408889634, query.shape[0], width, splits,
         KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK_D=block_d, PAGE=page_size, BLOCK_M=block_m, BLOCK_N=block_n,
-        PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, WORDS=num_words, ONE_LOOP=deterministic,
+        PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, WORDS=num_words,
+        HIDES_FIRST=batch.hides_first, ONE_LOOP=deterministic,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages, **options,
     )  # fmt: skip
     if splits > 1:
@@ -232,7 +234,7 @@ def _attend(
     tokens, width, splits,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
-    WORDS: tl.constexpr, ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    WORDS: tl.constexpr, HIDES_FIRST: tl.constexpr, ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows (query, head of the group) of one request and key head over one part of its keys.
 
@@ -256,6 +258,8 @@ def _attend(
     end = tl.minimum(begin + size, last_key + 1)
     if (first_row >= queries * GROUP) | (begin >= end):
         return
+    if HIDES_FIRST:
+        begin = tl.maximum(begin, tl.minimum(context, 1))  # a committed key 0 is read by no query
     row = first_row + tl.arange(0, BLOCK_M)
     index = row // GROUP
     inside = index < queries
@@ -280,12 +284,12 @@ def _attend(
         for start in tl.range(begin, whole, BLOCK_N):
             acc, maximum, total = _step(
                 acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
-                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, WORDS, PRECISION,
+                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, WORDS, HIDES_FIRST, PRECISION,
             )  # fmt: skip
     for start in tl.range(whole, end, BLOCK_N):
         acc, maximum, total = _step(
             acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
-            KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, WORDS, PRECISION,
+            KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, WORDS, HIDES_FIRST, PRECISION,
         )  # fmt: skip
 
     stored = inside[:, None] & wide[None, :]
@@ -303,7 +307,8 @@ def _attend(
 def _step(
     acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, BRANCHING: tl.constexpr, WORDS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, BRANCHING: tl.constexpr, WORDS: tl.constexpr, HIDES_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: the online softmax's update of (acc, maximum, total)."""
     position = start + tl.arange(0, BLOCK_N)
@@ -332,6 +337,8 @@ def _step(
             seen = (own[None, :] <= index[:, None]) & there[None, :]
             if BRANCHING:
                 seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
+        if HIDES_FIRST:
+            seen = seen & ((position > 0)[None, :] | (context + index == 0)[:, None])
         scores = tl.where(seen, scores, -float("inf"))
     higher = tl.maximum(maximum, tl.max(scores, axis=1))
     finite = higher
