@@ -121,8 +121,8 @@ def reference(
         causal = queries > 1 and context == 0 and not batch.branching and not batch.hides_first
         if (queries > 1 or batch.hides_first) and not causal:
             mask = torch.nn.functional.pad(batch.visible(first, last), (context, 0), value=True)
-        if batch.hides_first and mask is not None:
-            mask[int(context == 0) :, 0] = False
+            if batch.hides_first:
+                mask[int(context == 0) :, 0] = False
         result = F.scaled_dot_product_attention(
             query[first:last].transpose(0, 1)[None],
             keys[None],
