@@ -155,32 +155,30 @@ def drafter(
     )
     options = DrafterOptions(kind, draft_vocab, intermediate, unroll, layers, markov_rank)
     group = Group.join()
-    try:
-        checkpoint = _open(model)
-        if prompts is None:
-            trained = _load(checkpoint, device)
-        else:
-            limit = generate_minutes if generate_minutes is not None or minutes is None else minutes / 3
-            generation = _Generation(given, max_tokens, limit, None, in_flight, row_length, device)
-            own = out / (f"samples-{group.rank}.bin" if group.size > 1 else "samples.bin")
-            done = sorted(out.glob("samples*.bin"))
-            group.agree([0])  # every process has listed the files before one of them grows
-            trained = generation.write(checkpoint, prompts, own, done, group.rank, group.size)
-            if group.rank == 0:
-                keep_sources(prompts, out)
-        group.agree([0])  # every process has written its samples
-        if minutes is not None:
-            (spent,) = group.agree([(time.monotonic() - started) / 60])
-            settings = dataclasses.replace(settings, minutes=max(0.1, minutes - spent))
-        target = _target(checkpoint, trained, model)
-        files = [*sorted(out.glob("samples*.bin")), *(samples or [])]
-        card = TrainingRun(out, target, options, settings, group, start).train(files, held_out or [])
+    checkpoint = _open(model)
+    if prompts is None:
+        trained = _load(checkpoint, device)
+    else:
+        limit = generate_minutes if generate_minutes is not None or minutes is None else minutes / 3
+        generation = _Generation(given, max_tokens, limit, None, in_flight, row_length, device)
+        own = out / (f"samples-{group.rank}.bin" if group.size > 1 else "samples.bin")
+        done = sorted(out.glob("samples*.bin"))
+        group.agree([0])  # every process has listed the files before one of them grows
+        trained = generation.write(checkpoint, prompts, own, done, group.rank, group.size)
         if group.rank == 0:
-            found = card["evaluation"]
-            accepted = f"{found['length']} tokens a step on held-out samples" if found else "nothing held out"
-            typer.echo(f"{out}: {card['tokens']:,} tokens seen, {accepted}")
-    finally:
-        group.leave()
+            keep_sources(prompts, out)
+    group.agree([0])  # every process has written its samples
+    if minutes is not None:
+        (spent,) = group.agree([(time.monotonic() - started) / 60])
+        settings = dataclasses.replace(settings, minutes=max(0.1, minutes - spent))
+    target = _target(checkpoint, trained, model)
+    files = [*sorted(out.glob("samples*.bin")), *(samples or [])]
+    card = TrainingRun(out, target, options, settings, group, start).train(files, held_out or [])
+    if group.rank == 0:
+        found = card["evaluation"]
+        accepted = f"{found['length']} tokens a step on held-out samples" if found else "nothing held out"
+        typer.echo(f"{out}: {card['tokens']:,} tokens seen, {accepted}")
+    group.leave()
 
 
 @evaluate_app.command("drafter")

@@ -124,3 +124,13 @@ def test_probes_come_ever_more_seldom_while_drafts_do_not_pay() -> None:
     assert due[:5] == [16, 48, 112, 240, 496] and due[6] - due[5] == 256
     assert not probes.due(True)
     assert [step for step in range(1, 40) if probes.due(False)] == [16]
+
+
+def test_requests_share_the_passes_of_a_trained_drafter() -> None:
+    """One alone would not pay for them, so the choice must be made for all together."""
+    rates = GlobalAcceptance(COPY_PRIORS, (0.9, 0.95))
+    records = [rates.new_request() for _ in range(8)]
+    for each in records:
+        each.set_streak(0, 9)
+    chosen = choose_each(records, (0, 7, 8), lambda queries, depth: 1 + 0.01 * queries + 0.05 * depth, guessed)
+    assert chosen == [7] * 8

@@ -142,8 +142,10 @@ def with_drafter(config: ResolvedConfig, model: Model) -> ResolvedConfig:
     """
     if config.drafter != "auto":
         return config
+    if config.deterministic:
+        return replace(config, drafter="copy", draft_model=None)
     path = config.draft_model
-    if path is None and model.identity and not config.deterministic:
+    if path is None and model.identity:
         found = shipped_drafter(model.identity)
         path = None if found is None else str(found)
     return replace(config, drafter="copy" if path is None else "joint", draft_model=path)

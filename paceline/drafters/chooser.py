@@ -11,6 +11,7 @@ The priors, decays and the least gain were set with `python -m benchmarks.apply`
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,8 @@ COPY_PRIORS: Priors = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 
 NOTHING_COPIED: Priors = ((0.0, 0.0),) * 5  # of a drafter that never copies
 _DECAY, _MODEL_DECAY, _GLOBAL_DECAY = 0.8, 0.95, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0  # trials that the rates of all requests count for
-_MODEL_WEIGHT = (
-    16.0  # the same of a trained drafter's, whose tokens are about as often right in one step as in the next
-)
+# The same of a trained drafter's rates: its tokens are about as often right in one step as in the next.
+_MODEL_WEIGHT = 16.0
 _LEAST_GAIN = 1.07
 _MAX_RATE = 0.998
 _PATIENCE, _MOST_PATIENCE = 16, 256  # steps without drafts before one is tried
@@ -226,7 +226,7 @@ def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
 
 def _gain_guessed(first: Any, more: Any, depth: Any, beside: Any) -> Any:
     """`_gain` of a chain of guesses, with that of the tokens beside it where it is wrong."""
-    return _gain(first, more, depth) + beside * (1 - first * more ** (depth - 1))
+    return _gain(first, more, depth) + beside * (1 - first * more ** np.maximum(depth - 1, 0))
 
 
 def _gain(first: Any, more: Any, length: Any) -> Any:
@@ -243,25 +243,50 @@ def choose_each(
     """A draft length for each request, of `lengths`.
 
     `cost(queries, depth)` is the seconds of a step of that many queries in all, with so many guesses of a trained drafter.
-    Maximises tokens per second by Dinkelbach's iteration: at a given rate, each request takes the length with the largest
-    difference of its expected tokens and rate times its seconds.
+    The passes of a trained drafter serve all requests at once, so the best choice is found for each depth that they may
+    have, and the one with the most tokens per second wins.
+    """
+    best, best_rate = [0] * len(records), 0.0
+    for depth in sorted({guessed(length).depth for length in lengths}):
+        allowed = [length for length in lengths if guessed(length).depth <= depth]
+        chosen = _choose_at(records, allowed, functools.partial(_swapped, cost, depth), guessed)
+        deepest = max(guessed(length).depth for length in chosen)
+        rate = _tokens(records, chosen, guessed) / cost(len(records) + sum(chosen), deepest)
+        if rate > best_rate:
+            best, best_rate = chosen, rate
+    return best
+
+
+def _choose_at(
+    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float], guessed: OfLength
+) -> list[int]:
+    """`choose_each` where a step's cost depends on its queries alone.
+
+    By Dinkelbach's iteration: at a given rate, each request takes the length with the largest difference of its expected
+    tokens and rate times its seconds.
     """
     count = len(records)
-    chosen = [0] * count
+    chosen = [lengths[0]] * count
     for _ in range(4):
-        queries, deepest = count + sum(chosen), max(guessed(length).depth for length in chosen)
-        tokens = sum(record.expected(length, guessed(length)) for record, length in zip(records, chosen, strict=True))
-        rate = tokens / cost(queries, deepest)
+        queries = count + sum(chosen)
+        rate = _tokens(records, chosen, guessed) / cost(queries)
         update = []
         for index, record in enumerate(records):
             others = queries - chosen[index]
 
             def value(length: int, record: Acceptance = record, others: int = others, rate: float = rate) -> float:
-                seconds = cost(others + length, guessed(length).depth) - cost(others, 0)
-                return record.expected(length, guessed(length)) - rate * seconds
+                return record.expected(length, guessed(length)) - rate * (cost(others + length) - cost(others))
 
             update.append(max(lengths, key=value))
         if update == chosen:
             break
         chosen = update
     return chosen
+
+
+def _swapped(cost: Callable[[int, int], float], depth: int, queries: int) -> float:
+    return cost(queries, depth)
+
+
+def _tokens(records: list[Acceptance], chosen: list[int], guessed: OfLength) -> float:
+    return sum(record.expected(length, guessed(length)) for record, length in zip(records, chosen, strict=True))

@@ -16,7 +16,7 @@ from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
 from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
-from paceline.drafters.trained import TrainedDrafter, chain, roots_of
+from paceline.drafters.trained import TrainedDrafter, chain, roots_of, unpacked
 from paceline.errors import BadDrafter
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout, Plane
@@ -27,7 +27,7 @@ from paceline.ops.join_drafts import Guesses
 from paceline.ops.layout import decode_layout, owners
 from paceline.ops.linear import linear, linear_add, norm, norm_gated, norm_linear
 from paceline.ops.rope import rope_and_cache
-from paceline.ops.weight import Dense, Weight, prepare
+from paceline.ops.weight import Weight, prepare
 
 Attend = Callable[[int, Tensor], Tensor]
 _LEAST_REST = 1e-6  # probability that a first candidate leaves to the others
@@ -51,7 +51,7 @@ class DFlashNetwork:
         """
         if config.norm_before_fc or config.fc_norm:
             raise BadDrafter("a block drafter has no norms before fc, and this one's config asks for them")
-        make: Callable[..., Weight] = _dense if training else prepare
+        make: Callable[..., Weight] = unpacked if training else prepare
         self.config = config
         self.eps = config.layer.rms_norm_eps
         self.layers = [_Layer(config, tensors, index, make) for index in range(config.layer.num_layers)]
@@ -127,10 +127,6 @@ class _Layer:
             self.head_norms = (*norms, config.layer.rms_norm_eps)
 
 
-def _dense(matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> Dense:
-    return Dense(matrix, bias)
-
-
 class _Block(NamedTuple):
     """What one pass gives for L tokens of B requests and C candidates for each.
 
@@ -156,7 +152,7 @@ class DFlashDrafter(TrainedDrafter):
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
         super().__init__(config, model, checkpoint)
-        self.network = DFlashNetwork(self.draft_config, self.tensors, self.head)
+        self.network = DFlashNetwork(self.draft_config, self.take_tensors(), self.head)
         layer = self.draft_config.layer
         self._num_heads = layer.num_heads
         self._scale = 1.0 / math.sqrt(layer.head_dim)
@@ -165,6 +161,7 @@ class DFlashDrafter(TrainedDrafter):
             self.draft_config.block_size - self.draft_config.num_drafted
         )  # 1 where the anchor's row drafts nothing
         longest = self.draft_config.num_drafted
+        self.most_guesses = min(self.most_guesses, longest)
         self.lengths = (*range(min(longest, 8)), *range(8, longest, 2), longest)
 
     def layout(self, page_size: int) -> CacheLayout:

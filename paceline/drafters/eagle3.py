@@ -13,7 +13,7 @@ from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
 from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
-from paceline.drafters.trained import TrainedDrafter
+from paceline.drafters.trained import TrainedDrafter, unpacked
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout, Plane
 from paceline.models.base import Model
@@ -23,7 +23,7 @@ from paceline.ops.draft_states import draft_input, keep_states, last_states
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.linear import linear, linear_add, norm, norm_gated, norm_linear
 from paceline.ops.rope import rope_and_cache
-from paceline.ops.weight import Dense, Weight, prepare
+from paceline.ops.weight import Weight, prepare
 
 Attend = Callable[[Tensor], Tensor]
 
@@ -47,7 +47,7 @@ class Eagle3Network:
 
         While training, weights stay views of `tensors`, through which gradients flow; else they are packed for the device.
         """
-        make: Callable[..., Weight] = _dense if training else prepare
+        make: Callable[..., Weight] = unpacked if training else prepare
         layer = {name.removeprefix("layers.0."): tensor for name, tensor in tensors.items()}
         self.config = config
         self.eps = config.layer.rms_norm_eps
@@ -105,10 +105,6 @@ class Eagle3Network:
         return norm_linear(hidden, self.norm, self.eps, self._head)
 
 
-def _dense(matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> Dense:
-    return Dense(matrix, bias)
-
-
 def _feature_norms(config: DraftConfig, layer: Mapping[str, Tensor]) -> list[Tensor]:
     if config.norm_before_fc:
         return [layer["input_norm.weight"]]
@@ -129,7 +125,7 @@ class Eagle3Drafter(TrainedDrafter):
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
         super().__init__(config, model, checkpoint)
-        self.network = Eagle3Network(self.draft_config, self.tensors, self.head)
+        self.network = Eagle3Network(self.draft_config, self.take_tensors(), self.head)
         layer = self.draft_config.layer
         self._num_heads = layer.num_heads
         self._scale = 1.0 / math.sqrt(layer.head_dim)

@@ -18,7 +18,7 @@ from paceline.kv.layout import CacheLayout
 from paceline.models.base import Model
 from paceline.ops.attention import AttentionBatch
 from paceline.ops.draft import Draft
-from paceline.ops.join_drafts import Guesses, join_drafts
+from paceline.ops.join_drafts import MAX_NODES, Guesses, join_drafts
 from paceline.ops.verify import Verified
 
 # By candidates at each depth: the chance that one beside the chain is right where the chain is wrong. From the acceptance
@@ -52,11 +52,19 @@ class JointDrafter(Drafter):
             # kernels sum keys in the order of their places, which only in a single chain is plain decoding's
             every = {}
         self.shapes = {length: Shape(min(shape.depth, most), shape.width) for length, shape in every.items()}
+        self.probes = bool(self.shapes)
         self.lengths = tuple(sorted({*self.copy.lengths, *self.shapes}))
+        self._copied = () if config.fixed_draft is not None else self.copy.lengths
 
     def guessed(self, length: int) -> Guessed:
-        depth, width = self.shapes.get(length, Shape(0, 1))
+        depth, width = self._shape(length)
         return Guessed(depth, BESIDE[width])
+
+    def _shape(self, length: int) -> Shape:
+        """That of `length`, or of the next smaller one where a draft is cut or its length fixed; no guesses where it copies."""
+        if length in self._copied or length >= MAX_NODES:
+            return Shape(0, 1)
+        return next((self.shapes[each] for each in sorted(self.shapes, reverse=True) if each <= length), Shape(0, 1))
 
     def layout(self, page_size: int) -> CacheLayout:
         return self.trained.layout(page_size)
@@ -72,23 +80,22 @@ class JointDrafter(Drafter):
     def propose(self, batch: DraftBatch) -> Draft:
         copied = self.copy.propose(batch)
         lengths = [batch.max_query - 1] if batch.is_uniform else (batch.query_starts.diff() - 1).tolist()
-        used = [self.shapes[each] for each in lengths if each in self.shapes]
-        if not used:
+        shapes = [self._shape(each) for each in lengths]
+        deepest, widest = max(each.depth for each in shapes), max(each.width for each in shapes)
+        if deepest == 0:
             return copied
-        deepest, widest = max(each.depth for each in used), max(each.width for each in used)
         guesses = self.trained.guess(batch, deepest, widest)
         if not batch.is_uniform:
-            guesses = self._limited(guesses, lengths)
+            guesses = self._limited(guesses, shapes)
         return join_drafts(copied, self.copy.copy, batch.slots, guesses, batch.query_starts, batch.max_query)
 
     def observe(self, batch: DraftBatch, draft: Draft, verified: Verified) -> None:
         self.copy.observe(batch, draft, verified)
 
-    def _limited(self, guesses: Guesses, lengths: list[int]) -> Guesses:
-        """The guesses that each request's length stands for; others have no probability."""
+    def _limited(self, guesses: Guesses, shapes: list[Shape]) -> Guesses:
+        """The guesses that each request's shape has; others have no probability."""
         logprobs = guesses.logprobs.clone()
-        for request, length in enumerate(lengths):
-            depth, width = self.shapes.get(length, Shape(0, 0))
+        for request, (depth, width) in enumerate(shapes):
             logprobs[request, depth:] = -torch.inf
             logprobs[request, :, width:] = -torch.inf
         return replace(guesses, logprobs=logprobs)

@@ -20,6 +20,7 @@ from paceline.ops.draft import DRAFTED, FROM_MODEL, Draft
 from paceline.ops.draw import draw
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.layout import owners
+from paceline.ops.weight import Dense
 
 
 class TrainedDrafter(Drafter):
@@ -30,7 +31,7 @@ class TrainedDrafter(Drafter):
     """
 
     kind = ""
-    most_guesses = 10  # tokens that `guess` can be asked for
+    most_guesses = 10  # tokens of a joint draft's chain at most; later ones are seldom reached
     model_priors = (0.6, 0.75)
     probes = True
     priors = NOTHING_COPIED
@@ -44,13 +45,18 @@ class TrainedDrafter(Drafter):
         check_target(checkpoint, model.config, model.identity, config.force_drafter, model.vocabulary)
         self.draft_config = checkpoint.config
         self.features = checkpoint.config.features
-        self.tensors = {name: each.to(self.device, model.dtype) for name, each in checkpoint.tensors.items()}
-        self.embedding: Tensor = self.tensors.pop("embed_tokens.weight", model.embedding)
+        self._tensors = {name: each.to(self.device, model.dtype) for name, each in checkpoint.tensors.items()}
+        self.embedding: Tensor = self._tensors.pop("embed_tokens.weight", model.embedding)
         self.draft_tokens = None if checkpoint.draft_tokens is None else checkpoint.draft_tokens.to(self.device)
-        self.head = None if "lm_head.weight" in self.tensors else model.head_rows(self.draft_tokens)
+        self.head = None if "lm_head.weight" in self._tensors else model.head_rows(self.draft_tokens)
         layer = checkpoint.config.layer
         slack = 2 * (config.max_draft + 1)
         self.rope = rope_table(layer, config.max_context + slack).to(self.device)
+
+    def take_tensors(self) -> dict[str, Tensor]:
+        """The network's tensors, which are not kept: it holds its own, packed for the device."""
+        tensors, self._tensors = self._tensors, {}
+        return tensors
 
     def guessed(self, length: int) -> Guessed:
         return Guessed(length)
@@ -74,6 +80,11 @@ class TrainedDrafter(Drafter):
         best = found[:, 0].contiguous()
         drawn = draw(logits, best, batch.slots, positions, batch.draws, self.draft_tokens)
         return put_first(found, drawn, self.draft_tokens), logprobs
+
+
+def unpacked(matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> Dense:
+    """What `ops.weight.prepare` gives where gradients must flow to the matrix."""
+    return Dense(matrix, bias)
 
 
 def read_trained(config: ResolvedConfig, model: Model) -> DraftCheckpoint:

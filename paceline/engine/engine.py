@@ -305,8 +305,8 @@ class Engine:
             return list(lengths) * len(sequences)
         records = [sequence.acceptance for sequence in sequences]
         chosen = self._by_cost(records, lengths)
-        if self._probes is not None and self._probes.due(any(chosen)):
-            chosen = self._by_cost(records, lengths[1:])
+        if self._probes is not None and self._probes.due(any(self.drafter.guessed(each).depth for each in chosen)):
+            chosen = self._by_cost(records, tuple(each for each in lengths if self.drafter.guessed(each).depth))
         if self.runner.uniform:
             return chosen
         return [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]

@@ -33,6 +33,7 @@ from paceline.ops.verify import HEADER, Verified, verify
 
 _log = logging.getLogger(__name__)
 _MIN_TEMPERATURE = 1e-30  # the least that float32 still tells from 0
+_GUESS = 0.1  # of a step: what a guess of a trained drafter is taken to cost until one is measured
 
 
 @dataclass
@@ -83,10 +84,13 @@ class Runner:
     def cost(self, queries: int, depth: int) -> float:
         """Seconds of a decode step of `queries` in all, with `depth` guesses of a trained drafter."""
         measured = self._costs.get(depth)
-        if measured is None and depth:
-            # not measured yet: as if each guess took a tenth of a step
-            return self.cost(queries, 0) * (1 + 0.1 * depth)
-        return (measured or StepCost())(queries)
+        if measured is not None or not depth:
+            return (measured or StepCost())(queries)
+        plain = self.cost(queries, 0)
+        near = min((each for each in self._costs if each), key=lambda each: abs(each - depth), default=None)
+        if near is None:
+            return plain * (1 + _GUESS * depth)
+        return plain + max(0.0, self._costs[near](queries) - plain) / near * depth
 
     def learn(self, step: InFlightStep, read_at: float) -> None:
         """Adds a step's time, once it is read, to the measured costs."""

@@ -30,7 +30,9 @@ NEXT_BRANCH = 0.5  # after a miss: the chance of a chain over that of the chain 
 class Guesses:
     """A trained drafter's guesses: tokens [B, K, C] int64 of the target's vocabulary, and their log-probabilities, float32.
 
-    The first of the C candidates at each depth continues the chain; the others end there.
+    The first of the C candidates at each depth continues the chain; the others end there. Where the first is drawn, the
+    log-probabilities are still those of the likeliest tokens, in their order: a draw that the target shares is accepted more
+    often than the token's own probability says.
     """
 
     tokens: Tensor
@@ -90,7 +92,7 @@ def _guessed(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]
     for depth, (candidates, chances) in enumerate(zip(tokens, logprobs, strict=True), 1):
         above = parent
         for number, (token, chance) in enumerate(zip(candidates, chances, strict=True)):
-            score = chance + (0.0 if above is None else above.score)
+            score = min(chance, 0.0) + (0.0 if above is None else above.score)
             if score == -math.inf:
                 continue
             nodes.append(_Node(token, depth, above, score, DRAFTED | (FROM_MODEL if number == 0 else 0)))

@@ -86,7 +86,7 @@ def dflash_config(
     block_size: int = 8,
     markov_rank: int = 128,
 ) -> DraftConfig:
-    """A drafter for a target: layers of its widths, over states after five layers from the second to the second last."""
+    """A drafter for a target: layers of its widths, over states after five layers from the second to the third last."""
     count = target.num_layers
     layer = dataclasses.replace(
         target,

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paceline.drafters.config import DraftConfig
 from paceline.drafters.eagle3 import Eagle3Network
+from paceline.errors import BadDrafter
 from paceline.models.config import ModelConfig
 from paceline.models.rope import rope_table
 from paceline.ops.dispatch import differentiable
@@ -29,7 +30,7 @@ _RECOMPUTED: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": Fal
 def eagle3_config(
     target: ModelConfig, digest: str, draft_vocab_size: int, intermediate_size: int | None
 ) -> DraftConfig:
-    """A drafter for a target: one layer of its widths, over the states after its second, middle and third last layer."""
+    """A drafter for a target: one layer of its widths, over the states after its second, middle and fourth last layer."""
     count = target.num_layers
     layer = dataclasses.replace(
         target,
@@ -54,6 +55,11 @@ class Eagle3Trainee:
     def __init__(
         self, config: DraftConfig, embedding: Tensor, head: Tensor, num_steps: int, objective: Objective
     ) -> None:
+        """Raises BadDrafter for a drafter that cannot be trained."""
+        if config.layer.qk_norm:
+            raise BadDrafter(
+                "an EAGLE-3 drafter with norms of queries and keys can be used, but not trained or evaluated"
+            )
         self.config = config
         self.num_steps = num_steps
         self.objective = objective

@@ -29,7 +29,9 @@ class Group:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
+        """Ends the group, all processes together; one that fails just ends, and torchrun ends the others."""
         if self.size > 1:
+            dist.barrier()  # else a process may abort when it ends while another still holds its connection
             dist.destroy_process_group()
 
     def agree(self, values: Sequence[float]) -> list[float]:

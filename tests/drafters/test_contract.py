@@ -23,7 +23,7 @@ from paceline.errors import ConfigError
 from paceline.kv.cache import KVCache
 from paceline.models.decoder import Decoder
 from paceline.ops.attention import AttentionBatch
-from paceline.ops.draft import DRAFTED, FROM_SOURCE, Draft
+from paceline.ops.draft import DRAFTED, FROM_MODEL, FROM_SOURCE, Draft
 from paceline.ops.draw import draw as draw_op
 from paceline.types import Request, Sampling
 from tests.drafters.tiny_checkpoints import engine_with, settings_for
@@ -143,6 +143,8 @@ def test_drafts_are_well_formed(name: str, observed: Callable[[Engine], Observed
             assert all(marks[1 : count + 1]) and not any(marks[count + 1 :]), "padding comes last"
             if not engine.drafter.uses_sources:
                 assert not any(each & FROM_SOURCE for each in marks)
+    if name == "joint":
+        assert any(draft.parents is not None and bool((draft.marks & FROM_MODEL).any()) for _, draft in proposals)
 
 
 @pytest.mark.parametrize("name", NAMES)

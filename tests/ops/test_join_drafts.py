@@ -130,3 +130,30 @@ def test_trees_are_well_formed_and_kernels_equal_the_reference(room: int, width:
 def test_the_survival_table_falls_along_every_chain() -> None:
     for once, more in join_drafts.SURVIVAL:
         assert 0 < once < 1 and 0 < more < 1 and math.log(once) < 0
+
+
+@pytest.mark.parametrize(("depth", "width"), [(5, 2), (10, 3)])
+def test_no_child_comes_before_its_parent_however_sure_the_drafter_is(depth: int, width: int) -> None:
+    """Chances next to 1, whose sums a parallel scan rounds differently at each depth."""
+    draw = torch.Generator().manual_seed(depth)
+    room, requests = 23, 16
+    tokens = torch.stack([torch.randperm(50, generator=draw)[:width] for _ in range(requests * depth)])
+    scale = 10.0 ** -torch.randint(0, 9, (requests, depth, width), generator=draw)
+    logprobs = -torch.rand(requests, depth, width, generator=draw) * scale
+    logprobs[0] = 0.0
+    guesses = Guesses(tokens.view(requests, depth, width).to(DEVICE), logprobs.to(DEVICE))
+    copied, bounds = copied_draft([[] for _ in range(requests)], room)
+    state, slots = state_of([0] * requests)
+    functions = [join_drafts.reference]
+    if torch.cuda.is_available() or INTERPRETED:
+        from paceline.ops.triton import join_drafts as kernels
+
+        functions.append(kernels.join_drafts)
+    for function in functions:
+        tree = function(copied, state, slots, guesses, bounds, room + 1)
+        assert tree.parents is not None
+        parents = tree.parents.view(requests, room + 1)
+        assert bool((parents[:, 1:] < torch.arange(1, room + 1, device=parents.device)).all())
+        depths = tree.depths.view(requests, room + 1)
+        drafted = tree.marks.view(requests, room + 1) & DRAFTED != 0
+        assert bool((depths == depths.gather(1, parents.long()) + drafted.int())[drafted].all())

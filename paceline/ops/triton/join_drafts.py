@@ -60,6 +60,11 @@ def _both(left_starts, left, right_starts, right):
 
 
 @triton.jit
+def _least(left, right):
+    return tl.minimum(left, right)
+
+
+@triton.jit
 def _join(
     tokens_ptr, depths_ptr, marks_ptr, starts_ptr, origins_ptr, streak_ptr, slots_ptr, guess_ptr, logprob_ptr, bounds_ptr,
     to_tokens, to_depths, to_marks, to_parents, to_origins,
@@ -91,10 +96,14 @@ def _join(
     branch = tl.cumsum(opens.to(tl.int32), axis=0) - 1
 
     # the log-probabilities of the chain up to each depth
-    logprob = tl.where(is_guess, logprob, 0.0)
+    logprob = tl.where(is_guess, tl.minimum(logprob, 0.0), 0.0)
     on_chain = is_guess & (lane % WIDTH == 0)
     above = tl.cumsum(tl.where(on_chain, logprob, 0.0), axis=0)
-    guess_score = tl.where(on_chain, above, above - tl.gather(logprob, lane // WIDTH * WIDTH, 0) + logprob)
+    # a parallel sum rounds differently at each lane; no child may score above its parent
+    above = tl.associative_scan(above, 0, _least)
+    chain = lane // WIDTH * WIDTH
+    parent_score = tl.where(chain > 0, tl.gather(above, tl.maximum(chain - WIDTH, 0), 0), 0.0)
+    guess_score = tl.where(on_chain, above, parent_score + logprob)
     once = tl.where(
         streak >= FOURTH, ONCE_3, tl.where(streak >= THIRD, ONCE_2, tl.where(streak >= SECOND, ONCE_1, ONCE_0))
     )

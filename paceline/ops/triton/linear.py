@@ -125,11 +125,12 @@ def run(product: Product, choice: Choice | None = None) -> Result:
 
 
 def _ready(product: Product) -> Product:
-    """The product with x contiguous and the weight dense."""
+    """The product with x and residual contiguous and the weight dense."""
     x, weight = product.x.contiguous(), product.weight
+    residual = None if product.residual is None else product.residual.contiguous()
     if isinstance(weight, Quantised):
         weight = weight.decoded(x.dtype)
-    return replace(product, x=x, weight=weight)
+    return replace(product, x=x, weight=weight, residual=residual)
 
 
 def _chosen(product: Product) -> Choice:
