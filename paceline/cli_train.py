@@ -55,9 +55,13 @@ def prompts(
     benchmarks: Annotated[
         list[Path] | None, typer.Option(help="more texts that no prompt may share 13 words with; may be repeated")
     ] = None,
+    study: Annotated[
+        bool, typer.Option(help="also the study's files: evaluation prompts, general chat, text that no model wrote")
+    ] = False,
 ) -> None:
     """Writes prompts to train on: prompts.jsonl, heldout_prompts.jsonl, and sources.json with licences and contamination."""
     from paceline.train.prompts import PromptSettings, write_prompts
+    from paceline.train.study_texts import write_study
 
     about = write_prompts(output, data, packages, PromptSettings(num, validation, seed), benchmarks or [])
     for name, report in about["files"].items():
@@ -67,6 +71,9 @@ def prompts(
             f"{output / name}: {report['prompts']:,} prompts ({tasks}); {checked['removed']:,} of {checked['checked']:,} "
             f"removed, which share {checked['ngram']} words in a row with a held-out text"
         )
+    if study:
+        for name, size in write_study(output, data, packages, num, seed, benchmarks or []).items():
+            typer.echo(f"{output / name}: {size}")
 
 
 @app.command()
@@ -96,7 +103,8 @@ def drafter(
     model: Model,
     *,
     prompts: Annotated[
-        Path | None, typer.Option(help="prompts to generate samples of first (see train samples)")
+        Path | None,
+        typer.Option(help="prompts to generate samples of first (see train samples); not again once training began"),
     ] = None,
     out: Annotated[Path, typer.Option(help="the run's folder; a run that is there continues")],
     minutes: Annotated[float | None, typer.Option(help="stop after this time, generation included")] = None,
@@ -132,12 +140,17 @@ def drafter(
     loss: Annotated[str, typer.Option(help="eagle3: kl, tv, lk or ce (train/losses.py)")] = "kl",
     lr: Annotated[float, typer.Option(help="the highest learning rate")] = 1e-3,
     batch_rows: Annotated[int, typer.Option(help="rows in a step of the optimizer")] = 8,
-    micro_rows: Annotated[int, typer.Option(help="rows on a device at a time: less memory, the same result")] = 8,
+    micro_rows: Annotated[
+        int,
+        typer.Option(help="rows on a device at a time: sets the memory (and the mean in the loss lk and in dflash's)"),
+    ] = 8,
     row_length: Annotated[int, typer.Option(help="tokens of a row; samples are cut to it")] = 2048,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
     """Trains a drafter for a model: generates samples where prompts are given, then trains. Continues a killed run.
+
+    A run that has begun to train keeps its samples: it generates no more of them.
 
     With --from it goes on from a trained drafter's weights in a new folder; the optimizer and the schedule begin anew.
 
@@ -146,7 +159,7 @@ def drafter(
     from paceline.train.card import keep_sources
     from paceline.train.losses import Objective
     from paceline.train.parallel import Group
-    from paceline.train.run import DrafterOptions, TrainingRun
+    from paceline.train.run import DrafterOptions, TrainingRun, check_run, read_start
     from paceline.train.trainer import TrainSettings
 
     started = time.monotonic()
@@ -156,7 +169,13 @@ def drafter(
     options = DrafterOptions(kind, draft_vocab, intermediate, unroll, layers, markov_rank)
     group = Group.join()
     checkpoint = _open(model)
-    if prompts is None:
+    check_run(checkpoint.config, options, settings, group.size, [*(samples or []), *(held_out or [])])
+    begun = (out / "state.pt").exists()
+    if start is not None and not begun:
+        read_start(start, checkpoint.config, _digests(checkpoint), options)
+    if prompts is None or begun:
+        if prompts is not None:
+            _show(f"{out} has begun to train: its samples stay as they are")
         trained = _load(checkpoint, device)
     else:
         limit = generate_minutes if generate_minutes is not None or minutes is None else minutes / 3
@@ -196,7 +215,7 @@ def evaluate_drafter(
     ] = False,
     max_tokens: MaxTokens = 512,
     in_flight: InFlight = None,
-    unroll: Annotated[int, typer.Option(help="drafted positions; a block drafter has its own number")] = 7,
+    unroll: Annotated[int, typer.Option(min=1, help="drafted positions; a block drafter has its own number")] = 7,
     row_length: Annotated[int, typer.Option(help="tokens of a row; samples are cut to it")] = 2048,
     force: Annotated[bool, typer.Option(help="evaluate a drafter that was trained for other weights too")] = False,
     device: Device = "auto",
@@ -206,14 +225,20 @@ def evaluate_drafter(
     It compares first choices along the text, as training does on held-out samples; the engine drafts nothing. Speed and what
     an engine accepts are measured by benchmarks/speculate.py.
     """
-    from paceline.drafters.checkpoint import read_checkpoint
+    from paceline.drafters.checkpoint import check_target, read_checkpoint
     from paceline.train.evaluate import evaluate, table
-    from paceline.train.samples import read_samples
+    from paceline.train.run import check_row_length
+    from paceline.train.samples import read_about, read_samples
 
     if not samples and prompts is None:
         raise InputError("nothing to evaluate on: give --samples, --prompts or both")
     checkpoint, files = _open(model), list(samples or [])
     found = read_checkpoint(drafter, checkpoint.config.num_layers)
+    identity, vocabulary = _digests(checkpoint)
+    check_target(found, checkpoint.config, identity, force, vocabulary)  # all before anything is generated
+    check_row_length(row_length, checkpoint.config)
+    for file in files:
+        read_about(file)
     with tempfile.TemporaryDirectory() as folder:
         if prompts is None:
             loaded = _load(checkpoint, device)
@@ -230,17 +255,17 @@ def evaluate_drafter(
 
 def export(
     drafter: Annotated[Path, typer.Argument(help="a trained drafter: a .safetensors file or a folder")],
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    out: Annotated[Path, typer.Argument(help="the folder to write; the file, in the format paceline")],
     *,
     model: Annotated[str, typer.Option(help="the target: a model's name or path")],
-    format: Annotated[str, typer.Option(help="sglang or vllm")],
+    format: Annotated[str, typer.Option(help="sglang, vllm, or paceline: one file in fp8")],
     target_name: Annotated[
         str,
         typer.Option(help="what the folder names as the target, vLLM's verifier (default: as on the drafter's card)"),
     ] = "",
     force: Annotated[bool, typer.Option(help="export a drafter that was trained for other weights too")] = False,
 ) -> None:
-    """Writes a drafter as SGLang or vLLM read it (docs/drafters.md)."""
+    """Writes a drafter as SGLang or vLLM read it, or as one small file for Paceline (docs/drafters.md)."""
     from paceline.train.export import export_drafter
 
     typer.echo(export_drafter(drafter, _open(model), format, out, target_name=target_name, force=force))
@@ -313,11 +338,17 @@ def _open(model: str) -> Checkpoint:
 
 
 def _target(checkpoint: Checkpoint, model: Decoder, name: str) -> Target:
-    from paceline.drafters.checkpoint import vocabulary_digest
     from paceline.train.run import Target
 
-    tokenizer = checkpoint.tokenizer()
-    return Target(model, Path(name).name, checkpoint.identity, tokenizer.eos_tokens, vocabulary_digest(tokenizer))
+    identity, vocabulary = _digests(checkpoint)
+    return Target(model, Path(name).name, identity, checkpoint.tokenizer().eos_tokens, vocabulary)
+
+
+def _digests(checkpoint: Checkpoint) -> tuple[str, str]:
+    """`Target.digests`."""
+    from paceline.drafters.checkpoint import vocabulary_digest
+
+    return checkpoint.identity, vocabulary_digest(checkpoint.tokenizer())
 
 
 def _load(checkpoint: Checkpoint, device: str) -> Decoder:

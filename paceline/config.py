@@ -20,6 +20,7 @@ DRAFTERS = {
     "dflash": "paceline.drafters.dflash:DFlashDrafter",
     "joint": "paceline.drafters.joint:JointDrafter",
 }
+TRAINED = ("eagle3", "dflash", "joint")  # those that read a trained drafter, `draft_model`
 
 
 def _setting(default: Any, help: str) -> Any:

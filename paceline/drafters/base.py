@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from paceline.config import DRAFTERS, ResolvedConfig
+from paceline.config import DRAFTERS, TRAINED, ResolvedConfig
 from paceline.drafters.chooser import COPY_PRIORS, NOT_GUESSED, Guessed, Priors
 from paceline.drafters.shipped import shipped_drafter
 from paceline.kv.cache import KVCache
@@ -100,13 +100,13 @@ class Drafter(ABC):
         """Each request's root and drafted tokens; padding where it has fewer tokens to propose than queries."""
 
     def remember(
-        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+        self, tokens: Tensor, features: Tensor, draft: Draft | None, batch: AttentionBatch, cache: KVCache
     ) -> None:
         """After a pass of the target over tokens [T], of prompts and of drafts: writes its planes at `batch.locations`.
 
-        features [T, F * H] are the hidden states asked for. parents [T] int64 is the row of the token before each, anything
-        for a request's first row; None where that is the row before. What it writes for a token must follow from the tokens
-        up to that one: pages are shared by prompts with the same beginning, and accepted tokens are moved with all planes.
+        features [T, F * H] are the hidden states asked for. `draft` is what the pass verifies, whose tree says which token
+        comes before each; None for prompts. What it writes for a token must follow from the tokens up to that one: pages are
+        shared by prompts with the same beginning, and accepted tokens are moved with all planes.
         """
         raise NotImplementedError("a drafter that asks for features must keep something of them")
 
@@ -136,19 +136,19 @@ def make_drafter(config: ResolvedConfig, model: Model) -> Drafter:
 
 
 def with_drafter(config: ResolvedConfig, model: Model) -> ResolvedConfig:
-    """`config` with a choice for "auto": joint where there is a trained drafter for the model, else copy.
+    """`config` with a choice for "auto", and the trained drafter that comes with Paceline where none is given.
 
-    In deterministic mode that is copy: a joint draft is a tree, which is not plain decoding's bit by bit (see `Drafter`).
+    "auto" is joint where there is a trained drafter for the model, else copy. In deterministic mode it is copy: a joint draft
+    is a tree, which is not plain decoding's bit by bit (see `Drafter`).
     """
-    if config.drafter != "auto":
-        return config
-    if config.deterministic:
+    if config.drafter == "auto" and config.deterministic:
         return replace(config, drafter="copy", draft_model=None)
-    path = config.draft_model
-    if path is None and model.identity:
+    if config.drafter in ("auto", *TRAINED) and config.draft_model is None and model.identity:
         found = shipped_drafter(model.identity)
-        path = None if found is None else str(found)
-    return replace(config, drafter="copy" if path is None else "joint", draft_model=path)
+        config = replace(config, draft_model=None if found is None else str(found))
+    if config.drafter == "auto":
+        return replace(config, drafter="copy" if config.draft_model is None else "joint")
+    return config
 
 
 def drafter_class(name: str) -> Any:

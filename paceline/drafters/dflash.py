@@ -171,7 +171,7 @@ class DFlashDrafter(TrainedDrafter):
         return CacheLayout(page_size, tuple(Plane(name, layer.num_layers, heads, self._dtype) for name in names))
 
     def remember(
-        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+        self, tokens: Tensor, features: Tensor, draft: Draft | None, batch: AttentionBatch, cache: KVCache
     ) -> None:
         context = self.network.context(features)
         for index in range(len(self.network.layers)):

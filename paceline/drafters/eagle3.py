@@ -19,6 +19,7 @@ from paceline.kv.layout import CacheLayout, Plane
 from paceline.models.base import Model
 from paceline.ops.attention import AttentionBatch, paged_attention
 from paceline.ops.chain_layout import chain_layout
+from paceline.ops.draft import Draft
 from paceline.ops.draft_states import draft_input, keep_states, last_states
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.linear import linear, linear_add, norm, norm_gated, norm_linear
@@ -144,10 +145,10 @@ class Eagle3Drafter(TrainedDrafter):
         )
 
     def remember(
-        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+        self, tokens: Tensor, features: Tensor, draft: Draft | None, batch: AttentionBatch, cache: KVCache
     ) -> None:
         plane = cache.plane("draft_states", 0)
-        before = keep_states(batch, plane, cache.page_size, self.network.fuse(features), parents)
+        before = keep_states(batch, plane, cache.page_size, self.network.fuse(features), draft)
         self._write(batch, cache, self.network.qkv(self.network.inputs(tokens, self.embedding, before)))
 
     def guess(self, batch: DraftBatch, depth: int, width: int) -> Guesses:

@@ -70,9 +70,9 @@ class JointDrafter(Drafter):
         return self.trained.layout(page_size)
 
     def remember(
-        self, tokens: Tensor, features: Tensor, parents: Tensor | None, batch: AttentionBatch, cache: KVCache
+        self, tokens: Tensor, features: Tensor, draft: Draft | None, batch: AttentionBatch, cache: KVCache
     ) -> None:
-        self.trained.remember(tokens, features, parents, batch, cache)
+        self.trained.remember(tokens, features, draft, batch, cache)
 
     def start(self, slot: int, num_source_tokens: int, is_new: bool) -> int:
         return self.copy.start(slot, num_source_tokens, is_new)

@@ -225,12 +225,12 @@ class Runner:
         return self.forward(tokens, batch, rows)
 
     def forward(
-        self, tokens: Tensor, batch: AttentionBatch, rows: Tensor | None = None, parents: Tensor | None = None
+        self, tokens: Tensor, batch: AttentionBatch, rows: Tensor | None = None, draft: Draft | None = None
     ) -> Tensor:
         """A pass of the target, which the drafter remembers; logits of all tokens or of `rows`. See `Drafter.remember`."""
         output = self.model.forward(tokens, self.cache, batch, rows, self.drafter.features)
         if output.features is not None:
-            self.drafter.remember(tokens, output.features, parents, batch, self.cache)
+            self.drafter.remember(tokens, output.features, draft, batch, self.cache)
         return output.logits
 
     def decode(self, work: Decode) -> InFlightStep:
@@ -251,11 +251,7 @@ class Runner:
         attention = decode_layout(
             batch.state, batch.slots, batch.query_starts, draft, batch.page_table, self.cache.page_size, batch.max_query
         )
-        parents = None
-        if self.drafter.features:
-            owner = owners(batch.query_starts, len(draft.tokens))
-            parents = draft.parent_rows(batch.query_starts[owner])
-        logits = self.forward(draft.tokens, attention, None, parents)
+        logits = self.forward(draft.tokens, attention, None, draft)
         return TargetPass(batch, draft, attention, logits)
 
     def verify(self, target: TargetPass, choices: Tensor, margin: bool) -> Verified:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from paceline.ops.attention import AttentionBatch
 from paceline.ops.dispatch import implementation
+from paceline.ops.draft import Draft
+from paceline.ops.layout import owners
 from paceline.ops.linear import rms_norm
 
 
@@ -18,13 +20,13 @@ def last_states(batch: AttentionBatch, plane: Tensor, page_size: int) -> Tensor:
     return implementation("last_states", plane)(batch, plane, page_size)
 
 
-def keep_states(batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, parents: Tensor | None) -> Tensor:
+def keep_states(batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, draft: Draft | None) -> Tensor:
     """Writes the states [T, H] of a step's tokens to the plane [locations, H]; the states [T, H] of the tokens before them.
 
-    parents [T] int64 is the row of the token before each; None where that is the row before. Before a request's first row
+    The tree of `draft` says which token comes before each; None where that is the row before. Before a request's first row
     comes its last committed token, whose state is in the plane. Rows after the last request's queries give zeros.
     """
-    return implementation("keep_states", plane)(batch, plane, page_size, states, parents)
+    return implementation("keep_states", plane)(batch, plane, page_size, states, draft)
 
 
 def draft_input(
@@ -41,10 +43,12 @@ def last_reference(batch: AttentionBatch, plane: Tensor, page_size: int) -> Tens
     return torch.where((batch.context_lens > 0)[:, None], states, 0.0)
 
 
-def keep_reference(
-    batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, parents: Tensor | None
-) -> Tensor:
-    before = states.roll(1, 0) if parents is None else states[parents]
+def keep_reference(batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, draft: Draft | None) -> Tensor:
+    if draft is None:
+        before = states.roll(1, 0)
+    else:
+        owner = owners(batch.query_starts, len(states))
+        before = states[draft.parent_rows(batch.query_starts[owner])]
     before[batch.query_starts[-1] :] = 0.0
     before.index_copy_(0, batch.query_starts[:-1].long(), last_reference(batch, plane, page_size))
     plane.index_copy_(0, batch.locations, states)

@@ -29,6 +29,7 @@ class Captured:
     logits       [N, draft vocabulary] at `places`, in the target's dtype
     normaliser   [N] float32, the log of the sum of exponentials over the whole vocabulary
     choice       [N] int64, the draft id of the target's first choice, -1 where it cannot be drafted
+    continues    [N] bool, whether entry n - 1 is the place just before and the target's choice there is this place's token
     """
 
     tokens: Tensor
@@ -45,6 +46,7 @@ class Captured:
     logits: Tensor
     normaliser: Tensor
     choice: Tensor
+    continues: Tensor
 
 
 class Capture:
@@ -76,6 +78,7 @@ class Capture:
         width = model.config.hidden_size
         last = kept[:, -width:][on_device["places"]]
         logits, normaliser, choice = self._distributions(last)
+        own = self._draft_of[on_device["tokens"].flatten()[on_device["places"]]]
         return Captured(
             **on_device,
             starts=batch.query_starts,
@@ -84,6 +87,7 @@ class Capture:
             logits=logits,
             normaliser=normaliser,
             choice=choice,
+            continues=on_device["follows"] & (own == choice.roll(1)),
         )
 
     def _distributions(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

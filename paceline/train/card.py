@@ -129,6 +129,8 @@ def _about_prompts(sources: Mapping[str, Any]) -> list[str]:
             f"- contamination: of {checked.get('checked', 0):,} prompts {checked.get('removed', 0):,} were removed, which "
             f"share {checked.get('ngram', 13)} words in a row with a held-out text ({held_out})"
         )
+    else:
+        lines.append("- contamination: not checked (`paceline train prompts` checks the prompts that it writes)")
     return lines
 
 

@@ -190,7 +190,7 @@ class DFlashTrainee:
             entries, inside = drafted_entries(batch, blocks, hidden.shape[1])
             results, confidence = self._results(network, hidden, batch, blocks, entries)
         weights = objective.weights(self.num_steps, inside.device)[: inside.shape[1]]
-        acceptance.add_drafts(results, inside, batch.tasks[blocks.entries])
+        acceptance.add_drafts(results, inside, batch.continues[entries], batch.tasks[blocks.entries])
         num_drafts = blocks.weights.sum().clamp(min=1)
         return objective.mixed(results, confidence, inside * weights) * (batch.weights.sum() / num_drafts)
 
@@ -200,7 +200,7 @@ class DFlashTrainee:
         training = torch.is_grad_enabled()
         draw = None if training else torch.Generator().manual_seed(0)
         order, num_rows = torch.rand(count, generator=draw), self.config.block_size
-        if training and torch.rand(()) < _SHORT:
+        if training and torch.rand(()) < _SHORT and num_rows > 1 + self._skipped:
             num_rows = int(torch.randint(1 + self._skipped, num_rows, ()))
         if batch.places.device.type == "cuda":
             order = order.pin_memory().to(batch.places.device, non_blocking=True)

@@ -109,7 +109,7 @@ class Eagle3Trainee:
                 hidden = states.index_select(0, (batch.places - k).clamp(min=0))
                 results = _results(network, hidden, batch)
                 total = total + shares[k] * mixed(self.objective, results, inside)
-                acceptance.add(k, results, inside, batch.follows, batch.tasks)
+                acceptance.add(k, results, inside, batch.continues, batch.tasks)
         return total
 
     def unrolled(self, network: Eagle3Network, batch: Captured) -> Iterator[Tensor]:

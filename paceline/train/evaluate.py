@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from paceline.drafters.checkpoint import DraftCheckpoint, check_target
+from paceline.errors import ConfigError
 from paceline.models.decoder import Decoder
 from paceline.train.capture import Capture
 from paceline.train.dflash import BlockObjective
 from paceline.train.losses import Acceptance, Objective, summaries, summary
 from paceline.train.packing import Packing
-from paceline.train.run import Target, make_trainee
+from paceline.train.run import Target, check_row_length, make_trainee
 from paceline.train.samples import Sample, Samples
 from paceline.train.trainer import measure
 
@@ -32,10 +33,14 @@ def evaluate(
     """Acceptance over the samples' supervised tokens, as a run of training evaluates it: see `losses.summary`.
 
     Every place of an output is a draft's root, and the text's own tokens are the draft's, so all texts are seen at once: a
-    draft counts as far as its first choices are the target's. `steps` are the positions drafted by EAGLE-3; a block
-    drafter has its own number. Raises BadDrafter for a drafter of another target (other weights of the same shapes pass
-    with `force`), InputError where no sample has a token to predict.
+    draft counts as far as its first choices are the target's and the text's. `steps` are the positions drafted by EAGLE-3; a
+    block drafter has its own number. Raises BadDrafter for a drafter of another target (other weights of the same shapes pass
+    with `force`), InputError where no sample has a token to predict, ConfigError for fewer than one step and rows that
+    are longer than the target's positions.
     """
+    if steps < 1:
+        raise ConfigError("an evaluation needs one drafted position or more")
+    check_row_length(row_length, target.model.config)
     model: Decoder = target.model
     config = drafter.config
     check_target(drafter, model.config, target.identity, force, target.vocabulary)

@@ -265,7 +265,8 @@ def write_given(
 ) -> Generated:
     """Samples of texts that exist: the whole "text" is supervised, or of a prompt with an "output", the output.
 
-    Texts are cut into parts of `longest` tokens. `end` (the end-of-turn token) follows an output.
+    Texts are cut into parts of `longest` tokens, of which a short last one is left out; an output is cut off there. `end`
+    (the end-of-turn token) follows an output. Texts and outputs with too few tokens are listed as bad.
     """
     result = Generated()
     for line, value in enumerate(texts, 1):
@@ -274,12 +275,18 @@ def write_given(
             if isinstance(value.get("output"), str):
                 prompt = encoded(value, tokenizer)
                 tokens = [*prompt, *tokenizer.encode(value["output"]), *end[:1]]
+                if longest - len(prompt) < LEAST_OUTPUT:
+                    raise RequestError(
+                        f"has a prompt that leaves fewer than {LEAST_OUTPUT} tokens of {longest} for its output"
+                    )
                 parts = [(tokens[:longest], len(prompt))]
             elif isinstance(value.get("text"), str):
                 tokens = tokenizer.encode(value["text"])
                 parts = [(tokens[first : first + longest], 0) for first in range(0, len(tokens), longest)]
             else:
                 raise RequestError("has neither a text nor an output")
+            if not parts or len(parts[0][0]) - parts[0][1] < LEAST_OUTPUT:
+                raise RequestError(f"has fewer than {LEAST_OUTPUT} tokens to predict")
         except RequestError as error:
             result.refuse(line, str(error))
             continue

@@ -95,15 +95,17 @@ class Acceptance:
     """Counts over drafted positions and tasks, [tasks, K, NUM_COUNTS] float64-able sums on the device.
 
     Of each position: rows, first choices that match, the sum of min(p, q), drafts whose tokens so far were all right,
-    those of them that are right here too, and the loss.
+    those of them that are right here too, and the loss. Rows read the text's own tokens. So a draft goes on only where its
+    token is the target's first choice and the text's token as well: in texts drawn at a temperature the two can differ.
     """
 
     def __init__(self, num_tasks: int, num_positions: int, device: torch.device) -> None:
         self.counts = torch.zeros(num_tasks, num_positions, NUM_COUNTS, dtype=torch.float64, device=device)
         self._alive: Tensor | None = None
 
-    def add(self, position: int, rows: RowResults, weights: Tensor, follows: Tensor, tasks: Tensor) -> None:
-        """Adds position k of a batch, in the order of k. `weights` [N] is 0 where no draft reaches the row at k.
+    def add(self, position: int, rows: RowResults, weights: Tensor, continues: Tensor, tasks: Tensor) -> None:
+        """Adds position k of a batch, in the order of k. `weights` [N] is 0 where no draft reaches the row at k;
+        `continues` [N] is that of `Captured`.
 
         A draft that begins at place r is at place r + k for position k, so one place on is one entry on in [N].
         """
@@ -112,18 +114,21 @@ class Acceptance:
             tried = weights
         else:
             assert self._alive is not None
-            tried = self._alive.roll(1) * follows * weights
+            tried = self._alive.roll(1) * continues * weights
         self._alive = tried * matches
         overlap = (1 - rows.refused.detach()) * weights
         loss = rows.kl.detach() * weights
         columns = torch.stack([weights, matches, overlap, tried, self._alive, loss], -1)
         self.counts[:, position].index_add_(0, tasks, columns.to(torch.float64))
 
-    def add_drafts(self, rows: RowResults, weights: Tensor, tasks: Tensor) -> None:
-        """Adds A whole drafts of up to K tokens: `rows` [A, K]; `weights` [A, K] 1, and 0 from a draft's end on; tasks [A]."""
+    def add_drafts(self, rows: RowResults, weights: Tensor, continues: Tensor, tasks: Tensor) -> None:
+        """Adds A whole drafts of up to K tokens: `rows` [A, K]; `weights` [A, K] 1, and 0 from a draft's end on;
+        `continues` [A, K] those of `Captured` at the rows; tasks [A].
+        """
         matches, weights = rows.matches.detach() * weights, weights.detach()
-        accepted = matches.cumprod(1)
-        tried = torch.cat([weights[:, :1], accepted[:, :-1] * weights[:, 1:]], 1)
+        alive = (matches[:, :-1] * continues[:, 1:]).cumprod(1)
+        tried = torch.cat([weights[:, :1], alive * weights[:, 1:]], 1)
+        accepted = tried * matches
         overlap, loss = (1 - rows.refused.detach()) * weights, rows.kl.detach() * weights
         columns = torch.stack([weights, matches, overlap, tried, accepted, loss], -1)
         self.counts[:, : weights.shape[1]].index_add_(0, tasks, columns.to(torch.float64))

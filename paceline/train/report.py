@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paceline.errors import InputError
+
 
 class RunLog:
     """Lines of JSON, each with `kind`, `step` and `tokens`; a short form goes to standard error."""
@@ -42,9 +44,12 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that a kill has cut short is left out."""
-    lines = path.read_text().split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a log; a last one that a kill has cut short is left out. Raises InputError for another that is damaged."""
+    *lines, _ = path.read_text().split("\n") if path.exists() else [""]  # what ends in no newline is cut short
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"the log {path} is damaged: {error}; delete it to go on without it") from error
 
 
 def write_plots(run: Path) -> bool:

@@ -22,6 +22,7 @@ from paceline.drafters.checkpoint import (
 )
 from paceline.drafters.config import DraftConfig
 from paceline.errors import BadDrafter, ConfigError
+from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
 from paceline.train.capture import Capture
 from paceline.train.card import embedded, read_sources, write_card
@@ -30,13 +31,15 @@ from paceline.train.eagle3 import Eagle3Trainee, eagle3_config
 from paceline.train.losses import Objective
 from paceline.train.parallel import Group
 from paceline.train.report import write_plots
-from paceline.train.samples import Sample, Samples, read_samples
+from paceline.train.samples import Sample, Samples, read_about, read_samples
 from paceline.train.state import TrainState, plain
 from paceline.train.trainer import Trainee, Trainer, TrainSettings
 from paceline.train.vocabulary import draft_vocabulary, vocabulary_share
 
 DRAFTER_FILE = "drafter.safetensors"
 DRAFT_VOCAB_SIZE = 16384
+KINDS = ("eagle3", "dflash")
+_OWN_LOSS = "a block drafter has a loss of its own (train/dflash.py): --loss is of EAGLE-3 drafters"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,16 @@ class DrafterOptions:
     layers: int = 2
     markov_rank: int = 128
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a kind or a size that there is not."""
+        if self.kind not in KINDS:
+            raise ConfigError(f"there is no trainer of {self.kind!r} drafters; known: {', '.join(KINDS)}")
+        sizes = (self.draft_vocab_size, self.intermediate_size, self.steps, self.layers)
+        if min(1 if size is None else size for size in sizes) < 1 or self.markov_rank < 0:
+            raise ConfigError("a drafter's sizes and its drafted positions must be 1 or more, markov_rank 0 or more")
+        if self.kind == "dflash" and self.steps < 2:
+            raise ConfigError("a block has 2 tokens or more")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -63,6 +76,10 @@ class Target:
     identity: str
     eos_tokens: Sequence[int]
     vocabulary: str = ""
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        return self.identity, self.vocabulary
 
 
 @dataclass
@@ -88,6 +105,7 @@ class TrainingRun:
         of `start`, and BadDrafter where `start` is damaged or another target's.
         """
         target, options = self.target, self.options
+        check_run(target.model.config, options, self.settings, self.group.size, [*sample_files, *held_out_files])
         held_out = _read(held_out_files) if held_out_files else None
         samples = Samples.usable(
             _read(sample_files), self.settings.row_length, target.model.config.vocab_size, held_out
@@ -127,15 +145,7 @@ class TrainingRun:
 
     def _started(self, path: Path, samples: Sequence[Sample]) -> tuple[TrainState, DraftConfig]:
         """A state with the weights of the drafter at `path`."""
-        drafter, target = read_checkpoint(path, self.target.model.config.num_layers), self.target
-        check_target(drafter, target.model.config, target.identity, vocabulary=target.vocabulary)
-        config = self._drafter_config(samples, plain(drafter.config))
-        _refuse_changes(f"{path} is another drafter", plain(drafter.config), config)
-        own = sorted(drafter.tensors.keys() - tensor_shapes(config)[0].keys())
-        if own:
-            raise BadDrafter(
-                f"{path} has {', '.join(own)}; training goes on with the target's embeddings and head alone"
-            )
+        drafter, config = read_start(path, self.target.model.config, self.target.digests, self.options)
         tokens = drafter.draft_tokens
         if tokens is None:
             tokens = torch.arange(config.layer.vocab_size)
@@ -157,20 +167,10 @@ class TrainingRun:
     def _drafter_config(self, samples: Sequence[Sample], before: Mapping[str, Any]) -> DraftConfig:
         """The drafter that the options ask for; `before` is the config of the one that is continued, {} for none."""
         target, options = self.target, self.options
-        model = target.model.config
-        size = options.draft_vocab_size or before.get("draft_vocab_size") or DRAFT_VOCAB_SIZE
-        wide = options.intermediate_size or before.get("layer", {}).get("intermediate_size")
-        size = min(size, model.vocab_size)
-        if options.kind == "eagle3":
-            config = eagle3_config(model, target.identity, size, wide)
-        elif options.kind == "dflash":
-            known = before.get("kind") == "dflash"
-            mask = before["mask_token"] if known else mask_token(target.model.embedding, samples)
-            shape = (mask, options.layers, options.steps, options.markov_rank)
-            config = dflash_config(model, target.identity, size, wide, *shape)
-        else:
-            raise ConfigError(f"there is no trainer of {options.kind!r} drafters")
-        return dataclasses.replace(config, vocabulary_digest=target.vocabulary)
+        mask = max(0, before.get("mask_token", 0))
+        if options.kind == "dflash" and before.get("kind") != "dflash":
+            mask = mask_token(target.model.embedding, samples)
+        return drafter_config(target.model.config, target.digests, options, before, mask)
 
     def _show(self, samples: Samples, state: TrainState) -> None:
         if self.group.rank:
@@ -225,6 +225,62 @@ class TrainingRun:
         write_plots(self.folder)
 
 
+def check_run(
+    target: ModelConfig, options: DrafterOptions, settings: TrainSettings, num_processes: int, files: Sequence[Path]
+) -> None:
+    """Raises ConfigError for options and settings that cannot be trained with, InputError for files that are no samples."""
+    if options.kind == "dflash" and settings.objective != Objective():
+        raise ConfigError(_OWN_LOSS)
+    check_row_length(settings.row_length, target)
+    settings.check_shared(num_processes)
+    for file in files:
+        read_about(file)
+
+
+def check_row_length(row_length: int, target: ModelConfig) -> None:
+    """Raises ConfigError for rows beyond the positions that the target knows."""
+    if row_length > target.max_positions:
+        raise ConfigError(
+            f"rows of {row_length:,} tokens are longer than the target's {target.max_positions:,} positions"
+        )
+
+
+def read_start(
+    path: Path, target: ModelConfig, digests: tuple[str, str], options: DrafterOptions
+) -> tuple[DraftCheckpoint, DraftConfig]:
+    """The drafter at `path` to go on from, and its config as the options have it. `digests` are `Target.digests`.
+
+    Raises BadDrafter for a damaged drafter or another target's, ConfigError for options other than its own.
+    """
+    drafter = read_checkpoint(path, target.num_layers)
+    check_target(drafter, target, digests[0], vocabulary=digests[1])
+    before = plain(drafter.config)
+    config = drafter_config(target, digests, options, before, max(0, before.get("mask_token", 0)))
+    _refuse_changes(f"{path} is another drafter", before, config)
+    own = sorted(drafter.tensors.keys() - tensor_shapes(config)[0].keys())
+    if own:
+        raise BadDrafter(f"{path} has {', '.join(own)}; training goes on with the target's embeddings and head alone")
+    return drafter, config
+
+
+def drafter_config(
+    target: ModelConfig, digests: tuple[str, str], options: DrafterOptions, before: Mapping[str, Any], mask: int
+) -> DraftConfig:
+    """The drafter that the options ask for; `before` is the config of the one that is continued, {} for none.
+
+    `digests` are `Target.digests`; `mask` is a block drafter's mask token.
+    """
+    size = options.draft_vocab_size or before.get("draft_vocab_size") or DRAFT_VOCAB_SIZE
+    wide = options.intermediate_size or before.get("layer", {}).get("intermediate_size")
+    size = min(size, target.vocab_size)
+    if options.kind == "eagle3":
+        config = eagle3_config(target, digests[0], size, wide)
+    else:
+        shape = (mask, options.layers, options.steps, options.markov_rank)
+        config = dflash_config(target, digests[0], size, wide, *shape)
+    return dataclasses.replace(config, vocabulary_digest=digests[1])
+
+
 def make_trainee(
     config: DraftConfig,
     embedding: torch.Tensor,
@@ -238,7 +294,7 @@ def make_trainee(
     """
     if config.kind == "dflash":
         if objective != Objective():
-            raise ConfigError("a block drafter has a loss of its own (train/dflash.py): --loss is of EAGLE-3 drafters")
+            raise ConfigError(_OWN_LOSS)
         return DFlashTrainee(config, embedding, head, of_blocks)
     return Eagle3Trainee(config, embedding, head, steps, objective)
 

@@ -119,16 +119,24 @@ def keys_in(path: Path) -> set[bytes]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file; tokens are views of one buffer. Raises InputError for a file of another kind."""
+    """The samples of a file; tokens are views of one buffer. A record that a kill has cut short at the end is left out.
+
+    Raises InputError for a file that is missing, of another kind or damaged.
+    """
     return _scan(path)[1]
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What made a file's samples. Raises InputError for a file of another kind."""
-    with path.open("rb") as file:
-        if file.readline() != _MAGIC:
-            raise InputError(f"{path} is no file of training samples")
-        return dict(json.loads(file.readline()))
+    """What made a file's samples. Raises InputError for a file that is missing or of another kind."""
+    try:
+        with path.open("rb") as file:
+            if file.readline(len(_MAGIC)) != _MAGIC:
+                raise InputError(f"{path} is no file of training samples")
+            return dict(json.loads(file.readline()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the samples in {path} cannot be read: {error}") from error
 
 
 def _scan(path: Path) -> tuple[dict[str, Any], list[Sample], int]:
@@ -136,20 +144,30 @@ def _scan(path: Path) -> tuple[dict[str, Any], list[Sample], int]:
     data = path.read_bytes()
     start = data.index(b"\n", len(_MAGIC)) + 1
     samples = []
-    for sample, end in _records(data, start):
+    for sample, end in _records(path, data, start):
         samples.append(sample)
         start = end
     return about, samples, start
 
 
-def _records(data: bytes, start: int) -> Iterator[tuple[Sample, int]]:
-    """The whole records from `start` on, each with its end. Ends at the first that is cut short or damaged."""
+def _records(path: Path, data: bytes, start: int) -> Iterator[tuple[Sample, int]]:
+    """The whole records from `start` on, each with its end. Ends at one that the file's end cuts short.
+
+    Raises InputError for a damaged one.
+    """
+    number = 0
     while start + _RECORD.size <= len(data):
         checksum, num_tokens, num_spans, num_label = _RECORD.unpack_from(data, start)
         place = start + _RECORD.size
         end = place + _KEY_BYTES + num_label + 8 * num_spans + 4 * num_tokens
-        if end > len(data) or zlib.crc32(data[start + 4 : end]) != checksum:
+        if end > len(data):
             return
+        number += 1
+        if zlib.crc32(data[start + 4 : end]) != checksum:
+            raise InputError(
+                f"record {number} of {path}, at byte {start}, is damaged: write the samples anew, "
+                "or cut the file there to keep those before it"
+            )
         key = data[place : place + _KEY_BYTES]
         place += _KEY_BYTES
         task, _, variant = data[place : place + num_label].decode().partition("\0")
@@ -177,15 +195,19 @@ class Samples:
     def usable(
         cls, samples: Iterable[Sample], length: int, vocab_size: int, held_out: Iterable[Sample] | None = None
     ) -> Samples:
-        """Sorts samples into the splits; with `held_out` these are one split, and all `samples` the other.
+        """Sorts samples into the splits; with `held_out` these are one split, and `samples` of other prompts the other.
 
         Samples without supervised tokens, with a prompt that fills `length`, or with a token outside the vocabulary are
         dropped; the end of one that is too long is cut off. Raises InputError where no supervised token is left.
         """
         result = cls()
+        held_out = None if held_out is None else list(held_out)
+        kept_away = {each.prompt_key for each in held_out or ()}
         for split, part in ((None if held_out is None else False, samples), (True, held_out or ())):
             for sample in part:
                 fitted, reason = _fitted(sample, length, vocab_size)
+                if split is False and sample.prompt_key in kept_away:
+                    fitted, reason = None, "whose prompt is held out"
                 if fitted is None:
                     result._drop(sample, reason)
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -29,6 +30,24 @@ _GENERAL = (
     "Write five questions that this text answers, with the answers.\n\n{text}",
     "Discuss the advantages and disadvantages of what is described here:\n\n{text}",
 )
+
+
+def write_study(
+    output: Path, data: Path, packages: Path | None, num_prompts: int, seed: int = 0, benchmarks: Iterable[Path] = ()
+) -> dict[str, str]:
+    """Writes the files of all functions below to a folder; returns what each file holds, for people, by name.
+
+    `packages` and `num_prompts` are as for `write_prompts`. Raises InputError as those functions do.
+    """
+    packages, benchmarks = packages or Path(sysconfig.get_paths()["purelib"]), list(benchmarks)
+    sizes = {f"eval_{name}.jsonl": f"{count:,} prompts" for name, count in write_evaluation(output, data).items()}
+    general = write_general(output, data, packages, num_prompts, seed, benchmarks)
+    generic = write_generic_text(output, data, packages, seed=seed, benchmarks=benchmarks)
+    return {
+        **sizes,
+        "general_prompts.jsonl": f"{general:,} prompts",
+        "generic_text.jsonl": f"{generic:,} bytes of text",
+    }
 
 
 def write_evaluation(output: Path, data: Path) -> dict[str, int]:

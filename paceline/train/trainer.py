@@ -50,7 +50,9 @@ class TrainSettings:
 
     tokens, minutes   where to stop: tokens over all runs, minutes of this one; the learning rate falls to 0 by then
     batch_rows        rows of `row_length` tokens in a step of the optimizer, over all processes
-    micro_rows        rows that are on one device at a time; sets the memory, not the result
+    micro_rows        rows that are on one device at a time; sets the memory, not the result (but for the lk loss and a block
+                      drafter's, whose share of KL is of the rows at hand)
+    seed              of the first weights, the order of samples and a block drafter's anchors
     warmup            share of the run in which the learning rate rises
     """
 
@@ -75,6 +77,11 @@ class TrainSettings:
         if min(self.batch_rows, self.micro_rows, self.row_length) < 1:
             raise ConfigError("batch_rows, micro_rows and row_length must be 1 or more")
 
+    def check_shared(self, num_processes: int) -> None:
+        """Raises ConfigError for a batch that the processes cannot share evenly."""
+        if self.batch_rows % num_processes:
+            raise ConfigError(f"{num_processes} processes cannot share {self.batch_rows} rows evenly")
+
     def rate(self, progress: float) -> float:
         """The learning rate at a share of the run: linear warm-up, then a cosine to 0."""
         if progress < self.warmup:
@@ -98,8 +105,7 @@ class Trainer:
         """`state` is updated in place; `run` is the folder of the state and the log. Raises ConfigError for a batch that
         the processes cannot share.
         """
-        if settings.batch_rows % group.size:
-            raise ConfigError(f"{group.size} processes cannot share {settings.batch_rows} rows evenly")
+        settings.check_shared(group.size)
         self._trainee, self._capture, self._settings, self._group = trainee, capture, settings, group
         self.state, self._path = state, run / "state.pt"
         self._device = capture.model.device
@@ -120,7 +126,9 @@ class Trainer:
         )
         if state.optimizer:
             self._optimizer.load_state_dict(state.optimizer)
-        if state.random is not None:
+        if state.random is None:
+            torch.manual_seed(settings.seed + group.rank)
+        else:
             torch.set_rng_state(state.random)
         self._log = RunLog(run / "log.jsonl", state.tokens, group.rank == 0)
         self._running = self._new_counts()
@@ -164,11 +172,14 @@ class Trainer:
         return result
 
     def save(self) -> None:
-        """Writes the state, by the first process."""
+        """Writes the state, by the first process. Raises PacelineError where training diverged, and writes nothing."""
         state = self.state
+        tensors = {name: each.detach().cpu().clone() for name, each in self.parameters.items()}
+        if not all(bool(each.isfinite().all()) for each in tensors.values()):
+            raise PacelineError(self._diverged("a weight"))
         self._saved = time.monotonic()
         state.seconds = self._before + self._saved - self._started
-        state.tensors = {name: each.detach().cpu().clone() for name, each in self.parameters.items()}
+        state.tensors = tensors
         state.optimizer, state.random = self._optimizer.state_dict(), torch.get_rng_state()
         if self._group.rank == 0:
             state.save(self._path)
@@ -233,7 +244,13 @@ class Trainer:
         }
         self._log.write("train", self._position(), values, progress)
         if not math.isfinite(float(found[..., -1].sum())):
-            raise PacelineError("training diverged: the loss is not finite; begin again with a lower learning rate")
+            raise PacelineError(self._diverged("the loss"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"training diverged: {what} is not finite; go on with a lower learning rate from the last state, {self._path}, "
+            "or delete it to begin again"
+        )
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def test_every_token_is_remembered_once_with_its_hidden_states(monkeypatch: pyte
     tokens_seen: list[int] = []
 
     def remember(
-        tokens: torch.Tensor, features: torch.Tensor, parents: torch.Tensor | None, batch: object, cache: object
+        tokens: torch.Tensor, features: torch.Tensor, draft: Draft | None, batch: object, cache: object
     ) -> None:
         assert features.shape == (len(tokens), 2 * engine.model.config.hidden_size)
         assert torch.equal(features[:, : engine.model.config.hidden_size], engine.model.embedding[tokens])

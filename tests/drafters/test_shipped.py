@@ -43,6 +43,8 @@ def test_auto_takes_the_drafter_of_the_model_and_copies_without_one(
     auto = replace(engine.config, drafter="auto")
     found = Engine(engine.model, ByteTokenizer(), auto)  # type: ignore[arg-type]
     assert isinstance(found.drafter, JointDrafter) and found.config.draft_model == str(tmp_path / "tiny.safetensors")
+    alone = Engine(engine.model, ByteTokenizer(), replace(auto, drafter="eagle3"))  # type: ignore[arg-type]
+    assert alone.config.draft_model == found.config.draft_model
     exact = Engine(engine.model, ByteTokenizer(), replace(auto, deterministic=True))  # type: ignore[arg-type]
     assert exact.config.drafter == "copy"
     given = tiny_engine(drafter="auto", draft_model=str(tmp_path / "tiny.safetensors"))

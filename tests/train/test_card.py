@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.drafters.checkpoint import read_checkpoint
-from paceline.train.card import keep_sources, read_sources, summarise
+from paceline.train.card import card_text, keep_sources, read_sources, summarise
 from paceline.train.run import DRAFTER_FILE
 from paceline.train.samples import Sample
 from tests.train.data import random_samples, tiny_run, write
@@ -84,4 +84,5 @@ def test_the_card_is_short_and_fits_into_the_file(tmp_path: Path) -> None:
     kept = read_checkpoint(tmp_path / DRAFTER_FILE).card
     assert len(json.dumps(kept)) < 32 << 10
     assert kept["sources"]["licences"]["MIT"] == 7400 and kept["evaluation"] == card["evaluation"]
+    assert "not checked" not in text and "contamination: not checked" in card_text({**card, "sources": None})
     assert (kept["tokens"], kept["epochs"]) == (card["tokens"], card["epochs"])

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from paceline.cli import app
 from paceline.drafters.checkpoint import check_target, read_checkpoint
-from paceline.errors import ConfigError, InputError
+from paceline.errors import ConfigError, InputError, PacelineError
 from paceline.models.checkpoint import open_checkpoint
 from paceline.train.run import DRAFTER_FILE
 from paceline.train.samples import read_samples
@@ -70,7 +71,7 @@ def test_one_command_generates_trains_and_continues(tmp_path: Path, model: Path,
     assert first["sources"]["contamination"] == {"removed": 3}
     assert "3 were removed" in (run / "card.md").read_text() and drafter.card["sources"] == first["sources"]
     done = train(*command, "--tokens", 6000)
-    assert done.exit_code == 0 and "30 were there already" in done.stderr
+    assert done.exit_code == 0 and "its samples stay as they are" in done.stderr
     second = json.loads((run / "card.json").read_text())
     assert second["tokens"] >= 6000 > first["tokens"] >= 3000
 
@@ -133,6 +134,14 @@ def test_a_drafter_is_exported(tmp_path: Path, model: Path, prompts: Path) -> No
     exported, source = read_checkpoint(out), read_checkpoint(folder / DRAFTER_FILE)
     assert exported.config == source.config and "lm_head.weight" in exported.tensors
     assert isinstance(run(*command, "gguf").exception, ConfigError)
+    small = tmp_path / "small.safetensors"
+    done = run(*command[:2], small, *command[3:], "paceline")
+    assert done.exit_code == 0 and small.stat().st_size < (folder / DRAFTER_FILE).stat().st_size
+    found = read_checkpoint(small)
+    assert (found.config, found.card) == (source.config, source.card)
+    for name, each in source.tensors.items():
+        torch.testing.assert_close(found.tensors[name].float(), each.float(), atol=0.1, rtol=0.1)
+    assert isinstance(run(*command[:2], small, *command[3:], "paceline").exception, ConfigError)
 
 
 def test_prompts_are_written_with_their_sources(tmp_path: Path) -> None:
@@ -143,9 +152,13 @@ def test_prompts_are_written_with_their_sources(tmp_path: Path) -> None:
     done = run(*command)
     assert done.exit_code == 0, done.output
     lines = (out / "prompts.jsonl").read_text().splitlines()
+    assert not (out / "generic_text.jsonl").exists()
     assert len(lines) == 60 and f"{out / 'prompts.jsonl'}: 60 prompts" in done.stdout
     before = (out / "sources.json").read_bytes()
     assert run(*command).exit_code == 0 and (out / "sources.json").read_bytes() == before
+    studied = run(*command, "--study")
+    assert studied.exit_code == 0 and f"{out / 'eval_mbpp_last100.jsonl'}: 100 prompts" in studied.stdout
+    assert (out / "generic_text.jsonl").stat().st_size > 0 and (out / "general_prompts.jsonl").stat().st_size > 0
     benchmark = tmp_path / "benchmark.jsonl"
     text = json.loads(lines[0])["messages"][0]["content"]
     benchmark.write_text(json.dumps({"text": text}) + "\n")
@@ -157,7 +170,21 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "run"
     assert isinstance(train("drafter", model, "--out", out).exception, ConfigError)
     assert isinstance(train("drafter", model, "--out", out, "--tokens", 9, "--loss", "mse").exception, ConfigError)
-    found = train("drafter", model, "--out", out, "--tokens", 9).exception
+    found = train("drafter", model, "--out", out, "--tokens", 9, *OPTIONS).exception
     assert isinstance(found, InputError) and "nothing to train on: there are no samples" in str(found)
+    prompts = tmp_path / "prompts.jsonl"  # it is not there: what is refused first is the option
+    command = ["drafter", model, "--prompts", prompts, "--out", out, "--tokens", 9, *OPTIONS]
+    for more, message in (
+        (["--kind", "medusa"], "no trainer of 'medusa'"),
+        (["--kind", "dflash", "--loss", "tv"], "loss of its own"),
+        (["--unroll", "0"], "1 or more"),
+        (["--row-length", "1000000"], "longer than the target's"),
+        (["--samples", tmp_path / "none.bin"], "cannot be read"),
+        (["--held-out", tmp_path / "none.bin"], "cannot be read"),
+        (["--from", tmp_path / "none.safetensors"], "there is no drafter at"),
+    ):
+        refused = train(*command, *more).exception
+        assert isinstance(refused, PacelineError) and message in str(refused), more
+        assert str(prompts) not in str(refused)
     missing = train("samples", model, "--prompts", tmp_path / "none", "--out", out / "samples.bin").exception
     assert isinstance(missing, InputError) and "cannot be read" in str(missing)

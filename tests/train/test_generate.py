@@ -109,10 +109,17 @@ def test_given_texts_are_supervised_whole_and_given_outputs_alone(tmp_path: Path
         {"text": "x" * 250, "task": "prose"},
         {"messages": [{"role": "user", "content": "say hello"}], "output": "hello hello"},
         {"task": "neither"},
+        {"prompt": "x" * 95, "output": "y" * 50},
+        {"prompt": "x", "output": "y"},
+        {"text": ""},
     ]
     with SampleWriter(path, ABOUT) as writer:
         result = write_given(Chat(), texts, writer, set(), 100, (257,))
-    assert result.prompts == 2 and result.bad == {"has neither a text nor an output": 1}
+    assert result.prompts == 2 and result.bad == {
+        "has neither a text nor an output": 1,
+        "has a prompt that leaves fewer than 8 tokens of 100 for its output": 1,
+        "has fewer than 8 tokens to predict": 2,
+    }
     samples = read_samples(path)
     assert [(len(each.tokens), each.spans) for each in samples[:3]] == [
         (100, ((0, 100),)),

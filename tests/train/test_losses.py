@@ -67,14 +67,16 @@ def test_minimising_each_loss_raises_acceptance() -> None:
 
 def test_acceptance_follows_drafts_along_the_text() -> None:
     """Two documents of 4 and 3 supervised places; whether each position's draft is right there is given."""
-    follows = torch.tensor([False, True, True, True, False, True, True])
+    continues = torch.tensor([False, True, True, True, False, True, True])
     depths = torch.tensor([0, 1, 2, 3, 5, 6, 7])
     right = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0, 1], [0, 0, 1, 0, 0, 0, 1]]).float()
     acceptance = Acceptance(1, 3, torch.device("cpu"))
     zeros = torch.zeros(7)
     for k in range(3):
         weights = (depths >= k).float()
-        acceptance.add(k, RowResults(zeros, zeros, zeros, right[k]), weights, follows, torch.zeros(7, dtype=torch.long))
+        acceptance.add(
+            k, RowResults(zeros, zeros, zeros, right[k]), weights, continues, torch.zeros(7, dtype=torch.long)
+        )
     counts = acceptance.counts[0]
     # second position: drafts that began one place before and were right there: places 1, 2 and 5, 6; right at 1, 2, 6
     # third: of those the ones that go on: places 2 and 3; right at 2
@@ -82,3 +84,19 @@ def test_acceptance_follows_drafts_along_the_text() -> None:
     found = summary(counts)
     assert found["acceptance"] == [round(6 / 7, 4), 0.75, 0.5]
     assert found["length"] == round(1 + 6 / 7 * (1 + 0.75 * (1 + 0.5)), 4)
+
+
+def test_a_draft_ends_where_the_text_leaves_the_targets_choice() -> None:
+    """Four places of one document, all drafts right; the token after place 1 is not the target's choice there."""
+    continues = torch.tensor([False, True, False, True])
+    ones, zeros, tasks = torch.ones(4), torch.zeros(4), torch.zeros(4, dtype=torch.long)
+    one_by_one, whole = (Acceptance(1, 3, torch.device("cpu")) for _ in range(2))
+    for k in range(3):
+        one_by_one.add(k, RowResults(zeros, zeros, zeros, ones), (torch.arange(4) >= k).float(), continues, tasks)
+    entries = torch.arange(4)[:, None] + torch.arange(3)
+    inside, entries = (entries < 4).float(), entries.clamp(max=3)
+    rows = RowResults(*(torch.zeros(4, 3) for _ in range(3)), torch.ones(4, 3))
+    whole.add_drafts(rows, inside, continues[entries], tasks)
+    for found in (one_by_one.counts[0], whole.counts[0]):
+        assert found[:, 0].tolist() == [4, 3, 2]
+        assert found[:, 3].tolist() == found[:, 4].tolist() == [4, 2, 0]

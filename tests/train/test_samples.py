@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paceline.errors import ConfigError, InputError
-from paceline.train.samples import Sample, Samples, SampleWriter, digest, keys_in, read_samples
+from paceline.train.samples import Sample, Samples, SampleWriter, digest, keys_in, read_about, read_samples
 from paceline.train.vocabulary import draft_vocabulary
 from tests.train.data import ABOUT, random_samples, write
 
@@ -40,6 +40,20 @@ def test_a_record_that_was_cut_short_is_dropped_and_the_file_continues(tmp_path:
     write(path, random_samples(2, seed=1))
     keys = {each.key for each in [*random_samples(4)[:3], *random_samples(2, seed=1)]}
     assert keys_in(path) == keys
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "samples.bin", random_samples(4))
+    whole = bytearray(path.read_bytes())
+    whole[-300] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"record [123] of .*samples\.bin, at byte \d+, is damaged"):
+        read_samples(path)
+    with pytest.raises(InputError, match="is damaged"):
+        SampleWriter(path, ABOUT)
+    assert path.read_bytes() == whole
+    with pytest.raises(InputError, match=r"cannot be read: .*none"):
+        read_about(tmp_path / "none.bin")
 
 
 def test_samples_of_another_target_are_refused(tmp_path: Path) -> None:
@@ -75,6 +89,14 @@ def test_nothing_to_learn_from_stops_at_once() -> None:
         Samples.usable([sample(30, key=bytes([number])) for number in range(3)], 100, 256)
     with pytest.raises(InputError, match="there are no samples"):
         Samples.usable([], 100, 256)
+
+
+def test_prompts_that_are_held_out_are_not_trained_on() -> None:
+    every = random_samples(20)
+    other = [Sample(each.prompt_key, each.task, each.tokens, each.spans, "t=0.7") for each in every[:5]]
+    found = Samples.usable(every, 100, 256, other)
+    assert (len(found.train), len(found.held_out)) == (15, 5)
+    assert found.dropped == {"whose prompt is held out": 5}
 
 
 def test_the_split_is_by_prompt() -> None:

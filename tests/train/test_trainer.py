@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from paceline.drafters.checkpoint import read_checkpoint
-from paceline.errors import ConfigError, InputError
+from paceline.errors import ConfigError, InputError, PacelineError
 from paceline.train.capture import Capture
 from paceline.train.losses import Objective
-from paceline.train.report import read_log
+from paceline.train.report import RunLog, read_log
 from paceline.train.run import DRAFTER_FILE, DrafterOptions, make_trainee
 from paceline.train.samples import Sample, Samples
 from paceline.train.state import TrainState
@@ -153,6 +153,36 @@ def test_a_folder_of_another_drafter_is_refused(tmp_path: Path, samples: Path) -
         tiny_run(tmp_path).train([samples])
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, random_samples(60))
+    trainer.train(stop_after=2)
+    before = (tmp_path / "state.pt").read_bytes()
+    with torch.no_grad():
+        next(iter(trainer.parameters.values()))[0] = torch.nan
+    with pytest.raises(PacelineError, match=r"a weight is not finite.*state\.pt, or delete it"):
+        trainer.save()
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_the_seed_decides_a_block_drafters_anchors(tmp_path: Path, samples: Path) -> None:
+    options = DrafterOptions("dflash", 64, 48, steps=3, layers=1, markov_rank=8)
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(number)
+        tiny_run(tmp_path / str(number), options=options, tokens=1000, seed=seed).train([samples])
+    assert same(tmp_path / "0", tmp_path / "1") and not same(tmp_path / "0", tmp_path / "2")
+
+
+def test_a_log_that_was_cut_short_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"tokens": 1}\n{"tokens": 2, "by_task": {"code": {}}')
+    assert read_log(path) == [{"tokens": 1}]
+    RunLog(path, 5, writes=True)
+    assert path.read_text() == '{"tokens": 1}\n'
+    path.write_text('{"tokens": \n{"tokens": 2}\n')
+    with pytest.raises(InputError, match="is damaged"):
+        read_log(path)
+
+
 def test_nothing_to_learn_from_stops_a_run(tmp_path: Path) -> None:
     empty = [Sample(each.prompt_key, each.task, each.tokens, ()) for each in random_samples(20)]
     with pytest.raises(InputError, match="nothing to train on: 20 with an empty loss mask"):
@@ -162,5 +192,17 @@ def test_nothing_to_learn_from_stops_a_run(tmp_path: Path) -> None:
 def test_settings_that_cannot_train_are_refused(tmp_path: Path, samples: Path) -> None:
     with pytest.raises(ConfigError, match="needs an end"):
         TrainSettings()
+    with pytest.raises(ConfigError, match="longer than the target's 4,096 positions"):
+        tiny_run(tmp_path, row_length=5000).train([samples])
+    with pytest.raises(InputError, match="cannot be read"):
+        tiny_run(tmp_path).train([samples], [tmp_path / "none.bin"])
+    for changes, message in (
+        ({"kind": "medusa"}, "no trainer of 'medusa' drafters"),
+        ({"steps": 0}, "1 or more"),
+        ({"markov_rank": -1}, "1 or more"),
+        ({"kind": "dflash", "steps": 1}, "block has 2 tokens or more"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            DrafterOptions(**changes)  # type: ignore[arg-type]
     rates = [TrainSettings(tokens=1).rate(each / 100) for each in range(101)]
     assert rates[0] == 0 and max(rates) == pytest.approx(1e-3, rel=0.01) and rates[-1] == pytest.approx(0)

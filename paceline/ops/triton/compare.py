@@ -34,8 +34,9 @@ class Compare(torch.autograd.Function):
             logits, target, normaliser, choice, results, saved, rows, COLUMNS=columns, BLOCK=block, num_warps=8
         )
         ctx.save_for_backward(logits, target, normaliser, choice, saved)
-        ctx.mark_non_differentiable(results[3])
-        return tuple(results.unbind(0))
+        outputs = results.unbind(0)  # before marking: what is marked must be an output itself
+        ctx.mark_non_differentiable(outputs[3])
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

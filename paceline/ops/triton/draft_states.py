@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paceline.ops.attention import AttentionBatch
+from paceline.ops.draft import Draft
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import normalise
 
@@ -26,14 +27,15 @@ def last_states(batch: AttentionBatch, plane: Tensor, page_size: int) -> Tensor:
     return out
 
 
-def keep_states(batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, parents: Tensor | None) -> Tensor:
+def keep_states(batch: AttentionBatch, plane: Tensor, page_size: int, states: Tensor, draft: Draft | None) -> Tensor:
     """The kernel of `ops.draft_states.keep_states`."""
     rows, hidden = states.shape
     states = states.contiguous()
     before = torch.empty_like(states)
+    tree = None if draft is None else draft.branch_starts if draft.parents is None else draft.parents
     _keep_states[(batch.num_requests, batch.max_query)](
-        plane, batch.page_table, batch.context_lens, batch.query_starts, batch.locations, states, parents, before,
-        rows, batch.page_table.stride(0), PARENTS=parents is not None,
+        plane, batch.page_table, batch.context_lens, batch.query_starts, batch.locations, states, tree, before,
+        rows, batch.page_table.stride(0), TREE=tree is not None, CHAINS=draft is not None and draft.parents is None,
         PAGE=page_size, HIDDEN=hidden, BLOCK=triton.next_power_of_2(hidden), num_warps=4, **launch_options(plane.device),
     )  # fmt: skip
     return before
@@ -78,8 +80,9 @@ def _last_states(
 
 @triton.jit(do_not_specialize=["rows"])
 def _keep_states(
-    plane, page_table, context_lens, query_starts, locations, states, parents, before, rows, width,
-    PARENTS: tl.constexpr, PAGE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    plane, page_table, context_lens, query_starts, locations, states, tree, before, rows, width,
+    TREE: tl.constexpr, CHAINS: tl.constexpr, PAGE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One query of one request. No program reads a location that another writes: those are of the step's own tokens."""
     if OVERLAP:
@@ -95,7 +98,10 @@ def _keep_states(
         if row == first:
             value = _committed(plane, page_table, context_lens, request, width, column, PAGE, HIDDEN)
         else:
-            source = tl.load(parents + row) if PARENTS else row - 1
+            source = row - 1
+            if TREE:
+                node = tl.load(tree + row)  # a branch's first query, or the parent, within the request
+                source = tl.where(node == row - first, first, row - 1).to(tl.int64) if CHAINS else first + node
             value = tl.load(states + source * HIDDEN + column, inside, other=0.0)
         tl.store(before + row * HIDDEN + column, value, inside)
         location = tl.load(locations + row)
