@@ -3,10 +3,12 @@
     python -m benchmarks.apply --policy review-margin
     python -m benchmarks.apply --policy opened
     python -m benchmarks.apply --limit 64 --plain 64 --together 64
+    python -m benchmarks.apply --limit 64 --plain 64 --against copy
 
 The edit snippets are made by rule from each commit's difference (paceline.tasks.snippet). "exact" means equal to the commit
 in syntax tree; "wrong" is neither exact nor flagged. --plain N also decodes the first policy's first N requests without
-drafts, in the same run and with the same prompts: it gives the ratio and counts outputs that differ.
+drafts, in the same run and with the same prompts: it gives the ratio and counts outputs that differ. With --against copy the
+ratio is that of the trained drafter, where the model has one, over copies alone.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=2500, help="most tokens of a file")
     parser.add_argument("--policy", type=names, default=["review-margin"], help="policies that ask the model")
     parser.add_argument("--plain", type=int, default=0, help="also decode the first N requests without drafts")
+    parser.add_argument(
+        "--against", default="none", help="what --plain drafts with: none, or copy beside a joint drafter"
+    )
     parser.add_argument("--together", type=int, default=1, help="requests at once")
     parser.add_argument("--max-context", type=int, default=8192)
     parser.add_argument("--shortest", action="store_true", help="shortest results first")
@@ -50,7 +55,7 @@ def main() -> None:
     engine.warm_up(arguments.together)
     plain = None
     if arguments.plain:
-        plain = engine.sibling(dataclasses.replace(engine.config, drafter="none"))
+        plain = engine.sibling(dataclasses.replace(engine.config, drafter=arguments.against))
         plain.warm_up(arguments.together)
     results = []
     for policy in arguments.policy:
