@@ -6,7 +6,10 @@ first drafted token is accepted, and the rate p at which each one after an accep
 most tokens per second wins. Where no length beats plain decoding, nothing is drafted; the drafter's best guess is still
 compared with the target's choice at no cost, which restores drafting when the output starts to copy.
 
-The priors, decays and the least gain were set with `python -m benchmarks.apply` and `python -m benchmarks.decode`.
+A trained drafter's tokens have a sixth pair of rates. Of a draft with tokens of both drafters, the better one's count.
+
+The priors and decays of copying and the least gain were set with `python -m benchmarks.apply` and `python -m
+benchmarks.decode`; those of trained drafters are not tuned yet (`python -m benchmarks.speculate` shows their effect).
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from paceline.ops.join_drafts import SURVIVAL
+
 LOST_LONG, LOST, SHORT, STEADY, LONG, MODEL = range(6)  # MODEL: the rates of a trained drafter's tokens, in any state
 Priors = tuple[tuple[float, float], ...]
 # By state, before any observation: the rates at which a draft's first token and each one after an accepted one are
 # accepted. Of the copy drafter, whose states these are:
-COPY_PRIORS: Priors = ((0.1, 0.6), (0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
+COPY_PRIORS: Priors = ((0.1, 0.6), *SURVIVAL)
 NOTHING_COPIED: Priors = ((0.0, 0.0),) * 5  # of a drafter that never copies
 _DECAY, _MODEL_DECAY, _GLOBAL_DECAY = 0.8, 0.95, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0  # trials that the rates of all requests count for
@@ -249,7 +254,7 @@ def choose_each(
     best, best_rate = [0] * len(records), 0.0
     for depth in sorted({guessed(length).depth for length in lengths}):
         allowed = [length for length in lengths if guessed(length).depth <= depth]
-        chosen = _choose_at(records, allowed, functools.partial(_swapped, cost, depth), guessed)
+        chosen = _choose_at(records, allowed, functools.partial(_at_depth, cost, depth), guessed)
         deepest = max(guessed(length).depth for length in chosen)
         rate = _tokens(records, chosen, guessed) / cost(len(records) + sum(chosen), deepest)
         if rate > best_rate:
@@ -284,7 +289,7 @@ def _choose_at(
     return chosen
 
 
-def _swapped(cost: Callable[[int, int], float], depth: int, queries: int) -> float:
+def _at_depth(cost: Callable[[int, int], float], depth: int, queries: int) -> float:
     return cost(queries, depth)
 
 

@@ -18,12 +18,13 @@ import torch
 from paceline.config import EngineConfig, Hardware, ResolvedConfig, resolve
 from paceline.drafters.base import Drafter, make_drafter, with_drafter
 from paceline.drafters.checkpoint import vocabulary_digest
-from paceline.drafters.chooser import Acceptance, GlobalAcceptance, Probes, choose_each, choose_uniform
+from paceline.drafters.chooser import GlobalAcceptance
 from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
 from paceline.engine.detokenize import Detokenizer
 from paceline.engine.grammar import Grammars
 from paceline.engine.in_flight import InFlightStep, StepResult
+from paceline.engine.lengths import DraftLengths
 from paceline.engine.runner import Runner
 from paceline.engine.scheduler import Scheduler
 from paceline.engine.sequence import Sequence
@@ -73,7 +74,7 @@ class Engine:
             self.pool,
             self.tree,
             config,
-            self._choose_lengths,
+            DraftLengths(self.runner, self.drafter).choose,
             self.drafter.lengths,
             ChunkCost(model.config.even_context),
             self.runner.uniform,
@@ -83,10 +84,8 @@ class Engine:
         self._unread: dict[str | None, deque[StepOutput]] = {None: deque()}
         self._numbers = itertools.count(1)
         priors = (self.drafter.priors, self.drafter.model_priors or (0.0, 0.0))
-        self._global_acceptance = {
-            each: GlobalAcceptance(*priors) for each in (False, True)
-        }  # by whether there are sources
-        self._probes = Probes() if self.drafter.probes else None
+        # by whether there are sources
+        self._global_acceptance = {each: GlobalAcceptance(*priors) for each in (False, True)}
 
     @classmethod
     def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
@@ -297,26 +296,6 @@ class Engine:
     def _grammars(self) -> Grammars:
         """Made for the first request with a grammar, or by `warm_up`."""
         return Grammars(self.tokenizer, self.model.config.vocab_size)
-
-    def _choose_lengths(self, sequences: list[Sequence]) -> list[int]:
-        """Draft lengths for a decode step, within the output that each request may still write."""
-        lengths = self.runner.draft_lengths
-        if len(lengths) == 1:
-            return list(lengths) * len(sequences)
-        records = [sequence.acceptance for sequence in sequences]
-        chosen = self._by_cost(records, lengths)
-        if self._probes is not None and self._probes.due(any(self.drafter.guessed(each).depth for each in chosen)):
-            chosen = self._by_cost(records, tuple(each for each in lengths if self.drafter.guessed(each).depth))
-        if self.runner.uniform:
-            return chosen
-        return [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]
-
-    def _by_cost(self, records: list[Acceptance], lengths: tuple[int, ...]) -> list[int]:
-        """The draft length of each request with the most expected tokens per second."""
-        if self.runner.uniform:
-            cost = functools.partial(self.runner.step_cost, len(records))
-            return [choose_uniform(records, lengths, cost, self.drafter.guessed)] * len(records)
-        return choose_each(records, lengths, self.runner.cost, self.drafter.guessed)
 
     def _read(self, step: InFlightStep) -> list[StepOutput]:
         """Reads an in-flight step; returns its outputs.

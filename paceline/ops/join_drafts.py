@@ -20,7 +20,7 @@ from paceline.ops.draft import DRAFTED, FROM_MODEL
 
 MAX_NODES = 64  # rows of a joint draft, the root included; kernels hold all candidates of a request at once
 # By the copy drafter's streak (none, below 8, below 32, more): the chances that a copied chain's first token is accepted, and
-# each after an accepted one. They are the chooser's priors (drafters/chooser.py).
+# each after an accepted one. The chooser begins with the same (drafters/chooser.py), where a command for them is named.
 SURVIVAL = ((0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))
 STREAKS = (1, 8, 32)  # where the second to fourth begin
 NEXT_BRANCH = 0.5  # after a miss: the chance of a chain over that of the chain before it

@@ -14,18 +14,19 @@ from paceline.train.data_prompts import LICENCES
 _SOURCES = "sources.json"
 _TITLES = {"eagle3": "An EAGLE-3", "dflash": "A DFlash"}
 _EMBEDDED = (
-    *(
-        "kind",
-        "target",
-        "target_digest",
-        "tokens",
-        "supervised",
-        "epochs",
-        "minutes",
-        "parameters",
-        "draft_vocab_share",
-    ),
-    *("settings", "data", "sources", "evaluation"),
+    "kind",
+    "target",
+    "target_digest",
+    "tokens",
+    "supervised",
+    "epochs",
+    "minutes",
+    "parameters",
+    "draft_vocab_share",
+    "settings",
+    "data",
+    "sources",
+    "evaluation",
 )
 _FAMILIES = ("Apache", "BSD", "ISC", "MIT", "PSF", "Unlicense")
 _TEMPERATURE = re.compile(r"t=(.+)")

@@ -20,7 +20,7 @@ from paceline.drafters.checkpoint import (
     tensor_shapes,
     write_checkpoint,
 )
-from paceline.drafters.config import DraftConfig
+from paceline.drafters.config import KINDS, DraftConfig
 from paceline.errors import BadDrafter, ConfigError
 from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
@@ -38,7 +38,7 @@ from paceline.train.vocabulary import draft_vocabulary, vocabulary_share
 
 DRAFTER_FILE = "drafter.safetensors"
 DRAFT_VOCAB_SIZE = 16384
-KINDS = ("eagle3", "dflash")
+
 _OWN_LOSS = "a block drafter has a loss of its own (train/dflash.py): --loss is of EAGLE-3 drafters"
 
 
@@ -290,7 +290,7 @@ def make_trainee(
     of_blocks: BlockObjective | None = None,
 ) -> Trainee:
     """The part of a trainer that is of the drafter's kind; embedding [V, H] and head [draft vocabulary, H] are those that it
-    uses. `steps` and `objective` are EAGLE-3's, `of_blocks` a block drafter's. Raises ConfigError for a loss that it has not.
+    uses. `steps` and `objective` are EAGLE-3's, `of_blocks` a block drafter's. Raises ConfigError for a loss of another kind.
     """
     if config.kind == "dflash":
         if objective != Objective():

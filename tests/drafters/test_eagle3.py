@@ -150,27 +150,6 @@ def test_a_root_at_place_0_attends_to_itself_alone(tmp_path: Path) -> None:
         assert found.pop() == naive_draft(engine, [token], 5)
 
 
-@pytest.mark.parametrize("page_size", [4, 16])
-def test_drafts_after_a_cached_prefix_are_those_without_a_cache(
-    page_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole prompts, prompts that share a part, and a continued conversation; also where pages end."""
-    shared = [(7 * each) % 200 for each in range(64)]
-    prompts = [shared[:count] + tail for count in (32, 33, 48, 64) for tail in ([], [5], [9, 9, 200])]
-    settings = {"page_size": page_size, "fixed_draft": 4}
-    warm = engine_with("eagle3", tmp_path, **settings)
-    hits = 0
-    for prompt in [*prompts, *prompts]:
-        request = Request(prompt, Sampling(max_tokens=9, ignore_eos=True))
-        cold = engine_with("eagle3", tmp_path, prefix_cache=False, **settings)
-        assert drafts_of(warm, request, monkeypatch) == drafts_of(cold, request, monkeypatch)
-        [completion] = warm.generate([request])
-        hits += completion.usage.cached_tokens
-        longer = Request(prompt + completion.tokens + [1, 2], Sampling(max_tokens=9, ignore_eos=True))
-        assert drafts_of(warm, longer, monkeypatch) == drafts_of(cold, longer, monkeypatch)
-    assert hits > 500
-
-
 def test_a_drafter_for_another_target_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "drafter.safetensors"
     tiny_eagle3(path, tiny_config())
