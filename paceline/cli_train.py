@@ -137,8 +137,12 @@ def drafter(
     unroll: Annotated[int, typer.Option(help="drafted positions to train for; dflash: tokens of a block")] = 7,
     layers: Annotated[int, typer.Option(help="dflash: its layers")] = 2,
     markov_rank: Annotated[int, typer.Option(help="dflash: rank of the bias by the token before; 0 is none")] = 128,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="dflash: heads of keys and values (default: half a state's width)")
+    ] = None,
     loss: Annotated[str, typer.Option(help="eagle3: kl, tv, lk or ce (train/losses.py)")] = "kl",
     lr: Annotated[float, typer.Option(help="the highest learning rate")] = 1e-3,
+    optimizer: Annotated[str, typer.Option(help="adamw, or muon for the matrices of the layers")] = "adamw",
     batch_rows: Annotated[int, typer.Option(help="rows in a step of the optimizer")] = 8,
     micro_rows: Annotated[
         int,
@@ -164,9 +168,9 @@ def drafter(
 
     started = time.monotonic()
     settings = TrainSettings(
-        tokens, minutes, batch_rows, micro_rows, row_length, learning_rate=lr, seed=seed, objective=Objective(loss)
+        tokens, minutes, batch_rows, micro_rows, row_length, lr, optimizer, seed=seed, objective=Objective(loss)
     )
-    options = DrafterOptions(kind, draft_vocab, intermediate, unroll, layers, markov_rank)
+    options = DrafterOptions(kind, draft_vocab, intermediate, unroll, layers, markov_rank, kv_heads)
     group = Group.join()
     checkpoint = _open(model)
     check_run(checkpoint.config, options, settings, group.size, [*(samples or []), *(held_out or [])])

@@ -104,6 +104,7 @@ class Request:
     `margin` is an explicitly lossy policy (see docs/apply.md): if the first source's next token is within `margin` nats of
     the model's first choice, it is accepted instead. 0 is lossless.
     `namespace` is the tenant: requests share cached prefixes only with requests of the same namespace.
+    Without `text` its outputs have tokens alone, which takes the host less time; it must have no stop strings then.
     """
 
     prompt: TokenIds
@@ -112,10 +113,13 @@ class Request:
     margin: float = 0.0
     id: str = ""
     namespace: str = ""
+    text: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1e9:
             raise RequestError("margin must be between 0 (lossless) and 1e9 nats")
+        if self.sampling.stop and not self.text:
+            raise RequestError("a request without text must have no stop strings")
 
 
 class FinishReason(enum.Enum):

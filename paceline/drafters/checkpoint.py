@@ -21,16 +21,14 @@ from torch import Tensor
 
 from paceline.drafters.checkpoint_styles import from_json, from_values, to_json, to_values
 from paceline.drafters.config import DraftConfig
+from paceline.drafters.float8 import MARKOV, all_rows, drafted_rows, expanded, float8_rows
 from paceline.errors import BadDrafter
 from paceline.models.config import ModelConfig
 from paceline.models.tokenizer import Tokenizer
 
 STYLES = ("paceline", "sglang", "vllm")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SCALE = "_scale"  # ends the name of a float8 matrix's scales
 _NAMED = 6  # tensors that a message lists
-_FLOAT8 = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_FLOAT8).max
 _KEPT = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -66,13 +64,14 @@ def read_checkpoint(path: Path, num_target_layers: int | None = None) -> DraftCh
             raise BadDrafter(f"{path} holds no drafter's config; for a drafter in a folder, give the folder")
         config = from_values(_json_text(metadata["config"], path))
         card = _json_text(metadata.get("card", "{}"), path)
-        stored = _expanded(stored)
+        stored = expanded(stored)
     else:
         raise BadDrafter(f"there is no drafter at {path}")
     offsets, members = stored.pop("d2t", None), stored.pop("t2d", None)
-    tensors = dict(sorted(stored.items()))
+    draft_tokens = _draft_tokens(config, offsets, members)
+    tensors = dict(sorted(all_rows(config, stored, draft_tokens).items()))
     check_tensors(config, tensors)
-    return DraftCheckpoint(config, tensors, _draft_tokens(config, offsets, members), card)
+    return DraftCheckpoint(config, tensors, draft_tokens, card)
 
 
 def write_checkpoint(
@@ -89,7 +88,8 @@ def write_checkpoint(
     """Writes a drafter: the file `path` in the style "paceline", else the folder `path` in the style "sglang" or "vllm".
 
     The servers need a head of the drafter's own: where `tensors` have no lm_head.weight, `head` [V, H], the target's, gives
-    its rows. With `float8` (style "paceline") matrices are stored as E4M3 with a float32 scale a row.
+    its rows. With `float8` (style "paceline") matrices are stored as E4M3 with a float32 scale a row, and a Markov head is
+    stored for tokens of the draft vocabulary alone: after others it then adds nothing.
     Raises BadDrafter for tensors that do not belong to `config`, and for what the style cannot say.
     """
     if style not in STYLES:
@@ -98,7 +98,7 @@ def write_checkpoint(
     kept = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
     offsets = _offsets(config, draft_tokens)
     if style == "paceline":
-        stored = _float8(kept) if float8 else kept
+        stored = float8_rows(drafted_rows(kept, draft_tokens)) if float8 else kept
         metadata = {"format": "pt", "config": json.dumps(to_values(config)), "card": json.dumps(dict(card or {}))}
         path.parent.mkdir(parents=True, exist_ok=True)
         _save(path, stored if offsets is None else {**stored, "d2t": offsets}, metadata)
@@ -197,7 +197,7 @@ def tensor_shapes(config: DraftConfig) -> tuple[dict[str, tuple[int, ...]], dict
     if config.fc_norm:
         needed |= {f"fc_norm.{index}.weight": (states,) for index in range(count)}
     if config.markov_rank:
-        needed["markov_head.markov_w1.weight"] = (vocab, config.markov_rank)
+        needed[MARKOV] = (vocab, config.markov_rank)
         needed["markov_head.markov_w2.weight"] = (config.draft_vocab_size, config.markov_rank)
     if config.confidence_head:
         needed |= {"confidence_head.proj.weight": (1, hidden + config.markov_rank), "confidence_head.proj.bias": (1,)}
@@ -290,30 +290,6 @@ def _head_rows(config: DraftConfig, draft_tokens: Tensor | None, head: Tensor | 
     if tuple(head.shape) != shape:
         raise BadDrafter(f"the target's head is {list(head.shape)}, and for this drafter should be {list(shape)}")
     return (head if draft_tokens is None else head[draft_tokens.to(head.device)]).cpu().contiguous()
-
-
-def _float8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if tensor.dim() < 2:
-            stored[name] = tensor
-            continue
-        values = tensor.float()
-        scale = (values.abs().amax(dim=1) / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-        stored[name], stored[name + _SCALE] = (values / scale[:, None]).to(_FLOAT8), scale
-    return stored
-
-
-def _expanded(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float8 matrices as bfloat16; other tensors as they are."""
-    tensors = {name: each for name, each in stored.items() if not name.endswith(_SCALE)}
-    for name, tensor in tensors.items():
-        if tensor.dtype == _FLOAT8:
-            scale = stored.get(name + _SCALE)
-            if scale is None or scale.shape != tensor.shape[:1]:
-                raise BadDrafter(f"the drafter lacks {name + _SCALE}, a scale for each row of its float8 {name}")
-            tensors[name] = (tensor.float() * scale[:, None]).to(torch.bfloat16)
-    return tensors
 
 
 def _renamed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -108,11 +108,12 @@ def _observe(rates: Sequence[tuple[_Rate, _Rate]], step: Observation, decay: flo
 class Guessed(NamedTuple):
     """What a trained drafter gives for a draft: a chain of `depth` tokens, and others beside it.
 
-    `beside` is the chance that one of the others is right where the chain is first wrong.
+    `beside` is the chance that one of the others is right where the chain is wrong; `continues` whether more follow it.
     """
 
     depth: int
     beside: float = 0.0
+    continues: bool = False
 
 
 NOT_GUESSED = Guessed(0)
@@ -213,11 +214,10 @@ def choose_uniform(
     if not len(possible):
         return 0
     gain = _gain(first, more, possible[:, None])
-    depths, beside = (np.array(column) for column in zip(*map(guessed, possible.tolist()), strict=True))
-    if depths.any():
+    columns = [np.array(column)[:, None] for column in zip(*map(guessed, possible.tolist()), strict=True)]
+    if columns[0].any():
         first, more = _values([record.rates[MODEL] for record in records])
-        of_model = _gain_guessed(first, more, depths[:, None], beside[:, None])
-        gain = np.maximum(gain, np.where(depths[:, None] > 0, of_model, 0.0))
+        gain = np.maximum(gain, np.where(columns[0] > 0, _gain_guessed(first, more, *columns), 0.0))
     tokens = len(records) + gain.sum(axis=1)
     gains = tokens / np.array([costs[length] for length in possible])
     gains[possible == 0] *= _LEAST_GAIN
@@ -229,9 +229,11 @@ def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
     return np.array([[first.value, more.value] for first, more in rates]).T
 
 
-def _gain_guessed(first: Any, more: Any, depth: Any, beside: Any) -> Any:
+def _gain_guessed(first: Any, more: Any, depth: Any, beside: Any, continues: Any) -> Any:
     """`_gain` of a chain of guesses, with that of the tokens beside it where it is wrong."""
-    return _gain(first, more, depth) + beside * (1 - first * more ** np.maximum(depth - 1, 0))
+    ended = _gain(first, more, depth) + beside * (1 - first * more ** np.maximum(depth - 1, 0))
+    first, more = (rate + (1 - rate) * beside for rate in (first, more))
+    return np.where(continues, _gain(first, np.minimum(more, _MAX_RATE), depth), ended)
 
 
 def _gain(first: Any, more: Any, length: Any) -> Any:

@@ -10,27 +10,28 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
 from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
-from paceline.drafters.trained import TrainedDrafter, chain, roots_of, unpacked
+from paceline.drafters.trained import TrainedDrafter, chain, empty_guesses, roots_of, rounded, unpacked
 from paceline.errors import BadDrafter
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout, Plane
 from paceline.models.base import Model
 from paceline.ops.attention import AttentionBatch, paged_attention
+from paceline.ops.chain_layout import block_layout
+from paceline.ops.choose import TokenBias
+from paceline.ops.confidence import ConfidenceHead, confidence
 from paceline.ops.draft import Draft
+from paceline.ops.draft_states import keep_layers
 from paceline.ops.join_drafts import Guesses
-from paceline.ops.layout import decode_layout, owners
 from paceline.ops.linear import linear, linear_add, norm, norm_gated, norm_linear
 from paceline.ops.rope import rope_and_cache
-from paceline.ops.weight import Weight, prepare
+from paceline.ops.weight import Dense, Weight, prepare
 
 Attend = Callable[[int, Tensor], Tensor]
-_LEAST_REST = 1e-6  # probability that a first candidate leaves to the others
 
 
 class DFlashNetwork:
@@ -51,30 +52,50 @@ class DFlashNetwork:
         """
         if config.norm_before_fc or config.fc_norm:
             raise BadDrafter("a block drafter has no norms before fc, and this one's config asks for them")
-        make: Callable[..., Weight] = unpacked if training else prepare
+        make: Callable[..., Weight] = unpacked if training else rounded
         self.config = config
         self.eps = config.layer.rms_norm_eps
-        self.layers = [_Layer(config, tensors, index, make) for index in range(config.layer.num_layers)]
+        count = config.layer.num_layers
+        self.layers = [_Layer(config, tensors, index, make) for index in range(count)]
         self.hidden_norm: Tensor = tensors["hidden_norm.weight"]
         self.norm: Tensor = tensors["norm.weight"]
         self._fc = make(tensors["fc.weight"])
+        pairs = [[tensors[f"layers.{index}.self_attn.{part}_proj.weight"] for part in "kv"] for index in range(count)]
+        self._keys_values = make(torch.cat([each for pair in pairs for each in pair]))
         matrix = tensors.get("lm_head.weight", head)
         assert matrix is not None, "a drafter without a head needs the target's"
         self._head = make(matrix)
         self.has_markov = config.markov_rank > 0
+        markov: Tensor | None = None
         if self.has_markov:
-            self._markov_embedding = tensors["markov_head.markov_w1.weight"]
-            self._markov_output = make(tensors["markov_head.markov_w2.weight"])
+            markov = self._markov_embedding = tensors["markov_head.markov_w1.weight"]
+            output = tensors["markov_head.markov_w2.weight"]
+            self._markov_output = unpacked(output) if training else prepare(output)  # ops.choose reads it as it is
+        self.confidence_head: ConfidenceHead | None = None
         if config.confidence_head:
-            self._confidence = (tensors["confidence_head.proj.weight"], tensors["confidence_head.proj.bias"])
+            weight, bias = (tensors[f"confidence_head.proj.{name}"] for name in ("weight", "bias"))
+            self.confidence_head = ConfidenceHead(weight, bias, markov)
 
     def context(self, features: Tensor) -> Tensor:
         """features [T, F * target H], side by side in the order of `config.features` -> [T, H], what all layers read."""
         return norm(linear(features, self._fc), self.hidden_norm, self.eps)
 
     def keys_values(self, layer: int, context: Tensor) -> Tensor:
-        """context [T, H] -> one layer's keys, neither normalised nor rotated, and values, [T, 2 * kv_heads * dim]."""
-        return linear(context, self.layers[layer].keys_values)
+        """One layer's part of `every_keys_values`, [T, 2 * kv_heads * dim], of context [T, H]; while training."""
+        assert isinstance(self._keys_values, Dense)
+        return linear(context, Dense(self._keys_values.matrix.chunk(len(self.layers))[layer]))
+
+    def every_keys_values(self, features: Tensor) -> Tensor:
+        """features as in `context` -> each layer's keys, neither normalised nor rotated, and values.
+
+        [T, layers * 2 * kv_heads * dim].
+        """
+        return norm_linear(linear(features, self._fc), self.hidden_norm, self.eps, self._keys_values)
+
+    def key_norms(self) -> tuple[Tensor, float] | None:
+        """The norms of all layers' keys, as `ops.draft_states.keep_layers` takes them."""
+        norms = [each.head_norms[1] for each in self.layers if each.head_norms is not None]
+        return (torch.stack(norms), self.eps) if norms else None
 
     def forward(self, embedded: Tensor, attend: Attend) -> Tensor:
         """embedded [T, H] rows of blocks -> [T, H], normalised. `attend` maps (layer, qkv [T, ...]) to [T, heads * dim].
@@ -96,13 +117,16 @@ class DFlashNetwork:
 
     def markov(self, tokens: Tensor) -> Tensor:
         """What the target's tokens [T] add to the logits of the tokens after them, [T, draft vocabulary]."""
-        return linear(self._markov_embedding[tokens], self._markov_output)
+        return self.markov_bias(tokens).product()
+
+    def markov_bias(self, tokens: Tensor) -> TokenBias:
+        """The same, not yet multiplied."""
+        return TokenBias(tokens, self._markov_embedding, self._markov_output)
 
     def confidence(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """The logit [T] float32 of each row's draft being accepted; tokens [T] are the target's before the drafted ones."""
-        inputs = [hidden, self._markov_embedding[tokens]] if self.has_markov else [hidden]
-        weight, bias = self._confidence
-        return torch.nn.functional.linear(torch.cat(inputs, dim=-1).float(), weight.float(), bias.float())[:, 0]
+        assert self.confidence_head is not None
+        return self.confidence_head.logits(hidden, tokens)
 
 
 class _Layer:
@@ -111,13 +135,12 @@ class _Layer:
     def __init__(
         self, config: DraftConfig, tensors: Mapping[str, Tensor], index: int, make: Callable[..., Weight]
     ) -> None:
-        prefix, width = f"layers.{index}.", config.layer.num_heads * config.layer.head_dim
+        prefix = f"layers.{index}."
         layer = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
         qkv = torch.cat([layer[f"self_attn.{part}_proj.weight"] for part in "qkv"])
         self.input_norm: Tensor = layer["input_layernorm.weight"]
         self.mlp_norm: Tensor = layer["post_attention_layernorm.weight"]
         self.qkv = make(qkv)
-        self.keys_values = make(qkv[width:])
         self.output = make(layer["self_attn.o_proj.weight"])
         self.gate_up = make(torch.cat([layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]]), gated=True)
         self.down = make(layer["mlp.down_proj.weight"])
@@ -128,16 +151,11 @@ class _Layer:
 
 
 class _Block(NamedTuple):
-    """What one pass gives for L tokens of B requests and C candidates for each.
+    """What one pass gives for L tokens after the roots [B]: guesses [B, L, C], and hidden [L * B, H] that they follow from."""
 
-    tokens [L, B, C] of the target and their log-probabilities; hidden [L * B, H] that they follow from; before [L * B] the
-    token before each, which is the first candidate for it.
-    """
-
-    tokens: Tensor
-    logprobs: Tensor
+    roots: Tensor
+    guesses: Guesses
     hidden: Tensor
-    before: Tensor
 
 
 class DFlashDrafter(TrainedDrafter):
@@ -152,7 +170,8 @@ class DFlashDrafter(TrainedDrafter):
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
         super().__init__(config, model, checkpoint)
-        self.network = DFlashNetwork(self.draft_config, self.take_tensors(), self.head)
+        self.network = DFlashNetwork(self.draft_config, self.take_tensors())
+        self._key_norms = self.network.key_norms()
         layer = self.draft_config.layer
         self._num_heads = layer.num_heads
         self._scale = 1.0 / math.sqrt(layer.head_dim)
@@ -173,87 +192,67 @@ class DFlashDrafter(TrainedDrafter):
     def remember(
         self, tokens: Tensor, features: Tensor, draft: Draft | None, batch: AttentionBatch, cache: KVCache
     ) -> None:
-        context = self.network.context(features)
-        for index in range(len(self.network.layers)):
-            self._write(index, self.network.keys_values(index, context), batch, cache, num_heads=0)
+        layers = range(len(self.network.layers))
+        keys, values = ([cache.plane(name, index) for index in layers] for name in ("draft_keys", "draft_values"))
+        states = self.network.every_keys_values(features)
+        keep_layers(states, self.rope, batch.positions, batch.locations, keys, values, self._key_norms)
 
     def propose(self, batch: DraftBatch) -> Draft:
-        roots, depth, most = roots_of(batch), batch.max_query - 1, self.draft_config.num_drafted
-        drafted = roots.new_empty(len(roots), 0)
-        if depth:
-            drafted = self._block(batch, min(depth, most), 1).tokens[:, :, 0].T
+        depth, most = batch.max_query - 1, self.draft_config.num_drafted
+        if depth == 0:
+            roots = roots_of(batch)
+            return chain(roots, roots.new_empty(len(roots), 0), batch.query_starts, batch.num_queries)
+        roots, guesses, _ = self._block(batch, min(depth, most), 1)
+        drafted = guesses.tokens[:, :, 0]
         if depth <= most:
             return chain(roots, drafted, batch.query_starts, batch.num_queries)
         padded = torch.nn.functional.pad(drafted, (0, depth - most))
         draft = chain(roots, padded, batch.query_starts, batch.num_queries)
         return dataclasses.replace(draft, marks=torch.where(draft.depths > most, 0, draft.marks))
 
-    def guess(self, batch: DraftBatch, depth: int, width: int) -> Guesses:
+    def guess(self, batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
         """See TrainedDrafter; at most `num_drafted` tokens deep. Where there is a confidence head, the first candidate's
         probability is its, and the others share the rest as the logits say.
         """
         block = self._block(batch, min(depth, self.draft_config.num_drafted), width)
-        logprobs = block.logprobs
-        if self.draft_config.confidence_head:
-            logit = self.network.confidence(block.hidden, block.before).view(logprobs.shape[:2])[:, :, None]
-            first, others = logprobs.split([1, width - 1], dim=2)
-            rest = torch.log1p(-first.exp().clamp(max=1 - _LEAST_REST))
-            logprobs = torch.cat([logsigmoid(logit), others - rest + logsigmoid(-logit)], dim=2)
-        return Guesses(block.tokens.transpose(0, 1).contiguous(), logprobs.transpose(0, 1).contiguous())
+        head = self.network.confidence_head
+        if head is None:
+            return block.guesses
+        return dataclasses.replace(block.guesses, logprobs=confidence(block.guesses, block.roots, block.hidden, head))
 
     def _block(self, batch: DraftBatch, length: int, width: int) -> _Block:
         """Drafts `length` tokens after each request's root. Rows of requests with fewer queries count as far as these go."""
-        cache, roots = batch.cache, roots_of(batch)
-        tokens, attention = self._rows(batch, roots, length)
-        embedded = torch.nn.functional.embedding(tokens, self.embedding)
-        hidden = self.network.forward(embedded, functools.partial(self._attend, attention, cache))
-        steps = torch.arange(length, device=roots.device)[:, None] + self._skipped
-        drafting = (attention.query_starts[:-1] + steps).clamp(max=len(hidden) - 1)
-        hidden = hidden[drafting.flatten()]
-        every = self.network.logits(hidden).view(length, len(roots), -1)
-        before, found = [roots], []
-        positions = attention.context_lens.long() + 1
+        count, num_rows, mask = len(batch.slots), length + self._skipped, self.draft_config.mask_token
+        starts = None if batch.is_uniform else self._starts(batch, num_rows)
+        size = batch.cache.page_size
+        layout = block_layout(batch.state, batch.slots, batch.page_table, num_rows, mask, size, starts)
+        embedded = torch.nn.functional.embedding(layout.tokens, self.embedding)
+        hidden = self.network.forward(embedded, functools.partial(self._attend, layout.batch, batch.cache))
+        if starts is None:
+            blocks = hidden.view(count, num_rows, -1)
+            hidden = blocks[:, self._skipped :].transpose(0, 1).flatten(0, 1)
+        else:
+            steps = torch.arange(length, device=hidden.device)[:, None] + self._skipped
+            drafting = (starts[:-1] + steps).clamp(max=len(hidden) - 1)
+            hidden = hidden[drafting.flatten()]
+        every = self.network.logits(hidden).view(length, count, -1)
+        guesses = empty_guesses(batch, length, width)
+        before = layout.roots
         for step, logits in enumerate(every):
-            if self.network.has_markov:
-                logits = logits + self.network.markov(before[-1])
-            found.append(self.choose(batch, logits, positions + step, width))
-            before.append(found[-1][0][:, 0].contiguous())
-        likeliest, logprobs = (torch.stack(each) for each in zip(*found, strict=True))
-        return _Block(likeliest, logprobs, hidden, torch.cat(before[:-1]))
+            bias = self.network.markov_bias(before) if self.network.has_markov else None
+            before = self.choose(batch, logits, layout.positions[step], guesses, step, bias)
+        return _Block(layout.roots, guesses, hidden)
 
-    def _rows(self, batch: DraftBatch, roots: Tensor, length: int) -> tuple[Tensor, AttentionBatch]:
-        """Tokens [T] and layout of the blocks that draft up to `length` tokens for each request.
+    def _starts(self, batch: DraftBatch, most: int) -> Tensor:
+        """Where blocks of at most `most` rows begin, [B + 1] int32.
 
         A block ends within the places of its request's queries: those after them belong to no page of the request's.
         """
-        device, count = roots.device, len(roots)
-        most = length + self._skipped
-        if batch.num_queries == count * batch.max_query:  # known without a look at the device
-            num_rows = count * most
-            starts = torch.arange(0, num_rows + 1, most, dtype=torch.int32, device=device)
-        else:
-            counts = (batch.query_starts.diff() + self._skipped - 1).clamp(max=most)
-            starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-            num_rows = int(starts[-1])
-        owner = owners(starts, num_rows)
-        depths = torch.arange(num_rows, dtype=torch.int32, device=device) - starts[owner]
-        tokens = torch.where(depths == 0, roots[owner], self.draft_config.mask_token)
-        zeros = torch.zeros_like(depths)
-        rows = Draft(tokens, depths, zeros, branch_starts=zeros)
-        size = batch.cache.page_size
-        attention = decode_layout(batch.state, batch.slots, starts, rows, batch.page_table, size, most)
-        if most > 1:
-            attention.branching = True
-            attention.tree_mask = torch.full((num_rows, -(-most // 32)), -1, dtype=torch.int32, device=device)
-        return tokens, attention
+        counts = (batch.query_starts.diff() + self._skipped - 1).clamp(max=most)
+        return torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
 
     def _attend(self, batch: AttentionBatch, cache: KVCache, index: int, qkv: Tensor) -> Tensor:
-        query = self._write(index, qkv, batch, cache, self._num_heads)
         keys, values = cache.plane("draft_keys", index), cache.plane("draft_values", index)
+        places, norms = (batch.positions, batch.locations), self.network.layers[index].head_norms
+        query = rope_and_cache(qkv, self.rope, *places, keys, values, self._num_heads, norms)
         return paged_attention(query, keys, values, batch, cache.page_size, self._scale).flatten(1)
-
-    def _write(self, index: int, qkv: Tensor, batch: AttentionBatch, cache: KVCache, num_heads: int) -> Tensor:
-        """Writes a layer's keys and values to the cache; the `num_heads` queries before them."""
-        keys, values = cache.plane("draft_keys", index), cache.plane("draft_values", index)
-        norms = self.network.layers[index].head_norms
-        return rope_and_cache(qkv, self.rope, batch.positions, batch.locations, keys, values, num_heads, norms)

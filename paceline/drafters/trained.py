@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +16,13 @@ from paceline.drafters.chooser import NOTHING_COPIED, Guessed
 from paceline.errors import BadDrafter, ConfigError
 from paceline.models.base import Model
 from paceline.models.rope import rope_table
-from paceline.ops.candidates import candidates, put_first
+from paceline.ops.choose import TokenBias, choose
 from paceline.ops.draft import DRAFTED, FROM_MODEL, Draft
-from paceline.ops.draw import draw
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.layout import owners
-from paceline.ops.weight import Dense
+from paceline.ops.weight import Dense, Float8, Weight, prepare, row_scaled, takes_float8
+
+_CANDIDATES = 3  # of each row of a tree; a fourth is hardly ever accepted
 
 
 class TrainedDrafter(Drafter):
@@ -31,7 +33,8 @@ class TrainedDrafter(Drafter):
     """
 
     kind = ""
-    most_guesses = 10  # tokens of a joint draft's chain at most; later ones are seldom reached
+    most_guesses = 10  # tokens of a joint draft's paths at most; later ones are seldom reached
+    branches = False  # whether `guess` takes more than one beam
     model_priors = (0.6, 0.75)  # a little below what `python -m benchmarks.speculate` gives on coding prompts
     probes = True
     priors = NOTHING_COPIED
@@ -48,21 +51,26 @@ class TrainedDrafter(Drafter):
         self._tensors = {name: each.to(self.device, model.dtype) for name, each in checkpoint.tensors.items()}
         self.embedding: Tensor = self._tensors.pop("embed_tokens.weight", model.embedding)
         self.draft_tokens = None if checkpoint.draft_tokens is None else checkpoint.draft_tokens.to(self.device)
-        self.head = None if "lm_head.weight" in self._tensors else model.head_rows(self.draft_tokens)
+        if "lm_head.weight" not in self._tensors:
+            self._tensors["lm_head.weight"] = model.head_rows(self.draft_tokens)
         layer = checkpoint.config.layer
         slack = 2 * (config.max_draft + 1)
         self.rope = rope_table(layer, config.max_context + slack).to(self.device)
 
     def take_tensors(self) -> dict[str, Tensor]:
-        """The network's tensors, which are not kept: it holds its own, packed for the device."""
+        """The network's tensors, its own head or the target's among them. They are not kept: it holds its own, packed."""
         tensors, self._tensors = self._tensors, {}
         return tensors
 
     def guessed(self, length: int) -> Guessed:
         return Guessed(length)
 
-    def guess(self, batch: DraftBatch, depth: int, width: int) -> Guesses:
-        """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`."""
+    def guess(self, batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
+        """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`.
+
+        Of each depth's candidates the best `beams` are continued, for which the request needs (depth - 1) * beams places
+        after its root. More than one beam is for drafters that branch.
+        """
         raise NotImplementedError
 
     def propose(self, batch: DraftBatch) -> Draft:
@@ -70,21 +78,62 @@ class TrainedDrafter(Drafter):
         drafted = self.guess(batch, depth, 1).tokens[:, :, 0] if depth else roots.new_empty(len(roots), 0)
         return chain(roots, drafted, batch.query_starts, batch.num_queries)
 
-    def choose(self, batch: DraftBatch, logits: Tensor, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """A level of `Guesses`: tokens and log-probabilities [B, width] from logits [B, draft vocabulary].
+    def choose(
+        self,
+        batch: DraftBatch,
+        logits: Tensor,
+        positions: Tensor,
+        guesses: Guesses,
+        depth: int,
+        bias: TokenBias | None = None,
+    ) -> Tensor:
+        """Writes what logits [B, draft vocabulary] give for `depth` into `guesses`; the first token [B] of each request.
 
         Where a request has a temperature, the first token is drawn by the noise that the target draws with at positions [B]
         (ops/draw.py): the target then chooses the same one about as often as their distributions overlap.
         """
-        found, logprobs = candidates(logits, width)
-        best = found[:, 0].contiguous()
-        drawn = draw(logits, best, batch.slots, positions, batch.draws, self.draft_tokens)
-        return put_first(found, drawn, self.draft_tokens), logprobs
+        found, logprobs = guesses.tokens[:, depth], guesses.logprobs[:, depth]
+        return choose(logits, batch.slots, positions, batch.draws, self.draft_tokens, found, logprobs, bias)
+
+    def candidates(self, batch: DraftBatch, logits: Tensor, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities [T, _CANDIDATES] of logits [T, draft vocabulary], as `choose` writes them.
+
+        slots and positions [T] are the rows' own: a request may have several.
+        """
+        found = torch.empty(len(logits), _CANDIDATES, dtype=torch.int64, device=logits.device)
+        logprobs = torch.empty_like(found, dtype=torch.float32)
+        choose(logits, slots, positions, batch.draws, self.draft_tokens, found, logprobs)
+        return found, logprobs
+
+
+def empty_guesses(batch: DraftBatch, depth: int, width: int) -> Guesses:
+    """Guesses of that shape for `TrainedDrafter.choose` to write."""
+    tokens = torch.empty(len(batch.slots), depth, width, dtype=torch.int64, device=batch.slots.device)
+    return Guesses(tokens, torch.empty_like(tokens, dtype=torch.float32))
+
+
+def empty_tree(batch: DraftBatch, depth: int, width: int) -> Guesses:
+    """The same for `ops.beams.extend_beams`."""
+    guesses = empty_guesses(batch, depth, width)
+    parents = torch.empty_like(guesses.tokens, dtype=torch.int32)
+    return replace(guesses, parents=parents, chain=torch.empty_like(parents[:, :, 0]))
 
 
 def unpacked(matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> Dense:
     """What `ops.weight.prepare` gives where gradients must flow to the matrix."""
     return Dense(matrix, bias)
+
+
+def rounded(matrix: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> Weight:
+    """What `ops.weight.prepare` gives, in float8 where the kernels take it: half as much to read in every pass of a draft.
+
+    The passes of a draft wait for each other and for their weights, and in float8 most of these stay in the GPU's L2 cache from
+    pass to pass. A draft is a guess, so this rounding can cost acceptance and nothing else; matrices that come from a float8
+    file it leaves as they are, and so `fc` is rounded too, though it runs but once a step.
+    """
+    if takes_float8(matrix):
+        return Float8(*row_scaled(matrix), bias)
+    return prepare(matrix, bias, gated=gated)
 
 
 def read_trained(config: ResolvedConfig, model: Model) -> DraftCheckpoint:
@@ -114,5 +163,5 @@ def chain(roots: Tensor, drafted: Tensor, query_starts: Tensor, num_queries: int
     owner = owners(query_starts, num_queries)
     depths = torch.arange(num_queries, dtype=torch.int32, device=roots.device) - query_starts[owner]
     tokens = every[owner, depths.long()]
-    is_drafted = (depths > 0).int()
+    is_drafted = depths.clamp(max=1)
     return Draft(tokens, depths, is_drafted * (DRAFTED | FROM_MODEL), branch_starts=is_drafted)

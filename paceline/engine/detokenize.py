@@ -8,6 +8,14 @@ from collections.abc import Callable
 from paceline.engine.stops import stop_strings
 
 
+def whole_text(data: bytes) -> str | None:
+    """The text of bytes, None where they are not whole characters."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 class Detokenizer:
     """Turns tokens into text. Holds back the end of the text while it may become a stop string or is half a character.
 
@@ -24,6 +32,11 @@ class Detokenizer:
         self._held = ""
         self._early = min_tokens
         self.stopped = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token of whole characters is that text: no character has begun, and there is no stop string."""
+        return self._stop is None and not self._partial
 
     def feed(self, tokens: list[int]) -> tuple[str, int]:
         """The text that is final now, and how many of `tokens` were used: all, or those up to the end of a stop string.

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from paceline.drafters.checkpoint import vocabulary_digest
 from paceline.drafters.chooser import GlobalAcceptance
 from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
-from paceline.engine.detokenize import Detokenizer
+from paceline.engine.detokenize import Detokenizer, whole_text
 from paceline.engine.grammar import Grammars
 from paceline.engine.in_flight import InFlightStep, StepResult
 from paceline.engine.lengths import DraftLengths
@@ -61,7 +61,9 @@ class Engine:
         self.config = config = with_drafter(config, model)
         self.defaults = defaults or Sampling()
         self.tokenizer = tokenizer
-        self._text_bytes = functools.cache(tokenizer.text_bytes)  # called for every token of the output
+        # both are called for every token of an output
+        self._text_bytes = functools.cache(tokenizer.text_bytes)
+        self._whole_text = functools.cache(lambda token: whole_text(self._text_bytes(token)))
         self.model = model
         self.drafter: Drafter = make_drafter(config, model)
         layout = model.layout(config.page_size).join(self.drafter.layout(config.page_size))
@@ -70,11 +72,15 @@ class Engine:
         self.pool = PagePool(num_pages)
         self.tree = RadixTree(self.pool, config.page_size) if config.prefix_cache else None
         self.runner = _make_runner(model, self.cache, config, self.drafter)
+        priors = (self.drafter.priors, self.drafter.model_priors or (0.0, 0.0))
+        # by whether there are sources
+        self._global_acceptance = {each: GlobalAcceptance(*priors) for each in (False, True)}
+        self.lengths = DraftLengths(self.runner, self.drafter, self._global_acceptance)
         self.scheduler = Scheduler(
             self.pool,
             self.tree,
             config,
-            DraftLengths(self.runner, self.drafter).choose,
+            self.lengths.choose,
             self.drafter.lengths,
             ChunkCost(model.config.even_context),
             self.runner.uniform,
@@ -83,9 +89,6 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._unread: dict[str | None, deque[StepOutput]] = {None: deque()}
         self._numbers = itertools.count(1)
-        priors = (self.drafter.priors, self.drafter.model_priors or (0.0, 0.0))
-        # by whether there are sources
-        self._global_acceptance = {each: GlobalAcceptance(*priors) for each in (False, True)}
 
     @classmethod
     def load(cls, model: str | Path, config: EngineConfig | None = None) -> Engine:
@@ -207,14 +210,18 @@ class Engine:
         try:
             for request in requests:
                 sequences.append(self._sequences[self.submit(request)])
-            own = {each.name for each in sequences}
+            texts: dict[str, list[str]] = {each.name: [] for each in sequences}
             while any(sequence.finish is None for sequence in sequences):
-                self._sort(each for each in self._step() if each.request_id not in own)
+                for output in self._step():
+                    if output.request_id in texts:
+                        texts[output.request_id].append(output.text)
+                    else:
+                        self._sort([output])
         finally:
             for sequence in sequences:
                 if sequence.finish is None:
                     self.cancel(sequence.name)
-        return [self.completion(sequence) for sequence in sequences]
+        return [_completion(sequence, "".join(texts[sequence.name])) for sequence in sequences]
 
     def _sort(self, outputs: Iterable[StepOutput]) -> None:
         """Keeps outputs for the streams that they belong to, others for the next `step`."""
@@ -242,22 +249,6 @@ class Engine:
             self._in_flight.clear()  # the rest was launched for requests that have ended
         return outputs
 
-    def completion(self, sequence: Sequence) -> Completion:
-        """A finished sequence as its caller sees it. Raises Cancelled for one that was cancelled."""
-        if sequence.finish is None or sequence.finish is FinishReason.CANCELLED:
-            raise Cancelled(f"request {sequence.name!r} was cancelled")
-        text = "".join(sequence.text)
-        return Completion(
-            sequence.name,
-            sequence.output,
-            text,
-            sequence.finish,
-            sequence.usage,
-            tuple(sequence.logprobs),
-            tuple(sequence.prompt_logprobs),
-            sequence.failure,
-        )
-
     def _array(self, tokens: TokenIds, what: str) -> Any:
         """Tokens as an array, [T] int64. Raises RequestError for a value that is not a token of the model."""
         vocabulary = self.vocab_size
@@ -280,7 +271,10 @@ class Engine:
             request=request,
             name=name,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            detokenizer=Detokenizer(self._text_bytes, sampling.stop, sampling.min_tokens),
+            detokenizer=Detokenizer(
+                self._text_bytes if request.text else _no_bytes, sampling.stop, sampling.min_tokens
+            ),
+            whole_text=self._whole_text if request.text else _no_text,
             stops=frozenset(stops),
             acceptance=self._global_acceptance[bool(request.sources)].new_request(),
             tokens=list(request.prompt),
@@ -302,21 +296,31 @@ class Engine:
 
         If the step cannot be read, all its requests fail; if a request's tokens cannot be processed, that request fails.
         """
+        results: Any  # pairs of a sequence and what `apply` takes
+        apply: Callable[[Sequence, Any], StepOutput]
         try:
-            results = step.read()
+            step.wait()
             now = time.perf_counter()
             self.runner.learn(step, now)
             if step.chunks:
                 self.scheduler.chunk_cost.add(step.chunks, step.seconds(now))
+            if step.is_plain:
+                results, apply = step.read_tokens(), Sequence.append_token
+                self.lengths.observe_plain(step)
+            else:
+                results, apply = step.read(), self._apply
         except BaseException as error:
-            return self._fail([sequence for sequence, epoch, *_ in step.entries if sequence.epoch == epoch], error)
+            return self._fail(step.current, error)
         outputs = []
-        for each in results:
+        for sequence, result in results:
             try:
-                outputs.append(self._apply(each))
+                output = apply(sequence, result)
+                if sequence.finish is not None:
+                    self._retire(sequence)
+                outputs.append(output)
             except BaseException as error:
-                failed = results if isinstance(error, _INTERRUPTS) else [each]
-                outputs += self._fail([one.sequence for one in failed], error)
+                interrupted = isinstance(error, _INTERRUPTS)
+                outputs += self._fail([each for each, _ in results] if interrupted else [sequence], error)
         return outputs
 
     def _fail(self, sequences: list[Sequence], error: BaseException) -> list[StepOutput]:
@@ -329,7 +333,8 @@ class Engine:
         reason = error if isinstance(error, PacelineError) else failed
         for sequence in sequences:
             if self._sequences.get(sequence.name) is sequence:  # `finish` may be set already, if retiring it has failed
-                outputs.append(self._end_failed(sequence, reason))
+                outputs.append(sequence.fail(reason))
+                self._retire(sequence)
         if isinstance(error, _INTERRUPTS):
             raise error
         _log.error("a step failed; it ends %d requests", len(outputs), exc_info=error)
@@ -337,19 +342,19 @@ class Engine:
             torch.cuda.synchronize(self.model.device)  # raises where the device has failed
         return outputs
 
-    def _end_failed(self, sequence: Sequence, error: PacelineError) -> StepOutput:
-        """Ends a sequence by an error; nothing that its last step computed is cached. Returns its last output."""
-        output = sequence.fail(error)
-        self.scheduler.drop(sequence)
-        del self._sequences[sequence.name]
-        return output
+    def _retire(self, sequence: Sequence) -> None:
+        """Forgets a sequence that has ended. If by an error, nothing that its last step computed is cached."""
+        if sequence.failure is None:
+            self.scheduler.finish(sequence)
+        else:
+            self.scheduler.drop(sequence)
+        self._sequences.pop(sequence.name, None)
 
-    def _apply(self, result: StepResult) -> StepOutput:
+    def _apply(self, sequence: Sequence, result: StepResult) -> StepOutput:
         """Adds a step's result to its sequence, to the acceptance records and to the usage."""
-        sequence = result.sequence
         if sequence.failure is not None:  # it failed within the step, whose tokens are not its output
-            return self._end_failed(sequence, sequence.failure)
-        sequence.in_flight -= result.length + 1
+            return sequence.fail(sequence.failure)
+        sequence.end -= result.length + 1 - len(result.tokens)
         usage, row = sequence.usage, result.row
         usage.steps += result.decode
         drafted = source_accepted = 0
@@ -358,18 +363,32 @@ class Engine:
             usage.drafted_tokens += drafted
             usage.margin_tokens += row[verify.MARGIN_ACCEPTED]
             usage.source_drafted_tokens += row[verify.SOURCE_DRAFTED]
-        if result.length or self.drafter.records_guesses:
-            observed = result.observation(self.drafter.records_guesses)
-            self._global_acceptance[bool(sequence.request.sources)].observe(observed)
-            sequence.acceptance.observe(observed, row[verify.STREAK])
-        output = sequence.append(result.tokens, result.logprobs, drafted, source_accepted)
-        if sequence.finish is not None:
-            if sequence.failure is None:
-                self.scheduler.finish(sequence)
-            else:
-                self.scheduler.drop(sequence)
-            self._sequences.pop(sequence.name, None)
-        return output
+        self.lengths.observe(sequence, result)
+        return sequence.append(result.tokens, result.logprobs, drafted, source_accepted)
+
+
+def _no_bytes(token: int) -> bytes:
+    return b""
+
+
+def _no_text(token: int) -> str:
+    return ""
+
+
+def _completion(sequence: Sequence, text: str) -> Completion:
+    """A finished sequence as its caller sees it; `text` is that of its outputs. Raises Cancelled for a cancelled one."""
+    if sequence.finish is None or sequence.finish is FinishReason.CANCELLED:
+        raise Cancelled(f"request {sequence.name!r} was cancelled")
+    return Completion(
+        sequence.name,
+        sequence.output,
+        text,
+        sequence.finish,
+        sequence.usage,
+        tuple(sequence.logprobs),
+        tuple(sequence.prompt_logprobs),
+        sequence.failure,
+    )
 
 
 def _make_runner(model: Model, cache: KVCache, config: ResolvedConfig, drafter: Drafter) -> Runner:

@@ -15,10 +15,10 @@ from torch import Tensor
 from paceline.config import ResolvedConfig
 from paceline.drafters.base import Drafter
 from paceline.engine.in_flight import InFlightStep
-from paceline.engine.runner import Runner, TargetPass, step_entries
+from paceline.engine.runner import Runner, TargetPass
 from paceline.engine.sampler import drawn
 from paceline.engine.scheduler import Chunk, Decode, Prefill
-from paceline.engine.sequence import Sequence
+from paceline.engine.sequence import DRAWS, HAS_MARGIN, NOT_PLAIN, Sequence
 from paceline.engine.transfer import to_device
 from paceline.kv.cache import KVCache
 from paceline.models.base import Model
@@ -175,14 +175,11 @@ class GraphRunner(Runner):
         captured = self._graph(_bucket(len(sequences)), length)
         self._set_slots(captured, sequences)
         captured.graph.replay()
-        if all(each.request.sampling.plain for each in sequences):
-            drawing = any(each.request.sampling.temperature for each in sequences)
-            margin = any(each.request.margin for each in sequences)
+        if not work.traits & NOT_PLAIN:
+            drawing, margin = work.traits & DRAWS, work.traits & HAS_MARGIN
             second = captured.drawing if drawing else captured.margin if margin else captured.greedy
             second.graph.replay()
-            queries = len(sequences) * (length + 1)
-            entries = step_entries(sequences, work.lengths)
-            step = InFlightStep(entries, second.result, second.path, True, queries, started)
+            step = self._in_flight(sequences, work.lengths, second.result, second.path, started)
         else:
             step = self._conclude(sequences, work.lengths, _first(captured.target, len(sequences), length + 1))
             step.launched = started

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from paceline.drafters.chooser import Observation
+from paceline.drafters.chooser import LOST
 from paceline.engine.sequence import Sequence
 from paceline.ops import verify
 from paceline.types import TokenLogprob
@@ -23,20 +23,12 @@ class StepResult:
     decode    False at the end of a prompt
     """
 
-    sequence: Sequence
     tokens: list[int]
     row: list[int]
     length: int
     state: int
     logprobs: tuple[TokenLogprob, ...]
     decode: bool
-
-    def observation(self, records_guesses: bool) -> Observation:
-        """What it says of the drafter, which records whether its first guess was right, or does not."""
-        row, accepted = self.row, len(self.tokens) - 1
-        guess_correct = records_guesses and bool(row[verify.GUESS_CORRECT])
-        counts = row[verify.MODEL_DRAFTED], row[verify.MODEL_ACCEPTED]
-        return Observation(self.state, row[verify.NUM_DRAFTED], accepted, guess_correct, *counts)
 
 
 @dataclass
@@ -64,12 +56,16 @@ class PromptLogprobs:
 class InFlightStep:
     """A launched step.
 
-    `entries` are (sequence, its epoch at launch, draft length, the acceptance state in which that was chosen). `result` and
-    `path` are verification's; further rows are padding. `bounds` are where each sequence's queries start. `chunks` are the
-    token ranges of the prompts that the step computes; `begin_event` and `end_event` are CUDA events at its begin and end.
+    Of each of `sequences`: its epoch at launch, its draft length, and the acceptance state in which that was chosen (`states`
+    is empty where the drafter keeps no record). `result` and `path` are verification's; further rows are padding. `bounds`
+    are where each sequence's queries start. `chunks` are the token ranges of the prompts that the step computes;
+    `begin_event` and `end_event` are CUDA events at its begin and end.
     """
 
-    entries: list[tuple[Sequence, int, int, int]]
+    sequences: list[Sequence]
+    epochs: list[int]
+    lengths: list[int]
+    states: list[int]
     result: Tensor
     path: Tensor
     decode: bool
@@ -88,19 +84,44 @@ class InFlightStep:
             return self.begin_event.elapsed_time(self.end_event) / 1000
         return read_at - self.launched
 
-    def read(self) -> list[StepResult]:
-        """Waits for the step, then reads it. Sequences that finished or were preempted since are left out."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether it gives each sequence one token, that of plain decoding, without log-probabilities."""
+        return self.decode and self.logprobs is None and not any(self.lengths)
+
+    @property
+    def current(self) -> list[Sequence]:
+        """The sequences that neither ended nor were preempted since the launch."""
+        return [each for each, epoch in zip(self.sequences, self.epochs, strict=True) if each.epoch == epoch]
+
+    def wait(self) -> None:
+        """Waits for the step. It can be read then."""
         if self.end_event is not None:
             self.end_event.synchronize()
         for each in self.prompt_logprobs:
             each.store()
+
+    def column(self, index: int) -> list[int]:
+        """One of the columns of verification's result, padding included."""
+        column: list[int] = self.result[:, index].cpu().numpy().tolist()
+        return column
+
+    def read_tokens(self) -> list[tuple[Sequence, int]]:
+        """The tokens of a plain step, as `read`."""
+        entries = zip(self.sequences, self.epochs, self.column(verify.HEADER), strict=False)
+        return [(sequence, token) for sequence, epoch, token in entries if sequence.epoch == epoch]
+
+    def read(self) -> list[tuple[Sequence, StepResult]]:
+        """The results. Sequences that have ended or were preempted since the launch are left out."""
         results = []
-        for index, (entry, row) in enumerate(zip(self.entries, self.result.numpy().tolist(), strict=False)):
-            sequence, epoch, length, state = entry
-            if sequence.finish is None and sequence.epoch == epoch:
+        rows = self.result.cpu().numpy().tolist()
+        states = self.states or [LOST] * len(self.sequences)
+        entries = zip(self.sequences, self.epochs, self.lengths, states, rows, strict=False)
+        for index, (sequence, epoch, length, state, row) in enumerate(entries):
+            if sequence.epoch == epoch:
                 tokens = row[verify.HEADER : verify.HEADER + row[verify.NUM_TOKENS]]
                 found = self._logprobs(index, sequence, tokens) if self.logprobs is not None else ()
-                results.append(StepResult(sequence, tokens, row, length, state, found, self.decode))
+                results.append((sequence, StepResult(tokens, row, length, state, found, self.decode)))
         return results
 
     def _logprobs(self, index: int, sequence: Sequence, tokens: list[int]) -> tuple[TokenLogprob, ...]:

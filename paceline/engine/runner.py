@@ -65,6 +65,7 @@ class Runner:
         self.device = model.device
         self.uniform = self.device.type == "cuda"
         self.draft_lengths = _draft_lengths(drafter, config)
+        self._keeps_records = self.draft_lengths != (0,) or drafter.records_guesses
         slack = 2 * (config.max_draft + 1)  # two steps in flight may write this far beyond what the host has seen
         self.max_context = config.max_context
         num_slots = config.max_batch + 1
@@ -97,9 +98,7 @@ class Runner:
     def learn(self, step: InFlightStep, read_at: float) -> None:
         """Adds a step's time, once it is read, to the measured costs."""
         if step.queries:
-            depth = max(
-                (self.drafter.guessed(length).depth for _, _, length, _ in step.entries if step.decode), default=0
-            )
+            depth = max((self.drafter.guessed(each).depth for each in set(step.lengths) if step.decode), default=0)
             self._costs.setdefault(depth, StepCost()).add(step.queries, read_at - step.launched)
 
     # ---- host to device
@@ -146,13 +145,13 @@ class Runner:
         columns: list[int] = []
         pages: list[int] = []
         width = self.page_table.shape[1]
-        for sequence in sequences:
+        for sequence in [each for each in sequences if each.num_written != len(each.pages)]:
             slot, begin, count = sequence.slot, sequence.num_written, len(sequence.pages)
             if begin == 0:  # the whole row: it names the pages of the slot's last owner, or ones that were replaced
                 row = np.zeros(width, dtype=np.int32)
                 row[:count] = sequence.pages[:width]
                 self.page_table[slot].copy_(to_device(row, torch.int32, self.device))
-            elif begin < count:
+            else:
                 new = sequence.pages[begin:width]
                 rows += [slot] * len(new)
                 columns += range(begin, begin + len(new))
@@ -188,7 +187,7 @@ class Runner:
             except Exception as error:  # an error of one request ends that one
                 expected.append(-1)
                 self._failed(sequence, error)
-        step = InFlightStep([], torch.empty(0, HEADER), torch.empty(0, 0), False, 0, started)
+        step = self._in_flight([], [], torch.empty(0, HEADER), torch.empty(0, 0))
         if ready:
             logits = parts[0] if len(parts) == 1 else torch.cat(parts)
             slots = to_device([each.slot for each in ready], torch.int64, self.device)
@@ -307,8 +306,18 @@ class Runner:
         found = None
         if any(count is not None for count in counts):
             found = logprobs(logits, choices, max(count or 0 for count in counts))
-        entries = step_entries(sequences, lengths)
-        return InFlightStep(entries, verified.result, verified.path, True, bounds[-1], 0.0, found, bounds)
+        step = self._in_flight(sequences, lengths, verified.result, verified.path)
+        step.logprobs, step.bounds = found, bounds
+        return step
+
+    def _in_flight(
+        self, sequences: list[Sequence], lengths: list[int], result: Tensor, path: Tensor, started: float = 0.0
+    ) -> InFlightStep:
+        """A decode step that has been launched; `result` and `path` are verification's."""
+        epochs = [each.epoch for each in sequences]
+        states = [each.acceptance.state for each in sequences] if self._keeps_records else []
+        queries = len(sequences) + sum(lengths)
+        return InFlightStep(sequences, epochs, lengths, states, result, path, True, queries, started)
 
     def _constrain(self, sequences: list[Sequence], bounds: list[int], logits: Tensor, draft: Draft) -> None:
         """Masks the logits of sequences with a grammar, in place. Waits for the step's drafts."""
@@ -382,8 +391,3 @@ def _bounds(lengths: list[int]) -> list[int]:
     for length in lengths:
         bounds.append(bounds[-1] + length + 1)
     return bounds
-
-
-def step_entries(sequences: list[Sequence], lengths: list[int]) -> list[tuple[Sequence, int, int, int]]:
-    """The entries of an InFlightStep."""
-    return [(each, each.epoch, length, each.acceptance.state) for each, length in zip(sequences, lengths, strict=True)]

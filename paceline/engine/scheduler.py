@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from paceline.config import ResolvedConfig
 from paceline.engine.client import EngineStats
 from paceline.engine.cost import ChunkCost
-from paceline.engine.sequence import Sequence, Status
+from paceline.engine.sequence import HAS_GRAMMAR, Sequence, Status
 from paceline.errors import ContextExceeded
 from paceline.kv.pages import PagePool
 from paceline.kv.radix import RadixTree
@@ -53,10 +55,15 @@ class Decode:
     sequences: list[Sequence]
     lengths: list[int]
 
+    @functools.cached_property
+    def traits(self) -> int:
+        """The traits that any of the sequences has."""
+        return functools.reduce(operator.or_, {sequence.traits for sequence in self.sequences})
+
     @property
     def synchronous(self) -> bool:
         """As Prefill's."""
-        return any(sequence.matcher is not None for sequence in self.sequences)
+        return bool(self.traits & HAS_GRAMMAR)
 
 
 @dataclass(frozen=True)
@@ -222,6 +229,7 @@ class Scheduler:
             return False
         self._blocked = None
         sequence.pages = pages + self.pool.allocate(needed)
+        sequence.reserved = len(sequence.pages) * self.page_size
         sequence.num_shared = len(pages)
         sequence.computed = len(pages) * self.page_size
         if not sequence.first_token:
@@ -243,7 +251,7 @@ class Scheduler:
                 self.prefilling.remove(sequence)
                 self.running.append(sequence)
                 sequence.status = Status.RUNNING
-                sequence.in_flight = 1
+                sequence.end = end + 1
         return Prefill(chunks)
 
     def _shares(self) -> dict[Sequence, int]:
@@ -286,9 +294,9 @@ class Scheduler:
         ready: list[Sequence] = []
         drafts: list[int] = []
         for sequence, length in zip(sequences, lengths, strict=True):
-            if sequence.status is not Status.RUNNING:  # preempted for one before it
+            if sequence.slot < 0:  # preempted for one before it
                 continue
-            if not self._grow(sequence, length):
+            if sequence.end + length >= sequence.reserved and not self._grow(sequence, length):
                 length = 0
                 while not self._grow(sequence, 0) and self._preempt_newest(sequence, ready):
                     pass
@@ -296,7 +304,7 @@ class Scheduler:
                     continue  # no other holds pages: reading the in-flight step shows how many it needs
             ready.append(sequence)
             drafts.append(length)
-            sequence.in_flight += length + 1
+            sequence.end += length + 1
         return Decode(ready, drafts) if ready else None
 
     def _affordable_draft(self, sequences: list[Sequence], chosen: int) -> int:
@@ -309,17 +317,15 @@ class Scheduler:
 
     def _lacking(self, sequence: Sequence, length: int) -> int:
         """The pages that it lacks for a step that drafts `length` tokens after all that in-flight steps may add."""
-        tokens = len(sequence.tokens) + sequence.in_flight + length + 1
-        return max(0, self._num_pages(tokens) - len(sequence.pages))
+        return max(0, self._num_pages(sequence.end + length + 1) - len(sequence.pages))
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
         """Allocates pages for a step that drafts `length` tokens; False where there are not enough."""
-        if len(sequence.tokens) + sequence.in_flight + length < len(sequence.pages) * self.page_size:
-            return True  # in most steps
         needed = self._lacking(sequence, length)
         if not self._make_room(needed):
             return False
         sequence.pages += self.pool.allocate(needed)
+        sequence.reserved = len(sequence.pages) * self.page_size
         return True
 
     @property
@@ -343,8 +349,7 @@ class Scheduler:
         self._release(victim, self._num_computed(victim))
         (self.prefilling if victim.status is Status.PREFILLING else self.running).remove(victim)
         victim.status = Status.WAITING
-        victim.epoch += 1
-        victim.in_flight = victim.computed = 0
+        victim.computed = 0
         self.waiting.appendleft(victim)
         self.num_preempted += 1
         return True
@@ -355,12 +360,14 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, computed: int) -> None:
         """Frees pages and slot; whole pages of the first `computed` tokens go to the prefix cache."""
+        sequence.epoch += 1
         if sequence.pages:
             self._share(sequence, computed)
             self.pool.free(sequence.pages[sequence.num_shared :])
         if sequence.node is not None and self.tree is not None:
             self.tree.unlock(sequence.node)
         sequence.pages, sequence.num_shared, sequence.num_written, sequence.node = [], 0, 0, None
+        sequence.reserved = 0
         if sequence.slot >= 0:
             self._free_slots.append(sequence.slot)
             sequence.slot = -1

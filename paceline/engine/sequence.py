@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,12 @@ from paceline.engine.grammar import GrammarMatcher
 from paceline.errors import BadGrammar, PacelineError
 from paceline.kv.radix import Node
 from paceline.types import FinishReason, Request, StepOutput, TokenLogprob, Usage
+
+# What a step must do for a request beyond its largest logits: bits of `Sequence.traits`
+DRAWS = 1  # it has a temperature
+HAS_MARGIN = 2
+NOT_PLAIN = 4  # see `Sampling.plain`
+HAS_GRAMMAR = 8
 
 
 class Status(enum.Enum):
@@ -34,19 +41,23 @@ class Status(enum.Enum):
     FINISHED = enum.auto()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """Everything the host knows of one request.
 
     status      waiting, loading, prefilling, running or finished
     tokens      prompt, then the output the host has seen
     prompt      the prompt's tokens as an array, [T] int64; `sources` those of its sources
+    whole_text  gives the text of a token by itself, None where that is not whole characters
     pages       its pages in order, the first `num_shared` of them the radix tree's, locked through `node`
     num_written how many of its pages are in the device's page table
     slot        its row in the device state from admission on, -1 before
+    reserved    tokens for which it has pages
     computed    tokens whose keys and values are in the cache, as far as the host knows
-    in_flight   the most tokens that in-flight steps may still add
-    epoch       counts preemptions: results of steps launched in an earlier epoch are dropped
+    end         the most tokens that it has once all in-flight steps are read
+    epoch       counts how often it gave its slot back, preempted or ended: results of steps launched before are dropped
+    traits      what steps must do for it
+    plain_until the number of tokens up to which `append_token` does nothing but append
     matcher     the state of its grammar, if it has one
     failure     an error of its own within an in-flight step: the sequence ends when that step is read
     """
@@ -55,6 +66,7 @@ class Sequence:
     name: str
     seed: int
     detokenizer: Detokenizer
+    whole_text: Callable[[int], str | None]
     stops: frozenset[int]
     acceptance: Acceptance
     tokens: list[int]
@@ -68,17 +80,29 @@ class Sequence:
     node: Node | None = None
     status: Status = Status.WAITING
     slot: int = -1
+    reserved: int = 0
     computed: int = 0
-    in_flight: int = 0
+    end: int = 0
     epoch: int = 0
+    traits: int = field(init=False)
+    plain_until: int = 0
     failure: PacelineError | None = None
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
-    text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        request, sampling = self.request, self.request.sampling
+        parts = (
+            (DRAWS, sampling.temperature),
+            (HAS_MARGIN, request.margin),
+            (NOT_PLAIN, not sampling.plain),
+            (HAS_GRAMMAR, self.matcher is not None),
+        )
+        self.traits = sum(bit for bit, has in parts if has)
 
     def array(self, start: int, end: int) -> Any:
         """Tokens `start:end`, [T] int64."""
@@ -96,6 +120,20 @@ class Sequence:
     def output(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
+    def append_token(self, token: int) -> StepOutput:
+        """`append` of one token that was not drafted, where its decode step reports no log-probabilities.
+
+        In most steps nothing but the tokens changes; the usage is brought up to date by the next `append`.
+        """
+        text = self.whole_text(token)
+        if text is None or len(self.tokens) >= self.plain_until or token in self.stops:
+            if self.failure is not None:  # within the step, whose token is not its output
+                return self.fail(self.failure)
+            self.usage.steps += 1
+            return self.append([token])
+        self.tokens.append(token)
+        return StepOutput(self.name, [token], text, [False])
+
     def append(
         self, new: list[int], logprobs: tuple[TokenLogprob, ...] = (), drafted: int = 0, source_accepted: int = 0
     ) -> StepOutput:
@@ -108,7 +146,8 @@ class Sequence:
             self.first_token = time.perf_counter()
             self.usage.prefill_seconds = self.first_token - self.started
         sampling, usage = self.request.sampling, self.usage
-        written = len(self.tokens) - self.prompt_length
+        self._count_steps()
+        written = usage.output_tokens
         kept = new[: sampling.max_tokens - written]
         end = count = len(kept)
         if not self.stops.isdisjoint(kept):
@@ -128,8 +167,9 @@ class Sequence:
             self.failure = BadGrammar(problem)
         if self.failure is not None:
             self.finish = FinishReason.FAILED
-        self.text.append(text)
         usage.output_tokens += count
+        is_plain = self.matcher is None and self.detokenizer.is_plain
+        self.plain_until = self.prompt_length + sampling.max_tokens - 1 if is_plain else 0
         flags = [False] * count
         if accepted := min(len(new) - 1, count):
             usage.accepted_tokens += accepted
@@ -148,5 +188,12 @@ class Sequence:
 
     def fail(self, error: PacelineError) -> StepOutput:
         """Ends it by an error; its output so far stays."""
+        self._count_steps()
         self.failure, self.finish = error, FinishReason.FAILED
         return StepOutput(self.name, [], "", [], finish=self.finish, usage=replace(self.usage), error=error)
+
+    def _count_steps(self) -> None:
+        """Adds the tokens of `append_token` since the last `append` to the usage: each took a step."""
+        added = len(self.tokens) - self.prompt_length - self.usage.output_tokens
+        self.usage.steps += added
+        self.usage.output_tokens += added

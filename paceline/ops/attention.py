@@ -36,6 +36,13 @@ class AttentionBatch:
     query i sees all committed tokens and the queries whose bits are set instead: any tree, or later queries too, as in a
     block that is drafted at once.
 
+    A draft that is computed in several passes keeps those of earlier passes in place, `num_before` tokens of each request:
+
+        | committed: context_lens[b] tokens | root | earlier passes | this pass |
+                                              ^ own place 0           ^ query 0, own place num_before
+
+    The tree mask is then over own places: query i sees all committed tokens and the own places whose bits are set.
+
     positions     [T] int64   RoPE position (context_lens[b] + depth; branches overlap in position, never in location)
     locations     [T] int64   page * page_size + offset, where the token's K and V go in the cache
     page_table    [B, P] int32  page of each page_size run of the request's tokens
@@ -45,8 +52,9 @@ class AttentionBatch:
     max_query, max_context     upper bounds known to the host (they size launches, not results)
     branching     False when every branch_start is 0 and there is no tree, so that a plain causal kernel may be used
     hides_first   whether the key at place 0 of a request is hidden from all queries but the one at place 0
-    tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees query j of its request, itself among them;
-                  W holds max_query; bits past the request's queries mean nothing
+    tree_mask     [T, W] int32, bit j % 32 of word j // 32 set where the query sees own place j of its request (query
+                  j - num_before), itself among them; W holds num_before + max_query; bits past the last query mean nothing
+    num_before    own tokens of earlier passes between the committed tokens and query 0; above 0 only with a tree_mask
     host          what the host knows of it (prefill), so that no kernel waits for the device
     plan          what an implementation computes once for all layers
     """
@@ -62,17 +70,21 @@ class AttentionBatch:
     branching: bool = False
     hides_first: bool = False
     tree_mask: Tensor | None = None
+    num_before: int = 0
     host: HostLengths | None = None
     plan: Any = None
+
+    def __post_init__(self) -> None:
+        assert self.num_before == 0 or self.tree_mask is not None, "tokens of earlier passes need a tree_mask"
 
     @property
     def num_requests(self) -> int:
         return self.context_lens.shape[0]
 
     def visible(self, first: int, last: int) -> Tensor:
-        """[Q, Q] bool for the queries `first:last` of one request: which of them each query sees."""
+        """[Q, num_before + Q] bool for the queries `first:last` of one request: which own places each query sees."""
         if self.tree_mask is not None:
-            return unpacked(self.tree_mask[first:last], last - first)
+            return unpacked(self.tree_mask[first:last], self.num_before + last - first)
         return chains(self.branch_starts[first:last])
 
     def only(self, rows: Tensor) -> AttentionBatch:
@@ -113,16 +125,17 @@ def reference(
         queries = last - first
         if queries == 0:
             continue
-        length = context + queries
+        before = context + batch.num_before
+        length = before + queries
         pages = batch.page_table[index, : (length + page_size - 1) // page_size]
         keys = key_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
         values = value_pages[pages].flatten(0, 1)[:length].transpose(0, 1)
         mask = None
         causal = queries > 1 and context == 0 and not batch.branching and not batch.hides_first
-        if (queries > 1 or batch.hides_first) and not causal:
+        if (queries > 1 or batch.num_before or batch.hides_first) and not causal:
             mask = torch.nn.functional.pad(batch.visible(first, last), (context, 0), value=True)
             if batch.hides_first:
-                mask[int(context == 0) :, 0] = False
+                mask[int(before == 0) :, 0] = False  # a query at place 0 sees its own key
         result = F.scaled_dot_product_attention(
             query[first:last].transpose(0, 1)[None],
             keys[None],
@@ -147,7 +160,7 @@ def reference_deterministic(
         for row in range(starts[index], starts[index + 1]):
             seen = own[row - starts[index]].nonzero()[:, 0]
             place = torch.cat([torch.arange(context, device=query.device), context + seen])
-            if batch.hides_first and context + row > starts[index]:
+            if batch.hides_first and context + batch.num_before + row > starts[index]:
                 place = place[place > 0]
             locations = batch.page_table[index][place // page_size].long() * page_size + place % page_size
             output[row] = F.scaled_dot_product_attention(

@@ -29,7 +29,7 @@ _REFERENCES = {
     "experts": "paceline.ops.experts:reference",
     "rope_and_cache": "paceline.ops.rope:reference",
     "argmax": "paceline.ops.argmax:reference",
-    "candidates": "paceline.ops.candidates:reference",
+    "choose": "paceline.ops.choose:reference",
     "draw": "paceline.ops.draw:reference",
     "copy_draft": "paceline.ops.copy_draft:reference",
     "decode_layout": "paceline.ops.layout:reference",
@@ -39,9 +39,13 @@ _REFERENCES = {
     "last_states": "paceline.ops.draft_states:last_reference",
     "keep_states": "paceline.ops.draft_states:keep_reference",
     "draft_input": "paceline.ops.draft_states:input_reference",
+    "keep_layers": "paceline.ops.draft_states:layers_reference",
+    "confidence": "paceline.ops.confidence:reference",
     "join_drafts": "paceline.ops.join_drafts:reference",
     "chain_layout": "paceline.ops.chain_layout:reference",
-    "put_first": "paceline.ops.candidates:put_first_reference",
+    "block_layout": "paceline.ops.chain_layout:block_reference",
+    "beam_layout": "paceline.ops.beams:layout_reference",
+    "extend_beams": "paceline.ops.beams:reference",
 }
 _KERNELS: dict[str, dict[str, str]] = {
     "cpu": {
@@ -53,7 +57,6 @@ _KERNELS: dict[str, dict[str, str]] = {
         "norm_gated": "paceline.ops.native.linear:norm_gated",
         "linear_gated": "paceline.ops.native.linear:linear_gated",
         "argmax": "paceline.ops.native.linear:argmax",
-        "candidates": "paceline.ops.candidates:on_cpu",
     },
     "cuda": {
         "paged_attention": "paceline.ops.triton.attention:paged_attention",
@@ -67,7 +70,7 @@ _KERNELS: dict[str, dict[str, str]] = {
         "experts": "paceline.ops.experts:on_cuda",
         "rope_and_cache": "paceline.ops.triton.rope:rope_and_cache",
         "argmax": "paceline.ops.triton.argmax:argmax",
-        "candidates": "paceline.ops.triton.candidates:candidates",
+        "choose": "paceline.ops.triton.choose:choose",
         "draw": "paceline.ops.triton.draw:draw",
         "copy_draft": "paceline.ops.triton.copy_draft:copy_draft",
         "decode_layout": "paceline.ops.triton.layout:decode_layout",
@@ -77,9 +80,13 @@ _KERNELS: dict[str, dict[str, str]] = {
         "last_states": "paceline.ops.triton.draft_states:last_states",
         "keep_states": "paceline.ops.triton.draft_states:keep_states",
         "draft_input": "paceline.ops.triton.draft_states:draft_input",
+        "keep_layers": "paceline.ops.triton.draft_states:keep_layers",
+        "confidence": "paceline.ops.triton.confidence:confidence",
         "join_drafts": "paceline.ops.triton.join_drafts:join_drafts",
         "chain_layout": "paceline.ops.triton.chain_layout:chain_layout",
-        "put_first": "paceline.ops.triton.candidates:put_first",
+        "block_layout": "paceline.ops.triton.chain_layout:block_layout",
+        "beam_layout": "paceline.ops.triton.beams:beam_layout",
+        "extend_beams": "paceline.ops.triton.beams:extend_beams",
     },
 }
 # implementations for deterministic mode, where a row's bits must not depend on the other rows of the call; all other
@@ -98,6 +105,7 @@ _DETERMINISTIC: dict[str, dict[str, str]] = {
         "norm_gated": "paceline.ops.triton.linear:norm_gated_deterministic",
         "linear_gated": "paceline.ops.triton.linear:linear_gated_deterministic",
         "experts": "paceline.ops.experts:on_cuda_deterministic",
+        "choose": "paceline.ops.triton.choose:choose_deterministic",
     },
 }
 _loaded: dict[str, Implementation] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,15 +27,22 @@ NEXT_BRANCH = 0.5  # after a miss: the chance of a chain over that of the chain 
 
 @dataclass(frozen=True)
 class Guesses:
-    """A trained drafter's guesses: tokens [B, K, C] int64 of the target's vocabulary, and their log-probabilities, float32.
+    """A trained drafter's guesses: C candidates for each of the K tokens after the root. Without `parents` they are a chain:
+    the first candidate at each depth continues it, the others end there.
 
-    The first of the C candidates at each depth continues the chain; the others end there. Where the first is drawn, the
-    log-probabilities are still those of the likeliest tokens, in their order: a draw that the target shares is accepted more
-    often than the token's own probability says.
+    tokens [B, K, C] int64 of the target's vocabulary;
+    logprobs [B, K, C] float32 of each candidate given those before it on its path; -inf: no candidate;
+    parents [B, K, C] int32: which candidate of the depth above each follows, not read at the first depth; None: the first;
+    chain [B, K] int32: which candidate at each depth is on the path of first choices, -1 after its end; None: the first.
+
+    Where the first choice is drawn, the log-probabilities are still those of the likeliest tokens, in their order: a draw that
+    the target shares is accepted more often than the token's own probability says.
     """
 
     tokens: Tensor
     logprobs: Tensor
+    parents: Tensor | None = None
+    chain: Tensor | None = None
 
 
 def join_drafts(
@@ -46,8 +52,8 @@ def join_drafts(
 
     A guess scores the sum of the log-probabilities on its path, a copied token by the streak of its request. A token that
     both have at the same place is one node, with the better score and the marks of both. Nodes are in the order of their
-    scores; of equals guesses come first, then lower depths. Guesses that continue the chain are marked FROM_MODEL. Those
-    with the log-probability -inf are none; at one depth none is followed by none at any further depth.
+    scores; of equals guesses come first, then lower depths. Guesses on the chain of first choices are marked FROM_MODEL.
+    Guesses with the log-probability -inf are none, and so are those that follow them.
     `max_query`, at most MAX_NODES, is the most rows that a request has.
     """
     return implementation("join_drafts", copied.tokens)(copied, copy, slots, guesses, query_starts, max_query)
@@ -70,7 +76,7 @@ def reference(
     streaks = copy.streak[slots].tolist()
     rows: list[tuple[int, int, int, int, int]] = []  # token, depth, marks, parent, origin
     for request, (first, last) in enumerate(itertools.pairwise(bounds)):
-        nodes = _guessed(guesses.tokens[request].tolist(), guesses.logprobs[request].tolist())
+        nodes = _guessed(guesses, request)
         _add_copied(nodes, copied, first, last, streaks[request])
         nodes.sort(key=lambda node: -node.score)  # stable
         nodes = nodes[: last - first - 1]
@@ -86,19 +92,23 @@ def reference(
     )
 
 
-def _guessed(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> list[_Node]:
-    nodes: list[_Node] = []
-    parent: _Node | None = None
-    for depth, (candidates, chances) in enumerate(zip(tokens, logprobs, strict=True), 1):
-        above = parent
-        for number, (token, chance) in enumerate(zip(candidates, chances, strict=True)):
-            score = min(chance, 0.0) + (0.0 if above is None else above.score)
-            if score == -math.inf:
-                continue
-            nodes.append(_Node(token, depth, above, score, DRAFTED | (FROM_MODEL if number == 0 else 0)))
-            if number == 0:
-                parent = nodes[-1]
-    return nodes
+def _guessed(guesses: Guesses, request: int) -> list[_Node]:
+    tokens, logprobs = guesses.tokens[request].tolist(), guesses.logprobs[request].tolist()
+    depth, width = guesses.tokens.shape[1:]
+    parents = [[0] * width] * depth if guesses.parents is None else guesses.parents[request].tolist()
+    chain = [0] * depth if guesses.chain is None else guesses.chain[request].tolist()
+    levels: list[list[_Node | None]] = []
+    for level in range(depth):
+        levels.append([])
+        for number, (token, logprob) in enumerate(zip(tokens[level], logprobs[level], strict=True)):
+            parent = levels[level - 1][parents[level][number]] if level else None
+            node = None
+            if logprob > -math.inf and (level == 0 or parent is not None):
+                score = min(logprob, 0.0) + (0.0 if parent is None else parent.score)
+                on_chain = number == chain[level]
+                node = _Node(token, level + 1, parent, score, DRAFTED | (FROM_MODEL if on_chain else 0))
+            levels[level].append(node)
+    return [node for level in levels for node in level if node is not None]
 
 
 def _add_copied(nodes: list[_Node], copied: CopyDraft, first: int, last: int, streak: int) -> None:

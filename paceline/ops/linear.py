@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.ops.dispatch import implementation
-from paceline.ops.weight import Packed, Quantised, Weight
+from paceline.ops.weight import Float8, Packed, Quantised, Weight
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -68,7 +68,7 @@ def linear_reference(x: Tensor, weight: Weight) -> Tensor:
         assert weight.reordered is not None
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.reordered, weight.bias, "none", [], "")
         return result
-    if isinstance(weight, Quantised):
+    if isinstance(weight, Quantised | Float8):
         weight = weight.decoded(x.dtype)
     return F.linear(x, weight.matrix, weight.bias)
 
@@ -101,7 +101,7 @@ _ROWS = 32  # rows of every product where bits must not depend on how many there
 def linear_deterministic(x: Tensor, weight: Weight) -> Tensor:
     """`linear` in blocks of exactly _ROWS rows (padded with zeros), so that one row's bits are the same in any call."""
     count = len(x)
-    if isinstance(weight, Quantised):
+    if isinstance(weight, Quantised | Float8):
         weight = weight.decoded(x.dtype)
     padded = torch.nn.functional.pad(x, (0, 0, 0, -count % _ROWS))
     return torch.cat([linear_reference(block, weight) for block in padded.split(_ROWS)])[:count]

@@ -1,4 +1,4 @@
-"""The forms of a weight matrix that the ops of `ops.linear` multiply by: dense, packed for a CPU kernel, or as stored.
+"""The forms of a weight matrix that the ops of `ops.linear` multiply by: dense, packed for a CPU kernel, as stored, or float8.
 
 A gated weight (rows of gate, then as many of up) is packed differently and is for the gated ops alone. Every form has
 `panels`, the packing of the native CPU kernels or None, so that these need one look at it.
@@ -17,6 +17,9 @@ from paceline.ops.quantised import FORMATS, decode
 # Rows of x that oneDNN lays the packed weight out for. Good from 1 to 1,024 rows: `python -m benchmarks.tools.cpu`, its torch
 # columns, on two cores of an AMD EPYC with AVX512-BF16.
 _PACK_ROWS = 16
+
+FLOAT8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FLOAT8).max
 
 
 class Dense:
@@ -66,7 +69,29 @@ class Quantised:
         return Dense(decode(self.data, self.kind).to(dtype), self.bias)
 
 
-Weight = Dense | Packed | Quantised
+class Float8:
+    """A matrix in E4M3 with a scale a row: matrix [rows, columns] float8_e4m3fn times scale [rows] float32.
+
+    A gated weight's rows of gate and of up have scales of their own.
+    """
+
+    panels: native.Panels | None = None
+
+    def __init__(self, matrix: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        assert matrix.dtype == FLOAT8 and scale.dtype == torch.float32
+        self.rows, self.columns = matrix.shape
+        self.matrix = matrix
+        self.scale = scale
+        self.bias = bias
+
+    def decoded(self, dtype: torch.dtype) -> Dense:
+        """The dense weight of the same values, rounded to `dtype`."""
+        matrix = torch.empty_like(self.matrix, dtype=dtype)
+        torch.mul(self.matrix.to(dtype), self.scale[:, None], out=matrix)  # E4M3 is exact in 16 bits
+        return Dense(matrix, self.bias)
+
+
+Weight = Dense | Packed | Quantised | Float8
 
 
 class ExpertWeights:
@@ -102,6 +127,23 @@ def prepare_experts(matrix: Tensor, *, gated: bool = False) -> ExpertWeights:
     """`prepare` for each expert of [experts, rows, columns]."""
     weights = [prepare(each, gated=gated) for each in matrix]
     return ExpertWeights(weights, matrix if isinstance(weights[0], Dense) else None)
+
+
+def row_scaled(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """matrix [N, K] as values [N, K] float8_e4m3fn and their scales [N] float32: a row's largest value becomes E4M3's.
+
+    Rounding the product to bfloat16 and coming here again gives the same values: bfloat16 has five bits more.
+    """
+    largest = torch.linalg.vector_norm(matrix, torch.inf, dim=1, dtype=torch.float32)
+    scale = (largest / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (matrix / scale[:, None]).to(FLOAT8), scale
+
+
+def takes_float8(matrix: Tensor) -> bool:
+    """Whether this device's kernels multiply a Float8 of `matrix` by activations of its dtype without decoding it."""
+    if matrix.device.type != "cuda" or matrix.dtype.itemsize > 2:
+        return False
+    return torch.cuda.get_device_capability(matrix.device) >= (8, 9)
 
 
 def packs() -> bool:

@@ -37,7 +37,9 @@ _NUM_FEATURES = 5
 
 @dataclass(frozen=True)
 class BlockObjective:
-    """What training minimises, over the drafted positions j = 0, 1, ... with weights exp(-j / gamma) that sum to 1.
+    """What training minimises, over the L drafted positions j = 0, 1, ... with weights exp(-j / gamma) that sum to 1.
+
+    gamma is `reach` * (L + 1): 4 at 7 positions and about 8 at 15, as DFlash's and DSpark's authors have it.
 
     kl * KL + (1 - kl) * TV + confidence * BCE: the cross entropy to the target's distribution over the draft vocabulary,
     1 - sum of min(p, q), and the binary cross entropy of the confidence head to sum of min(p, q). The share kl is
@@ -49,15 +51,15 @@ class BlockObjective:
     cross_entropy: float = 0.1
     kl_decay: float = 3.0
     confidence: float = 1.0
-    gamma: float = 4.0
+    reach: float = 0.5
     share: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises ConfigError for values that nothing can be learnt with."""
         shares = 0 <= self.cross_entropy <= 1 and 0 < self.share <= 1
-        if not shares or min(self.kl_decay, self.confidence) < 0 or self.gamma <= 0:
+        if not shares or min(self.kl_decay, self.confidence) < 0 or self.reach <= 0:
             raise ConfigError(
-                "a block's losses need shares from 0 to 1, a kl_decay and a confidence of 0 or more and a gamma above 0"
+                "a block's losses need shares from 0 to 1, a kl_decay and a confidence of 0 or more and a reach above 0"
             )
 
     def mixed(self, rows: RowResults, confidence: Tensor | None, weights: Tensor) -> Tensor:
@@ -72,8 +74,28 @@ class BlockObjective:
 
     def weights(self, count: int, device: torch.device) -> Tensor:
         """Weights [count] float32 of `count` positions."""
-        powers = torch.exp(-torch.arange(count, device=device) / self.gamma)
+        powers = torch.exp(-torch.arange(count, device=device) / (self.reach * (count + 1)))
         return powers / powers.sum()
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block drafter's shapes have of their own; `num_kv_heads` None is `usual_kv_heads` of the target."""
+
+    num_layers: int = 2
+    block_size: int = 8
+    markov_rank: int = 128
+    num_kv_heads: int | None = None
+
+
+def usual_kv_heads(target: ModelConfig) -> int:
+    """The fewest heads of keys and values that are half as wide as a hidden state.
+
+    All that a block's rows know of the context comes as values of attention. Targets have fewer heads: their rows carry a
+    state of their own from below.
+    """
+    least, heads = max(target.num_kv_heads, target.hidden_size / (2 * target.head_dim)), target.num_heads
+    return next((each for each in range(1, heads) if each >= least and heads % each == 0), heads)
 
 
 def dflash_config(
@@ -82,16 +104,20 @@ def dflash_config(
     draft_vocab_size: int,
     intermediate_size: int | None,
     mask_token: int,
-    num_layers: int = 2,
-    block_size: int = 8,
-    markov_rank: int = 128,
+    shape: BlockShape,
 ) -> DraftConfig:
-    """A drafter for a target: layers of its widths, over states after five layers from the second to the third last."""
-    count = target.num_layers
+    """A drafter for a target: layers of its widths, over states after five layers from the second to the third last.
+
+    Raises ConfigError for heads of keys and values that the heads cannot share evenly.
+    """
+    count, num_kv_heads = target.num_layers, shape.num_kv_heads or usual_kv_heads(target)
+    if target.num_heads % num_kv_heads:
+        raise ConfigError(f"{target.num_heads} heads cannot share {num_kv_heads} heads of keys and values evenly")
     layer = dataclasses.replace(
         target,
         family="qwen3",
-        num_layers=num_layers,
+        num_layers=shape.num_layers,
+        num_kv_heads=num_kv_heads,
         intermediate_size=intermediate_size or target.intermediate_size,
         tie_embeddings=False,
         attention_bias=False,
@@ -107,10 +133,10 @@ def dflash_config(
         target.hidden_size,
         draft_vocab_size,
         digest,
-        block_size=block_size,
+        block_size=shape.block_size,
         mask_token=mask_token,
         sample_from_anchor=True,
-        markov_rank=markov_rank,
+        markov_rank=shape.markov_rank,
         confidence_head=True,
     )
 

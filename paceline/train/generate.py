@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import gzip
+import itertools
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -71,6 +73,7 @@ class Generated:
 
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
@@ -107,22 +110,30 @@ def generate(
     that a run that ends early has some of every kind. Killed, it loses the last seconds. At the end of its time it keeps
     what running requests have written so far.
     """
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()  # the prompts and the engine: each collection that visits them stops the device for a tenth of a second
+    gc.disable()  # what the engine makes is in no cycle; `_show` collects
     try:
         return _Generation(engine, tokenizer, writer, settings, report).run(prompts, done)
     finally:
         gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Running:
     key: bytes
     task: str
-    prompt: list[int]
-    variant: str
     line: int
+    temperature: float
+    prompt: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def variant(self) -> str:
+        return f"t={self.temperature:g}"
 
 
 class _Generation:
@@ -141,18 +152,19 @@ class _Generation:
         self._started = self._reported = time.monotonic()
 
     def run(self, prompts: Sequence[Mapping[str, Any]], done: set[bytes]) -> Generated:
-        waiting = self._waiting(prompts, done)
         more = True
         most = self._settings.in_flight
         group = max(1, most // _GROUPS)
-        while (more or self._running) and not self._over():
-            if len(self._running) <= most - group:
-                while more and len(self._running) < most:
-                    more = self._submit_next(waiting)
-            if self._running:
-                for output in self._engine.step():
-                    self._take(output)
-            self._show(len(prompts))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = self._waiting(prompts, done, pool, group)
+            while (more or self._running) and not self._over():
+                if len(self._running) <= most - group:
+                    while more and len(self._running) < most:
+                        more = self._submit_next(waiting)
+                if self._running:
+                    for output in self._engine.step():
+                        self._take(output)
+                self._show(len(prompts))
         for name, each in list(self._running.items()):
             self._engine.cancel(name)
             if len(each.tokens) >= LEAST_OUTPUT:
@@ -162,27 +174,39 @@ class _Generation:
         self._show(len(prompts), last=True)
         return self._result
 
-    def _waiting(self, prompts: Sequence[Mapping[str, Any]], done: set[bytes]) -> Iterator[tuple[_Running, Request]]:
-        """Prompts to run, in the order of their keys, which is as good as random."""
-        temperatures = self._settings.temperatures
-        for key, line in sorted((prompt_key(_identity(prompt)), line) for line, prompt in enumerate(prompts)):
-            temperature = temperatures[key[-1] % len(temperatures)]
-            variant = f"t={temperature:g}"
-            if digest(key, variant.encode()) in done:
-                self._result.skipped += 1
-                continue
-            prompt = prompts[line]
+    def _waiting(
+        self, prompts: Sequence[Mapping[str, Any]], done: set[bytes], pool: Executor, ahead: int
+    ) -> Iterator[tuple[_Running, Request]]:
+        """Prompts to run. The pool encodes them, up to `ahead` of them early: the engine does not wait for it."""
+
+        def begun(running: _Running) -> tuple[_Running, Future[list[int]]]:
+            return running, pool.submit(encoded, prompts[running.line - 1], self._tokenizer)
+
+        for running, encoding in _taken_early(map(begun, self._planned(prompts, done)), ahead):
             try:
-                tokens = encoded(prompt, self._tokenizer)
+                running.prompt = tokens = encoding.result()
             except RequestError as error:
-                self._result.refuse(line + 1, str(error))
+                self._result.refuse(running.line, str(error))
                 continue
             room = min(self._settings.max_tokens, self._engine.capacity - len(tokens))
             if room < LEAST_OUTPUT:
-                self._result.refuse(line + 1, "is longer than the context")
+                self._result.refuse(running.line, "is longer than the context")
                 continue
-            sampling = Sampling(temperature=temperature, seed=int.from_bytes(key[:7], "little"), max_tokens=room)
-            yield _Running(key, str(prompt.get("task") or ""), tokens, variant, line + 1), Request(tokens, sampling)
+            seed = int.from_bytes(running.key[:7], "little")
+            sampling = Sampling(running.temperature, seed=seed, max_tokens=room)
+            yield running, Request(tokens, sampling, text=False)
+
+    def _planned(self, prompts: Sequence[Mapping[str, Any]], done: set[bytes]) -> Iterator[_Running]:
+        """What is not done, in the order of the prompts' keys, which is as good as random."""
+        temperatures = self._settings.temperatures
+        for key, line in sorted((prompt_key(_identity(prompt)), line) for line, prompt in enumerate(prompts)):
+            running = _Running(
+                key, str(prompts[line].get("task") or ""), line + 1, temperatures[key[-1] % len(temperatures)]
+            )
+            if digest(key, running.variant.encode()) in done:
+                self._result.skipped += 1
+            else:
+                yield running
 
     def _submit_next(self, waiting: Iterator[tuple[_Running, Request]]) -> bool:
         """Submits the next prompt that can be served; False where there is none left."""
@@ -227,6 +251,7 @@ class _Generation:
         if now - self._reported < _FLUSH_SECONDS and not last:
             return
         self._reported = now
+        gc.collect()
         self._writer.flush()
         result = self._result
         finished = result.prompts + result.skipped + sum(result.bad.values())
@@ -235,6 +260,14 @@ class _Generation:
             f"generation: {finished:,} of {total:,} prompts, {written:,} tokens, "
             f"{written / max(1e-9, now - self._started):,.0f} tokens/s"
         )
+
+
+def _taken_early(values: Iterator[T], count: int) -> Iterator[T]:
+    """The values, each taken from its iterator `count` values before it is needed."""
+    taken = deque(itertools.islice(values, count))
+    while taken:
+        taken.extend(itertools.islice(values, 1))
+        yield taken.popleft()
 
 
 def _identity(prompt: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.decoder import Decoder
 from paceline.train.capture import Capture
 from paceline.train.card import embedded, read_sources, write_card
-from paceline.train.dflash import BlockObjective, DFlashTrainee, dflash_config, mask_token
+from paceline.train.dflash import BlockObjective, BlockShape, DFlashTrainee, dflash_config, mask_token
 from paceline.train.eagle3 import Eagle3Trainee, eagle3_config
 from paceline.train.losses import Objective
 from paceline.train.parallel import Group
@@ -46,7 +46,7 @@ _OWN_LOSS = "a block drafter has a loss of its own (train/dflash.py): --loss is 
 class DrafterOptions:
     """The drafter's own shapes. Sizes that are None are those of the drafter that is continued; of a new one they are
     DRAFT_VOCAB_SIZE and the target's. `steps` are the drafted positions trained for, which make a block drafter's block.
-    `layers` and `markov_rank` are a block drafter's.
+    `layers`, `markov_rank` and `kv_heads` are a block drafter's; `train.dflash.usual_kv_heads` is the default of the last.
     """
 
     kind: str = "eagle3"
@@ -55,12 +55,13 @@ class DrafterOptions:
     steps: int = 7
     layers: int = 2
     markov_rank: int = 128
+    kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a kind or a size that there is not."""
         if self.kind not in KINDS:
             raise ConfigError(f"there is no trainer of {self.kind!r} drafters; known: {', '.join(KINDS)}")
-        sizes = (self.draft_vocab_size, self.intermediate_size, self.steps, self.layers)
+        sizes = (self.draft_vocab_size, self.intermediate_size, self.steps, self.layers, self.kv_heads)
         if min(1 if size is None else size for size in sizes) < 1 or self.markov_rank < 0:
             raise ConfigError("a drafter's sizes and its drafted positions must be 1 or more, markov_rank 0 or more")
         if self.kind == "dflash" and self.steps < 2:
@@ -276,8 +277,9 @@ def drafter_config(
     if options.kind == "eagle3":
         config = eagle3_config(target, digests[0], size, wide)
     else:
-        shape = (mask, options.layers, options.steps, options.markov_rank)
-        config = dflash_config(target, digests[0], size, wide, *shape)
+        heads = options.kv_heads or before.get("layer", {}).get("num_kv_heads")
+        shape = BlockShape(options.layers, options.steps, options.markov_rank, heads)
+        config = dflash_config(target, digests[0], size, wide, mask, shape)
     return dataclasses.replace(config, vocabulary_digest=digests[1])
 
 

@@ -20,6 +20,7 @@ from paceline.drafters.config import DraftConfig
 from paceline.errors import ConfigError, PacelineError
 from paceline.train.capture import Capture, Captured
 from paceline.train.losses import Acceptance, Objective, summaries, summary
+from paceline.train.optimizer import OPTIMIZERS, Optimizer
 from paceline.train.packing import Packing
 from paceline.train.parallel import Group
 from paceline.train.report import RunLog
@@ -52,6 +53,7 @@ class TrainSettings:
     batch_rows        rows of `row_length` tokens in a step of the optimizer, over all processes
     micro_rows        rows that are on one device at a time; sets the memory, not the result (but for the lk loss and a block
                       drafter's, whose share of KL is of the rows at hand)
+    optimizer         one of OPTIMIZERS (train/optimizer.py)
     seed              of the first weights, the order of samples and a block drafter's anchors
     warmup            share of the run in which the learning rate rises
     """
@@ -62,6 +64,7 @@ class TrainSettings:
     micro_rows: int = 8
     row_length: int = 2048
     learning_rate: float = 1e-3
+    optimizer: str = "adamw"
     warmup: float = 0.03
     clip: float = 1.0
     seed: int = 0
@@ -76,6 +79,8 @@ class TrainSettings:
             raise ConfigError("training needs an end: give tokens, minutes or both")
         if min(self.batch_rows, self.micro_rows, self.row_length) < 1:
             raise ConfigError("batch_rows, micro_rows and row_length must be 1 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"there is no optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
 
     def check_shared(self, num_processes: int) -> None:
         """Raises ConfigError for a batch that the processes cannot share evenly."""
@@ -117,15 +122,7 @@ class Trainer:
             name: tensor.to(self._device, torch.float32, copy=True).requires_grad_()
             for name, tensor in state.tensors.items()
         }
-        self._optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-            fused=self._device.type == "cuda",
-        )
-        if state.optimizer:
-            self._optimizer.load_state_dict(state.optimizer)
+        self._optimizer = Optimizer(settings.optimizer, self.parameters, state.optimizer)
         if state.random is None:
             torch.manual_seed(settings.seed + group.rank)
         else:
@@ -180,7 +177,7 @@ class Trainer:
         self._saved = time.monotonic()
         state.seconds = self._before + self._saved - self._started
         state.tensors = tensors
-        state.optimizer, state.random = self._optimizer.state_dict(), torch.get_rng_state()
+        state.optimizer, state.random = self._optimizer.state(), torch.get_rng_state()
         if self._group.rank == 0:
             state.save(self._path)
 
@@ -196,10 +193,7 @@ class Trainer:
         parameters = list(self.parameters.values())
         group.sum_gradients(parameters)
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        for each in self._optimizer.param_groups:
-            each["lr"] = settings.rate(progress)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer.step(settings.rate(progress))
         state.steps += 1
         state.supervised += supervised
         state.tokens += self._training.size(rows)

@@ -112,6 +112,10 @@ def test_float8_keeps_rows_within_its_rounding(tmp_path: Path, config: DraftConf
         if each.dim() < 2:
             assert torch.equal(found[name], each)
             continue
+        tokens = tokens_of(config)
+        if name == "markov_head.markov_w1.weight" and tokens is not None:  # stored for draft tokens alone
+            assert len(stored[name]) == DRAFTED
+            each = torch.zeros_like(each).index_copy(0, tokens, each[tokens])
         largest = each.float().abs().amax(dim=1, keepdim=True)
         # three bits of mantissa, and below 2 ** -6 of 448 steps of 2 ** -9; then eight bits of bfloat16
         allowed = (each.float().abs() * (2**-4 + 2**-8)).maximum(largest / 448 * 2**-10) * 1.01

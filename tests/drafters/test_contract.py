@@ -213,7 +213,7 @@ def test_trained_drafters_draw_with_the_noise_of_the_target(
 
         return draw
 
-    monkeypatch.setattr("paceline.drafters.trained.draw", noting(drafted))
+    monkeypatch.setattr("paceline.ops.choose.draw", noting(drafted))
     monkeypatch.setattr("paceline.engine.sampler.draw", noting(chosen))
     engine = engine_with(name, tmp_path, fixed_draft=3 if name != "joint" else 4)
     samplings = [Sampling(max_tokens=20, temperature=0.8, seed=seed, ignore_eos=True) for seed in range(2)]

@@ -172,9 +172,10 @@ def test_candidates_share_what_the_confidence_leaves(tmp_path: Path, monkeypatch
     engine.generate([Request([1, 2, 3, 4], Sampling(max_tokens=12, ignore_eos=True))] * 2)
     for guesses, block in seen:
         assert guesses.tokens.shape == guesses.logprobs.shape == (guesses.tokens.shape[0], 4, 3)
-        assert torch.equal(guesses.tokens.transpose(0, 1), block.tokens)
-        chances, own = guesses.logprobs.transpose(0, 1).exp(), block.logprobs.exp()
-        first = drafter.network.confidence(block.hidden, block.before).sigmoid().view(chances.shape[:2])
+        assert torch.equal(guesses.tokens, block.guesses.tokens)
+        chances, own = guesses.logprobs.exp(), block.guesses.logprobs.exp()
+        before = torch.cat([block.roots[:, None], guesses.tokens[:, :-1, 0]], dim=1).T.flatten()
+        first = drafter.network.confidence(block.hidden, before).sigmoid().view(4, -1).T
         torch.testing.assert_close(chances[..., 0], first)
         torch.testing.assert_close(chances[..., 1:], (1 - first)[..., None] * own[..., 1:] / (1 - own[..., :1]))
     assert seen

@@ -132,6 +132,63 @@ def test_drafts_are_those_of_the_network_over_the_whole_text(
         assert steps >= 2
 
 
+def naive_tree(
+    engine: Engine, text: list[int], depth: int, width: int, beams: int
+) -> list[list[tuple[int, int, float]]]:
+    """By depth: (token, candidate that it follows, its own log-probability) of the `width` best, each path alone."""
+    drafter = engine.drafter
+    assert isinstance(drafter, Eagle3Drafter) and drafter.draft_tokens is not None
+    network, embedding = drafter.network, drafter.embedding
+    states = torch.zeros(1, embedding.shape[1])
+    if len(text) > 1:
+        states = torch.cat([states, network.fuse(hidden_states(engine, text[:-1]))])
+    paths, levels = [(0.0, list(text), states)], []
+    for _ in range(depth):
+        found = []
+        for number, (score, tokens, states) in enumerate(paths[:beams]):
+            state = dense(network, torch.tensor(tokens), embedding, states)
+            chances, columns = network.logits(state)[0].log_softmax(-1).topk(3)
+            for chance, column in zip(chances.tolist(), columns.tolist(), strict=True):
+                token = int(drafter.draft_tokens[column])
+                found.append((score + chance, [*tokens, token], torch.cat([states, state]), number, chance))
+        found.sort(key=lambda each: -each[0])
+        levels.append([(tokens[-1], number, chance) for _, tokens, _, number, chance in found[:width]])
+        paths = [each[:3] for each in found[:width]]
+    return levels
+
+
+@torch.inference_mode()
+def test_a_tree_is_that_of_the_network_along_each_path(tmp_path: Path) -> None:
+    engine = engine_with("eagle3", tmp_path, fixed_draft=10)
+    drafter, found, texts = engine.drafter, [], []
+    assert isinstance(drafter, Eagle3Drafter)
+    propose = drafter.propose
+
+    def noting(batch: DraftBatch) -> Draft:
+        slot = int(batch.slots[0])
+        if batch.max_query > 10 and len(found) < 3:
+            texts.append(batch.state.text[slot, : int(batch.state.end[slot])].tolist())
+            found.append(drafter.guess(batch, 4, 6, 3))
+        return propose(batch)
+
+    drafter.propose = noting  # type: ignore[method-assign]
+    engine.generate([Request(list(range(40, 71)), Sampling(max_tokens=30, ignore_eos=True))])
+    assert len(found) == 3
+    for guesses, text in zip(found, texts, strict=True):
+        chain = 0
+        for depth, level in enumerate(naive_tree(engine, text, 4, 6, 3)):
+            assert guesses.tokens[0, depth, : len(level)].tolist() == [token for token, _, _ in level]
+            assert guesses.logprobs[0, depth, : len(level)].tolist() == pytest.approx([chance for *_, chance in level])
+            assert guesses.logprobs[0, depth, len(level) :].isinf().all()
+            if depth:
+                assert guesses.parents[0, depth, : len(level)].tolist() == [parent for _, parent, _ in level]
+            likeliest: dict[int, int] = {}
+            for number, (_, parent, _) in enumerate(level):
+                likeliest.setdefault(parent, number)  # a row's first choice is the best of its candidates
+            chain = likeliest.get(chain, -1) if 0 <= chain < 3 else -1
+            assert int(guesses.chain[0, depth]) == chain
+
+
 @torch.inference_mode()
 def test_a_root_at_place_0_attends_to_itself_alone(tmp_path: Path) -> None:
     engine = engine_with("eagle3", tmp_path)

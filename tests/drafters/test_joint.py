@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paceline.drafters.base import DraftBatch
-from paceline.drafters.joint import BESIDE, JointDrafter
+from paceline.drafters.joint import BESIDE_BEAMS, BESIDE_CHAIN, CHAINS, SHAPES, JointDrafter
 from paceline.engine.engine import Engine
 from paceline.ops.join_drafts import Guesses
 from paceline.types import Request, Sampling
@@ -29,7 +29,7 @@ def knowing(engine: Engine, outputs: list[list[int]], wrong_every: int) -> Any:
     """Guesses of what comes: on the chain, but at every `wrong_every`th token of a text as the second candidate."""
     texts = [prompt + output for prompt, output in zip(PROMPTS, outputs, strict=True)]
 
-    def guess(batch: DraftBatch, depth: int, width: int) -> Guesses:
+    def guess(batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
         tokens = torch.zeros(len(batch.slots), depth, width, dtype=torch.int64)
         for row, slot in enumerate(batch.slots.tolist()):
             begin, end = int(batch.state.history_start[slot]), int(batch.state.end[slot])
@@ -73,10 +73,12 @@ def test_a_draft_that_is_cut_keeps_the_guesses_that_fit(tmp_path: Path) -> None:
     drafter = engine_with("joint", tmp_path).drafter
     assert isinstance(drafter, JointDrafter)
     for length in range(64):
-        depth, beside = drafter.guessed(length)
+        depth, beside, continues = drafter.guessed(length)
         assert depth <= length
         if length in drafter.shapes:
-            assert depth == drafter.shapes[length].depth and beside == BESIDE[drafter.shapes[length].width]
+            shape = drafter.shapes[length]
+            assert depth == shape.depth and continues == (shape.beams > 1)
+            assert beside == (BESIDE_BEAMS[shape.beams] if continues else BESIDE_CHAIN[shape.width])
         elif length in drafter.copy.lengths or length < min(drafter.shapes):
             assert depth == 0
         else:
@@ -94,3 +96,29 @@ def test_a_block_drafter_is_not_asked_for_more_than_its_block(tmp_path: Path) ->
     expected = plain_outputs()
     requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
     assert [each.tokens for each in engine.generate(requests)] == expected
+
+
+def test_beams_have_places_for_their_passes() -> None:
+    for shapes in (SHAPES, CHAINS):
+        for length, (depth, width, beams) in shapes.items():
+            assert depth <= length and depth * width >= length - depth and width >= beams
+            assert beams == 1 or (depth - 1) * beams <= length
+    assert all(shape.beams == 1 for shape in CHAINS.values())
+
+
+@pytest.mark.parametrize("length", [15, 23, 31])
+def test_trees_of_beams_give_the_output_of_plain_decoding(length: int, tmp_path: Path) -> None:
+    engine = engine_with("joint", tmp_path, fixed_draft=length, max_batch=2)
+    assert isinstance(engine.drafter, JointDrafter) and engine.drafter.shapes[length].beams > 1
+    requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
+    assert [each.tokens for each in engine.generate(requests)] == plain_outputs()
+
+
+def test_requests_of_different_lengths_share_the_passes_of_a_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with("joint", tmp_path, max_batch=3)
+    lengths = iter([31, 2, 15] * 400)
+    monkeypatch.setattr("paceline.engine.lengths.choose_each", lambda records, *_: [next(lengths) for _ in records])
+    requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
+    assert [each.tokens for each in engine.generate(requests)] == plain_outputs()

@@ -217,7 +217,13 @@ def test_errors_and_cancels_at_random_change_no_other_request(monkeypatch: pytes
     points: list[tuple[type, str]] = [
         (Runner, name) for name in ("prompt_logits", "start", "target_pass", "verify", "_constrain")
     ]
-    points += [(Sequence, "append"), (GrammarMatcher, "advance"), (GrammarMatcher, "masks"), (Detokenizer, "feed")]
+    points += [
+        (Sequence, "append"),
+        (Sequence, "append_token"),
+        (GrammarMatcher, "advance"),
+        (GrammarMatcher, "masks"),
+        (Detokenizer, "feed"),
+    ]
     for point in points:
         failing(monkeypatch, *point, lambda *_: armed and draw.random() < 0.004)
     requests = [any_request(draw, index) for index in range(24)]

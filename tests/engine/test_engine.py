@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from paceline.engine.engine import Engine
 from paceline.errors import Cancelled, ContextExceeded, EmptyPrompt, RequestError
-from paceline.types import Completion, FinishReason, Request, Sampling
+from paceline.types import Completion, FinishReason, Request, Sampling, StepOutput
 from tests.tiny import EOS, VOCABULARY, tiny_engine
 
 
@@ -239,13 +240,18 @@ def test_a_request_the_cache_could_never_hold_is_refused() -> None:
         tiny_engine(cache_tokens=64).submit(Request([1], Sampling(max_tokens=200)))
 
 
-def test_a_cancelled_request_has_no_completion() -> None:
+def test_a_cancelled_request_has_no_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
-    name = engine.submit(Request([1]))
-    sequence = engine._sequences[name]
-    engine.cancel(name)
-    with pytest.raises(Cancelled):
-        engine.completion(sequence)
+    step = engine._step
+
+    def cancelling() -> list[StepOutput]:
+        engine.cancel("second")
+        return step()
+
+    monkeypatch.setattr(engine, "_step", cancelling)
+    with pytest.raises(Cancelled, match="second"):
+        engine.generate([Request([1]), Request([2], id="second")])
+    everything_is_back(engine)
 
 
 def test_usage_counts_are_true() -> None:
@@ -256,6 +262,41 @@ def test_usage_counts_are_true() -> None:
     assert usage.accepted_tokens + usage.rejected_tokens == usage.drafted_tokens
     again = engine.generate([Request([1] * 40, Sampling(max_tokens=5, ignore_eos=True))])[0]
     assert again.usage.cached_tokens == 32
+
+
+def test_each_step_without_drafts_counts() -> None:
+    engine = tiny_engine(drafter="none")
+    requests = [
+        Request([index], Sampling(temperature=2.0, seed=index, max_tokens=1 + 3 * index, stop_tokens=(7, 70, 200)))
+        for index in range(12)
+    ]
+    completions = engine.generate(requests)
+    assert {each.finish for each in completions} == {FinishReason.STOP, FinishReason.LENGTH}
+    for each in completions:
+        assert (each.usage.output_tokens, each.usage.steps) == (len(each.tokens), len(each.tokens) - 1)
+
+
+@pytest.mark.parametrize("settings", [{"drafter": "none"}, {"fixed_draft": 4}])
+def test_the_text_is_that_of_the_tokens_wherever_characters_are_split(settings: dict[str, Any]) -> None:
+    accented, bias = "aé€".encode(), dict.fromkeys([*"aé€".encode(), EOS], 100.0)
+    sampling = Sampling(temperature=5.0, max_tokens=60, ignore_eos=True, logit_bias=bias)
+    requests = [Request([index, 5], replace(sampling, seed=index)) for index in range(20)]
+    completions = tiny_engine(**settings).generate(requests)
+    assert any(character in each.text for each in completions for character in "é€")
+    for each in completions:
+        assert set(each.tokens) <= {*accented, EOS}
+        assert each.text == bytes(token for token in each.tokens if token != EOS).decode("utf-8", "replace")
+
+
+def test_a_request_without_text_has_the_same_tokens() -> None:
+    draw = random.Random(9)
+    requests = [copying_request(draw, temperature=0.8 * (index % 2), seed=index) for index in range(8)]
+    expected = tiny_engine().generate(requests)
+    silent = tiny_engine().generate([replace(each, text=False) for each in requests])
+    assert [each.tokens for each in silent] == [each.tokens for each in expected]
+    assert not any(each.text for each in silent) and any(each.text for each in expected)
+    with pytest.raises(RequestError, match="stop strings"):
+        Request([1], Sampling(stop=("a",)), text=False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -135,6 +135,32 @@ def test_the_tokens_are_those_of_plain_steps_also_when_pages_run_short(on_graphs
         everything_is_back(served)
 
 
+@pytest.mark.parametrize("drafter", ["none", "copy"])
+def test_cancels_with_a_step_in_flight_change_no_other_request(on_graphs: Callable[..., Engine], drafter: str) -> None:
+    """A slot's next owner must not read what the last one's step gives."""
+    draw = random.Random(6)
+    requests = [copying_request(draw, temperature=0.8 * (index % 2), seed=index) for index in range(60)]
+    expected = plain(tiny_engine(drafter="none", prefix_cache=False), requests)
+    served = on_graphs(max_batch=6, cache_tokens=640, drafter=drafter)
+    waiting, running = list(range(len(requests))), {}
+    tokens: dict[int, list[int]] = {index: [] for index in waiting}
+    while waiting or served.busy:
+        if waiting and draw.random() < 0.5:
+            index = waiting.pop()
+            running[served.submit(requests[index])] = index
+        if running and draw.random() < 0.1:
+            name = draw.choice(list(running))
+            served.cancel(name)
+            del tokens[running.pop(name)]
+        for output in served.step():
+            tokens[running[output.request_id]] += output.tokens
+            if output.finish:
+                del running[output.request_id]
+    assert 20 < len(tokens) < 55
+    assert all(found == expected[index] for index, found in tokens.items())
+    everything_is_back(served)
+
+
 def test_margins_are_those_of_plain_steps(on_graphs: Callable[..., Engine]) -> None:
     draw = random.Random(3)
     requests = [copying_request(draw) for _ in range(8)]

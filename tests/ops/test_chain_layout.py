@@ -1,19 +1,34 @@
-"""Where the passes of a trained drafter lie: by hand, and the kernel against the reference."""
+"""Where the passes of a trained drafter lie: by hand, and the kernels against the references."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from paceline.ops import candidates, chain_layout
+from paceline.ops import chain_layout
+from paceline.ops.chain_layout import BlockLayout
+from paceline.ops.draft import Draft
+from paceline.ops.layout import owners
+from paceline.ops.layout import reference as decode_layout
 from paceline.ops.state import SlotState
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
-PAGE = 4
+PAGE, MASK_TOKEN = 4, 77
+
+
+def kernels() -> Any:
+    if not (torch.cuda.is_available() or INTERPRETED):
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
+    pytest.importorskip("triton")
+    from paceline.ops.triton import chain_layout as found
+
+    return found
 
 
 def state_of(sources: list[int], lengths: list[int]) -> SlotState:
@@ -36,39 +51,55 @@ def test_each_pass_is_one_place_on() -> None:
     assert batch.context_lens.tolist() == [2, 7] and batch.query_starts.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("count", [1, 7])
-def test_the_kernel_equals_the_reference(count: int) -> None:
-    if not (torch.cuda.is_available() or INTERPRETED):
-        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
-    pytest.importorskip("triton")
-    from paceline.ops.triton import chain_layout as kernels
-
+def many() -> tuple[SlotState, Tensor, Tensor]:
+    """A state, slots, the last of which is a spare one, and a page table."""
     state = state_of([0, 5, 0], [20, 3, 1])
-    table = torch.randperm(4 * 16, device=DEVICE).int().view(4, 16)
-    slots = torch.tensor([2, 0, 1, 3], device=DEVICE)
+    state.end[3] = 1
+    return state, torch.tensor([2, 0, 1, 3], device=DEVICE), torch.randperm(4 * 16, device=DEVICE).int().view(4, 16)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_kernel_of_chains_equals_the_reference(count: int) -> None:
+    state, slots, table = many()
     expected = chain_layout.reference(state, slots, table, count, PAGE)
-    found = kernels.chain_layout(state, slots, table, count, PAGE)
+    found = kernels().chain_layout(state, slots, table, count, PAGE)
+    assert_same(found, expected, expected.positions[-1])
+
+
+@pytest.mark.parametrize("counts", [[3, 3, 3, 3], [1, 1, 1, 1], [40, 40, 40, 40], [2, 0, 5, 1]])
+def test_a_block_is_a_step_of_roots_and_mask_tokens(counts: list[int]) -> None:
+    state, slots, table = many()
+    starts = torch.tensor([0, *counts], device=DEVICE).cumsum(0, dtype=torch.int32)
+    uniform, most = len(set(counts)) == 1, max(counts)
+    given = None if uniform else starts
+    found = chain_layout.block_reference(state, slots, table, most, MASK_TOKEN, PAGE, given)
+    owner = owners(starts, sum(counts))
+    depths = torch.arange(sum(counts), dtype=torch.int32, device=DEVICE) - starts[owner]
+    roots = state.text[slots, state.end[slots].long() - 1].long()
+    tokens = torch.where(depths == 0, roots[owner], MASK_TOKEN)
+    zeros = torch.zeros_like(depths)
+    batch = decode_layout(state, slots, starts, Draft(tokens, depths, zeros, branch_starts=zeros), table, PAGE, most)
+    if most > 1:
+        batch.tree_mask = torch.full((sum(counts), -(-most // 32)), -1, dtype=torch.int32, device=DEVICE)
+        for first, last in zip(starts.tolist(), starts.tolist()[1:], strict=False):
+            assert batch.visible(first, last).all()
+    positions = torch.stack([batch.context_lens + 1 + step for step in range(most)]).long()
+    assert_same(found, BlockLayout(roots, tokens, positions, batch), positions[-1])
+    if uniform:
+        mine = kernels().block_layout(state, slots, table, most, MASK_TOKEN, PAGE)
+        assert_same(mine, found, positions[-1])
+
+
+def assert_same(found: Any, expected: Any, ends: Tensor) -> None:
+    """Equal in all fields but those that are not read: pages of places from `ends` [B] on, and branches beside a tree."""
     for each in dataclasses.fields(expected):
         mine, theirs = getattr(found, each.name), getattr(expected, each.name)
         if each.name == "page_table":
-            for row, end in enumerate((expected.positions[-1] // PAGE + 1).tolist()):
+            for row, end in enumerate(((ends - 1) // PAGE + 1).tolist()):
                 assert torch.equal(mine[row, :end], theirs[row, :end])
-        else:
-            assert torch.equal(mine, theirs), each.name
-
-
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_the_drawn_token_comes_first_and_the_others_keep_their_order(width: int) -> None:
-    found = torch.tensor([[4, 7, 2, 9], [1, 2, 3, 4], [8, 6, 5, 0]], device=DEVICE)[:, :width].contiguous()
-    drawn = torch.tensor([2, 1, 9], device=DEVICE)
-    ids = torch.arange(10, device=DEVICE) * 10
-    for tokens in (None, ids):
-        result = candidates.put_first_reference(found, drawn, tokens)
-        for row in range(3):
-            others = [each for each in found[row].tolist() if each != int(drawn[row])]
-            expected = [int(drawn[row]), *others][:width]
-            assert result[row].tolist() == [each * (1 if tokens is None else 10) for each in expected]
-        if torch.cuda.is_available() or INTERPRETED:
-            from paceline.ops.triton import candidates as kernels
-
-            assert torch.equal(kernels.put_first(found, drawn, tokens), result)
+        elif dataclasses.is_dataclass(theirs):
+            assert_same(mine, theirs, ends)
+        elif not isinstance(theirs, Tensor):
+            assert mine == theirs, each.name
+        elif each.name != "branch_starts":
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), each.name

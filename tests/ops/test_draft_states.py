@@ -1,4 +1,4 @@
-"""The states that an EAGLE-3 drafter keeps: the references by hand, and the kernels against them.
+"""What trained drafters keep: the references by hand, and the kernels against them.
 
 The kernels run on a GPU, or without one under Triton's interpreter when TRITON_INTERPRET=1 is set.
 """
@@ -15,7 +15,9 @@ from torch import Tensor
 from paceline.ops import draft_states
 from paceline.ops.attention import AttentionBatch
 from paceline.ops.draft import Draft
+from paceline.ops.draft_states import InputWeights
 from paceline.ops.linear import rms_norm
+from paceline.ops.rope import rope_and_cache
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -58,6 +60,11 @@ def plane_for(batch: AttentionBatch) -> Tensor:
     return torch.randn((int(batch.page_table.max()) + 1) * PAGE, HIDDEN).to(DEVICE)
 
 
+def input_weights() -> InputWeights:
+    embedding, norms = torch.randn(30, HIDDEN).to(DEVICE), torch.rand(2, HIDDEN).to(DEVICE)
+    return InputWeights(embedding, norms[0], norms[1], 1e-5)
+
+
 STEPS = [([0], [1], 0), ([5, 0, 12], [3, 1, 2], 0), ([0, 7], [6, 6], 0), ([9], [5], 3), ([3, 3, 3, 3], [1, 1, 1, 1], 0)]
 
 
@@ -66,7 +73,11 @@ def test_the_state_before_each_token(contexts: list[int], counts: list[int], pad
     batch = step(contexts, counts, padding)
     plane, states = plane_for(batch), torch.randn(sum(counts) + padding, HIDDEN).to(DEVICE)
     before, kept = plane.clone(), plane.clone()
-    result = draft_states.keep_reference(batch, kept, PAGE, states, None)
+    tokens, weights = torch.randint(30, (len(states),)).to(DEVICE), input_weights()
+    result = draft_states.states_before(batch, kept, PAGE, states, None)
+    assert torch.equal(kept, before)
+    both = draft_states.keep_reference(batch, kept, PAGE, tokens, states, None, weights)
+    assert torch.equal(both, draft_states.input_reference(tokens, result, weights))
     row = 0
     for request, (context, count) in enumerate(zip(contexts, counts, strict=True)):
         for query in range(count):
@@ -93,8 +104,11 @@ def test_kernels_equal_the_references(contexts: list[int], counts: list[int], pa
     plane, states = plane_for(batch), torch.randn(rows, HIDDEN).to(DEVICE)
     draft = None if form == "prompt" else draft_of(batch, rows, form)
     mine, theirs = plane.clone(), plane.clone()
-    expected = draft_states.keep_reference(batch, theirs, PAGE, states, draft)
-    assert torch.equal(found.keep_states(batch, mine, PAGE, states, draft), expected)
+    tokens, weights = torch.randint(30, (rows,)).to(DEVICE), input_weights()
+    before = draft_states.states_before(batch, plane, PAGE, states, draft)
+    draft_states.keep_reference(batch, theirs, PAGE, tokens, states, draft, weights)
+    both = found.keep_states(batch, mine, PAGE, tokens, states, draft, weights)
+    assert torch.equal(both, found.draft_input(tokens, before, weights))
     real = batch.locations[: sum(counts)]
     assert torch.equal(mine[real], theirs[real])
     assert torch.equal(found.last_states(batch, mine, PAGE), draft_states.last_reference(batch, mine, PAGE))
@@ -113,11 +127,33 @@ def draft_of(batch: AttentionBatch, rows: int, form: str) -> Draft:
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_the_drafters_input(rows: int) -> None:
-    embedding, states = torch.randn(30, HIDDEN).to(DEVICE), torch.randn(rows, HIDDEN).to(DEVICE)
+    states, weights = torch.randn(rows, HIDDEN).to(DEVICE), input_weights()
     tokens = torch.randint(30, (rows,)).to(DEVICE)
-    norms = torch.rand(2, HIDDEN).to(DEVICE)
-    arguments = (tokens, embedding, states, norms[0], norms[1], 1e-5)
-    expected = draft_states.input_reference(*arguments)
-    assert torch.equal(expected[:, :HIDDEN], rms_norm(embedding[tokens], norms[0], 1e-5))
-    assert torch.equal(expected[:, HIDDEN:], rms_norm(states, norms[1], 1e-5))
-    torch.testing.assert_close(kernels().draft_input(*arguments), expected, atol=2e-6, rtol=2e-6)
+    expected = draft_states.input_reference(tokens, states, weights)
+    assert torch.equal(expected[:, :HIDDEN], rms_norm(weights.embedding[tokens], weights.token_norm, 1e-5))
+    assert torch.equal(expected[:, HIDDEN:], rms_norm(states, weights.state_norm, 1e-5))
+    torch.testing.assert_close(kernels().draft_input(tokens, states, weights), expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(("tokens", "layers", "heads", "dim"), [(1, 1, 2, 8), (5, 3, 3, 16), (300, 2, 5, 8)])
+def test_all_layers_are_kept_as_one_by_one(tokens: int, layers: int, heads: int, dim: int, normed: bool) -> None:
+    """The planes lie in one tensor among others, as in a cache."""
+    states = torch.randn(tokens, layers * 2 * heads * dim).to(DEVICE)
+    table = torch.randn(700, dim).to(DEVICE)
+    positions = torch.randint(700, (tokens,)).to(DEVICE)
+    locations = torch.randperm(320)[:tokens].to(DEVICE)
+    norms = ((1 + torch.randn(layers, dim)).to(DEVICE), 1e-5) if normed else None
+    caches = torch.zeros(3, 2 * layers + 1, 320, heads, dim).to(DEVICE)
+    planes = [(list(each[1 : 1 + layers]), list(each[1 + layers :])) for each in caches]
+    draft_states.layers_reference(states, table, positions, locations, *planes[0], norms)
+    for index, part in enumerate(states.chunk(layers, dim=1)):
+        of_keys = None if norms is None else (norms[0][index], norms[0][index], norms[1])
+        keys, values = planes[1][0][index], planes[1][1][index]
+        rope_and_cache(part.contiguous(), table, positions, locations, keys, values, 0, of_keys)
+    assert torch.equal(caches[0], caches[1])
+    assert not caches[0][:, locations[:1]].eq(0).all()
+    kernels().keep_layers(states, table, positions, locations, *planes[2], norms)
+    torch.testing.assert_close(caches[2], caches[0], atol=2e-5, rtol=2e-5)
+    untouched = torch.ones(320, dtype=torch.bool, device=DEVICE).index_fill(0, locations, False)
+    assert not caches[2][0].any() and not caches[2][:, untouched].any()

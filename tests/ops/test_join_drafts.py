@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import random
+from typing import Any
 
 import pytest
 import torch
@@ -116,15 +118,143 @@ def test_trees_are_well_formed_and_kernels_equal_the_reference(room: int, width:
                     paths.add((above, int(tree.tokens[first + row])))
             count = int((tree.marks[first : first + room + 1] & DRAFTED).count_nonzero())
             assert len(paths) == count, "a node occurs once"
-        if torch.cuda.is_available() or INTERPRETED:
-            pytest.importorskip("triton")
-            from paceline.ops.triton import join_drafts as kernels
+        check_kernel(tree, copied, state, slots, guesses, bounds, room + 1)
 
-            found = kernels.join_drafts(copied, state, slots, guesses, bounds, room + 1)
-            for each in dataclasses.fields(tree):
-                mine, expected = getattr(found, each.name), getattr(tree, each.name)
-                assert (mine is None) == (expected is None), each.name
-                assert mine is None or torch.equal(mine.cpu().long(), expected.cpu().long()), each.name
+
+Row = tuple[int, int, int, int, int]  # token, depth, marks, parent, origin
+
+
+def random_guesses(draw: random.Random, depth: int, width: int, beams: int) -> list[list[tuple[int, float, int]]]:
+    """Token, log-probability and parent of each candidate: siblings differ, and the parents are among the first `beams`.
+
+    Log-probabilities are eighths, so that sums are exact and many are equal.
+    """
+    levels: list[list[tuple[int, float, int]]] = []
+    for level in range(depth):
+        parents = [draw.randrange(min(beams, width)) if level else draw.randrange(width) for _ in range(width)]
+        used: dict[int, list[int]] = {}
+        candidates = []
+        for parent in parents:
+            siblings = used.setdefault(parent if level else 0, [])
+            siblings.append(draw.choice([token for token in range(width + 3) if token not in siblings]))
+            logprob = -math.inf if draw.random() < 0.1 else draw.choice([0.25, 0.0, -0.125, -0.25, -0.5, -1.0, -2.0])
+            candidates.append((siblings[-1], logprob, parent))
+        levels.append(candidates)
+    return levels
+
+
+def defined(
+    root: int,
+    guesses: list[list[tuple[int, float, int]]],
+    chain: list[int],
+    chains: list[list[int]],
+    survival: tuple[float, float],
+    room: int,
+) -> list[Row]:
+    """The rows of a request's tree, a node being the tokens from the root to it."""
+    scores: dict[tuple[int, ...], float] = {}
+    marks: dict[tuple[int, ...], int] = {}
+    origins: dict[tuple[int, ...], int] = {}
+    above: list[tuple[int, ...] | None] = []
+    for level, candidates in enumerate(guesses):
+        paths: list[tuple[int, ...] | None] = []
+        for number, (token, logprob, parent) in enumerate(candidates):
+            before = above[parent] if level else ()
+            if logprob == -math.inf or before is None:
+                paths.append(None)
+                continue
+            path = (*before, token)
+            paths.append(path)
+            scores[path] = min(logprob, 0.0) + scores.get(before, 0.0)
+            marks[path] = DRAFTED | (FROM_MODEL if chain[level] == number else 0)
+        above = paths
+    place = 1
+    for branch, copied in enumerate(chains):
+        for depth in range(1, len(copied) + 1):
+            path = tuple(copied[:depth])
+            score = math.log(survival[0]) + branch * math.log(0.5) + (depth - 1) * math.log(survival[1])
+            scores[path] = max(score, scores.get(path, -math.inf))
+            marks[path] = marks.get(path, 0) | COPIED
+            origins[path] = 100 + place
+            place += 1
+    kept = sorted(scores, key=lambda path: -scores[path])[:room]
+    rows = [(root, 0, 0, 0, -1)]
+    for path in kept:
+        parent = 0 if len(path) == 1 else kept.index(path[:-1]) + 1
+        rows.append((path[-1], len(path), marks[path], parent, origins.get(path, -1)))
+    return rows + [(0, 1, 0, 0, -1)] * (room - len(kept))
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "beams", "room"), [(1, 2, 1, 4), (4, 3, 2, 6), (8, 6, 3, 23), (11, 6, 3, 31), (10, 6, 6, 63)]
+)
+def test_guesses_that_branch_make_the_tree_of_the_definition(depth: int, width: int, beams: int, room: int) -> None:
+    draw = random.Random(depth + room)
+    for _ in range(6):
+        streaks, expected, chains = [0, 5, 40, 9], [], []
+        levels = [random_guesses(draw, depth, width, beams) for _ in streaks]
+        firsts = [[draw.choice([-1, *range(width)]) for _ in range(depth)] for _ in streaks]
+        for guesses, chain, streak in zip(levels, firsts, streaks, strict=True):
+            chains.append(copies_of(draw, guesses, room))
+            survival = join_drafts.SURVIVAL[sum(streak >= each for each in join_drafts.STREAKS)]
+            expected += defined(7, guesses, chain, chains[-1], survival, room)
+        copied, bounds = copied_draft(chains, room)
+        state, slots = state_of(streaks)
+        tokens, logprobs, parents = torch.tensor(levels, dtype=torch.float64, device=DEVICE).unbind(-1)
+        branching = Guesses(tokens.long(), logprobs.float(), parents.int(), torch.tensor(firsts, device=DEVICE).int())
+        tree = join_drafts.reference(copied, state, slots, branching, bounds, room + 1)
+        assert tree.parents is not None
+        columns = (tree.tokens, tree.depths, tree.marks, tree.parents, tree.origins)
+        assert list(zip(*(each.tolist() for each in columns), strict=True)) == expected
+        check_kernel(tree, copied, state, slots, branching, bounds, room + 1)
+
+
+def copies_of(draw: random.Random, guesses: list[list[tuple[int, float, int]]], room: int) -> list[list[int]]:
+    """Up to three chains with different first tokens, each along a random path of the guesses and then its own way."""
+    chains: dict[int, list[int]] = {}
+    number = draw.randrange(4)
+    for _ in range(number):
+        level = draw.randrange(len(guesses))
+        at = draw.randrange(len(guesses[0]))
+        path: list[int] = []
+        for each in range(level, -1, -1):
+            token, _, parent = guesses[each][at]
+            path.insert(0, token)
+            at = parent
+        path += [draw.randrange(len(guesses[0]) + 3) for _ in range(draw.randrange(6))]
+        chains.setdefault(path[0], path[: room // number])
+    return list(chains.values())
+
+
+def check_kernel(tree: CopyDraft, *arguments: Any) -> None:
+    """Where there is a device or the interpreter: that the kernel gives `tree`."""
+    if not (torch.cuda.is_available() or INTERPRETED):
+        return
+    pytest.importorskip("triton")
+    from paceline.ops.triton import join_drafts as kernels
+
+    found = kernels.join_drafts(*arguments)
+    for each in dataclasses.fields(tree):
+        mine, expected = getattr(found, each.name), getattr(tree, each.name)
+        assert (mine is None) == (expected is None), each.name
+        assert mine is None or torch.equal(mine.cpu().long(), expected.cpu().long()), each.name
+
+
+def test_a_copy_follows_guesses_beside_the_chain() -> None:
+    copied, bounds = copied_draft([[[5, 6, 8]]], 6)
+    state, slots = state_of([8])
+    guesses = guesses_of([[[1, 5], [2, 6], [3, 4]]], [[[0.8, 0.1], [0.7, 0.6], [0.5, 0.4]]])
+    parents = torch.tensor([[[0, 0], [0, 1], [1, 0]]], device=DEVICE).int()
+    chain = torch.tensor([[0, 0, 1]], device=DEVICE).int()
+    guesses = dataclasses.replace(guesses, parents=parents, chain=chain)
+    tree = join_drafts.reference(copied, state, slots, guesses, bounds, 7)
+    # copied: 5, 6 and 8 (0.9, 0.873, 0.847); the chain 1, 2, 4 (0.8, 0.56, 0.224); 3 after the 6 (0.03) has no room
+    assert tree.tokens.tolist() == [7, 5, 6, 8, 1, 2, 4]
+    assert tree.parents is not None and tree.parents.tolist() == [0, 0, 1, 2, 0, 4, 5]
+    assert tree.origins.tolist() == [-1, 101, 102, 103, -1, -1, -1]
+    ours = DRAFTED | FROM_MODEL
+    assert tree.marks.tolist() == [0, COPIED, COPIED, COPIED, ours, ours, ours]
+    check_kernel(tree, copied, state, slots, guesses, bounds, 7)
 
 
 def test_the_survival_table_falls_along_every_chain() -> None:

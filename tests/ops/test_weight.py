@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gguf
 import numpy
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 from paceline.ops import linear
 from paceline.ops.dispatch import deterministic
 from paceline.ops.quantised import FORMATS, decode
-from paceline.ops.weight import Dense, Quantised, prepare
+from paceline.ops.weight import FLOAT8, Dense, Float8, Quantised, Weight, prepare, row_scaled
 
 ROWS, COLUMNS = 66, 512
 
@@ -52,20 +54,57 @@ def test_a_quantised_weight_multiplies_as_the_dense_one_of_its_values(
     quantised = Quantised(kind, blocks(kind), bias=bias)
     assert (quantised.rows, quantised.columns, quantised.scales) == (ROWS, COLUMNS, None)
     dense = Dense(decode(quantised.data, kind).to(dtype), bias)
-    x, norm, residual = (
-        torch.randn(5, COLUMNS).to(dtype),
-        torch.randn(COLUMNS).to(dtype),
-        torch.randn(5, ROWS).to(dtype),
-    )
     with deterministic(invariant):
-        for op in (
-            lambda weight: linear.linear(x, weight),
-            lambda weight: linear.norm_linear(x, norm, 1e-6, weight),
-            lambda weight: linear.norm_gated(x, norm, 1e-6, weight),
-            lambda weight: linear.linear_gated(x, weight),
-            lambda weight: linear.linear_add(x, weight, residual.clone(), norm, 1e-6)[0],
-        ):
+        for op in products(dtype):
             assert torch.equal(op(quantised), op(dense))
+
+
+def products(dtype: torch.dtype) -> list[Callable[[Weight], Tensor]]:
+    """Every op of five random rows with a [ROWS, COLUMNS] weight."""
+    x, norm = torch.randn(5, COLUMNS).to(dtype), torch.randn(COLUMNS).to(dtype)
+    residual = torch.randn(5, ROWS).to(dtype)
+    return [
+        lambda weight: linear.linear(x, weight),
+        lambda weight: linear.norm_linear(x, norm, 1e-6, weight),
+        lambda weight: linear.norm_gated(x, norm, 1e-6, weight),
+        lambda weight: linear.linear_gated(x, weight),
+        lambda weight: linear.linear_add(x, weight, residual.clone(), norm, 1e-6)[0],
+    ]
+
+
+def matrix_of_many_sizes() -> Tensor:
+    """[ROWS, COLUMNS] with rows of very different sizes, one of them of zeros."""
+    torch.manual_seed(4)
+    matrix = torch.randn(ROWS, COLUMNS) * torch.logspace(-6, 3, ROWS)[:, None]
+    matrix[3] = 0
+    return matrix
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_float8_weight_multiplies_as_the_dense_one_of_its_values(dtype: torch.dtype, invariant: bool) -> None:
+    matrix = matrix_of_many_sizes() / 100
+    weight = Float8(*row_scaled(matrix), torch.randn(ROWS).to(dtype))
+    assert (weight.rows, weight.columns, weight.matrix.dtype) == (ROWS, COLUMNS, FLOAT8)
+    dense = Dense((weight.matrix.float() * weight.scale[:, None]).to(dtype), weight.bias)
+    assert torch.equal(weight.decoded(dtype).matrix, dense.matrix)
+    with deterministic(invariant):
+        for op in products(dtype):
+            assert torch.equal(op(weight), op(dense))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_in_float8_are_near_and_rounding_again_changes_nothing(dtype: torch.dtype) -> None:
+    matrix = matrix_of_many_sizes().to(dtype)
+    values, scale = row_scaled(matrix)
+    weight = Float8(values, scale)
+    assert values.float().abs().amax(1).tolist() == [0 if row == 3 else 448 for row in range(ROWS)]
+    error = (weight.decoded(torch.float32).matrix - matrix.float()).abs()
+    # half of the last of E4M3's four bits; of the smallest numbers half of their step
+    assert bool((error <= matrix.float().abs() / 16 + scale[:, None] / 1000).all())
+    for wide in (torch.float32, torch.bfloat16):
+        again, _ = row_scaled(weight.decoded(wide).matrix)
+        assert torch.equal(again.view(torch.uint8), values.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -21,7 +21,15 @@ from paceline.models.decoder import Decoder
 from paceline.ops.dispatch import differentiable
 from paceline.train import dflash, flash
 from paceline.train.capture import Capture, Captured
-from paceline.train.dflash import BlockObjective, Blocks, DFlashTrainee, dflash_config, drafted_entries, mask_token
+from paceline.train.dflash import (
+    BlockObjective,
+    Blocks,
+    BlockShape,
+    DFlashTrainee,
+    dflash_config,
+    drafted_entries,
+    mask_token,
+)
 from paceline.train.losses import Acceptance, Objective, compare, summary
 from paceline.train.packing import Packing
 from paceline.train.run import DRAFTER_FILE, DrafterOptions
@@ -41,7 +49,7 @@ def target() -> Decoder:
 
 
 def trainee_of(model: Decoder, **changes: Any) -> DFlashTrainee:
-    config = dflash_config(model.config, "", len(IDS), 48, mask_token=256, block_size=BLOCK, markov_rank=8)
+    config = dflash_config(model.config, "", len(IDS), 48, 256, BlockShape(block_size=BLOCK, markov_rank=8))
     config = config.__class__(**{**vars(config), **changes})
     return DFlashTrainee(config, model.embedding, model.head_rows(IDS))
 
@@ -131,7 +139,7 @@ def test_the_loss_is_its_formula() -> None:
         hidden = trainee.hidden(network, batch, blocks)
         logits = trainee.logits(network, batch, blocks, hidden)
     place_of = {int(place): n for n, place in enumerate(batch.places) if batch.weights[n]}
-    weights = torch.exp(-torch.arange(BLOCK) / 4)
+    weights = torch.exp(-torch.arange(BLOCK) / (0.5 * (BLOCK + 1)))
     weights = weights / weights.sum()
     documents, tokens = batch.documents.flatten(), batch.tokens.flatten()
     terms, accepted, begun = [], np.zeros(BLOCK), np.zeros(BLOCK)
@@ -297,6 +305,6 @@ def test_a_run_trains_a_drafter_that_the_engine_loads_and_continues(tmp_path: Pa
 
 
 def test_values_that_nothing_can_be_learnt_with_are_refused() -> None:
-    for values in ({"gamma": 0.0}, {"share": 0.0}, {"cross_entropy": 1.5}):
+    for values in ({"reach": 0.0}, {"share": 0.0}, {"cross_entropy": 1.5}):
         with pytest.raises(ConfigError, match="block's losses"):
             BlockObjective(**values)

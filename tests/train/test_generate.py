@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,24 @@ def test_prompts_are_submitted_in_groups(tmp_path: Path, monkeypatch: pytest.Mon
     submitted = [each for each in counts if each]
     assert result.prompts + sum(result.bad.values()) == len(prompts) == sum(submitted)
     assert submitted[0] == 48 and len(submitted) > 3 and min(submitted[:-1]) >= 3
+
+
+def test_few_prompts_are_encoded_before_they_are_needed(tmp_path: Path) -> None:
+    engine, chat = tiny_engine(max_batch=32), Chat()
+    threads = []
+
+    def encode_prompt(text: str, allow_special: bool = False) -> list[int]:
+        threads.append(threading.get_ident())
+        return chat.encode(text)
+
+    chat.encode_prompt = encode_prompt  # type: ignore[method-assign]
+    prompts = [{"prompt": f"{number} is"} for number in range(200)]
+    with SampleWriter(tmp_path / "samples.bin", ABOUT) as writer:
+        settings = GenerateSettings(max_tokens=20, in_flight=32, tokens=100)
+        result = generate(engine, chat, prompts, writer, set(), settings, lambda line: None)
+    assert 100 <= result.tokens < 2000 and 32 <= len(threads) < 100
+    assert threading.get_ident() not in threads, "the engine waits for the tokenizer"
+    assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 def test_generated_prompts_are_skipped(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def attention_variants() -> list[tuple[tuple[int, int, int], tuple[int, int, int
 
 def within_step(name: str, tokens: int) -> list[Choice]:
     """Candidates for `polish`: a tile that is slower alone may be faster within the step, if the next kernel starts earlier."""
-    if tokens <= 16:
-        return _few_tokens(name)
+    if tokens <= 32:
+        return _few_tokens(name, 16 if tokens <= 16 else 32)
     tail = 16 if tokens in (65, 129, 257) else 0
     block_t = 64 if tokens < 129 else 128
     if name == "head":
@@ -96,7 +96,7 @@ def within_step(name: str, tokens: int) -> list[Choice]:
     return [Tiles(*shape, ahead=ahead) for shape in shapes for ahead in (256, 512)]
 
 
-def _few_tokens(name: str) -> list[Choice]:
+def _few_tokens(name: str, block_t: int) -> list[Choice]:
     """Candidates of steps with a short draft, which read the weights once and compute little: bytes in flight decide."""
     tiles = [(64, 64, 4, 6), (64, 64, 4, 8), (64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (64, 256, 4, 2)]
     tiles += [(64, 256, 4, 3), (64, 256, 8, 3), (128, 64, 4, 4), (128, 64, 4, 6), (128, 128, 4, 3), (128, 128, 8, 3)]
@@ -105,7 +105,7 @@ def _few_tokens(name: str) -> list[Choice]:
         tiles += [(32, 128, 4, 5), (32, 256, 4, 4), (128, 64, 8, 6), (128, 128, 8, 4), (256, 64, 8, 4)]
     else:
         tiles = [(n, k, warps, stages) for n, k, warps, stages in tiles if n == 64]
-    shapes = [(n, 16, k, w, s, split, 0) for n, k, w, s in tiles for split in splits]
+    shapes = [(n, block_t, k, w, s, split, 0) for n, k, w, s in tiles for split in splits]
     return [Tiles(*shape, ahead=ahead) for shape in shapes for ahead in (256, 1024)]
 
 

@@ -8,7 +8,7 @@ enum { KEYS = PANEL, ROWS = 96, MAX_PANELS = 4 };  // keys at once, rows (querie
 
 typedef struct {  // AttentionBatch
     const int32_t *page_table, *context_lens, *query_starts, *branch_starts, *tree_mask;  // tree_mask may be null
-    index_t num_requests, table_width, page_size, tree_words, hides_first;
+    index_t num_requests, table_width, page_size, tree_words, hides_first, num_before;
 } batch_t;
 
 // ---- rotary embedding
@@ -128,7 +128,7 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
     const index_t context = batch->context_lens[request], root = batch->query_starts[request];
     const int32_t *pages = batch->page_table + request * batch->table_width;
     const index_t heads = group * kv_heads, all_queries = batch->query_starts[request + 1] - root;
-    const index_t length = context + (batch->tree_mask ? all_queries : last);
+    const index_t before = context + batch->num_before, length = before + (batch->tree_mask ? all_queries : last);
     for (index_t row = 0; row < rows; row++) {
         const bf16 *from = query + ((root + first + row / group) * heads + kv_head * group + row % group) * dim;
         copy_left(work->query + row * dim, from, dim);
@@ -156,7 +156,7 @@ static void attend(const batch_t *batch, index_t request, index_t first, index_t
             else
                 work->seen[row] = below(context + 1 - begin) |
                                   (below(context + own + 1 - begin) & ~below(context + branch - begin));
-            if (batch->hides_first && begin == 0 && context + own > 0) work->seen[row] &= ~1ull;
+            if (batch->hides_first && begin == 0 && before + own > 0) work->seen[row] &= ~1ull;
         }
         for (index_t each = 0; each < groups; each++) {
             const index_t row = each * rows / groups, end = (each + 1) * rows / groups;

@@ -60,7 +60,10 @@ class _BatchRecord(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("page_table", "context_lens", "query_starts", "branch_starts", "tree_mask")
         ),
-        *((name, ctypes.c_long) for name in ("num_requests", "table_width", "page_size", "tree_words", "hides_first")),
+        *(
+            (name, ctypes.c_long)
+            for name in ("num_requests", "table_width", "page_size", "tree_words", "hides_first", "num_before")
+        ),
     )
 
 
@@ -74,7 +77,8 @@ class _Plan:
         self._kept = [tensor.int().contiguous() for tensor in tensors]
         pointers = [each.data_ptr() for each in self._kept] + [None] * (5 - len(tensors))
         num_words = 0 if batch.tree_mask is None else batch.tree_mask.shape[1]
-        self._record = _BatchRecord(*pointers, *batch.page_table.shape, page_size, num_words, batch.hides_first)
+        sizes = (*batch.page_table.shape, page_size, num_words, batch.hides_first, batch.num_before)
+        self._record = _BatchRecord(*pointers, *sizes)
         self.address = ctypes.addressof(self._record)
 
 
@@ -88,7 +92,7 @@ def _apart(batch: AttentionBatch, page_size: int) -> AttentionBatch:
     bounds = batch.query_starts.tolist()
     for index, context in enumerate(batch.context_lens.tolist()):
         first, last = bounds[index : index + 2]
-        place = torch.arange(context + last - first)
+        place = torch.arange(context + batch.num_before + last - first)
         own = batch.page_table[index][place // page_size] * page_size + place % page_size
         visible = batch.visible(first, last)
         for begin, end in _groups(batch, first, last):
@@ -103,6 +107,7 @@ def _apart(batch: AttentionBatch, page_size: int) -> AttentionBatch:
         query_starts=torch.tensor(starts),
         branch_starts=torch.zeros(starts[-1]),
         tree_mask=None,
+        num_before=0,
     )
 
 
@@ -125,7 +130,8 @@ def paged_attention(
     """See paceline.ops.attention. Weights are rounded to bfloat16, scores are not."""
     kernels = _kernels_for(query, key_cache)
     if kernels is None:
-        return cpu.paged_attention(query, key_cache, value_cache, batch, page_size, scale)
+        serve = attention.reference if batch.num_before else cpu.paged_attention
+        return serve(query, key_cache, value_cache, batch, page_size, scale)
     if batch.plan is None:
         batch.plan = _Plan(batch, page_size)
     return _attend(kernels, query, key_cache, value_cache, batch.plan, scale)

@@ -91,7 +91,7 @@ def attend(
     block_d = triton.next_power_of_2(dim)
     _attend[(tiles, kv_heads * requests, splits)](
         query, key_cache, value_cache, batch.page_table, batch.context_lens, batch.query_starts, own,
-        out, parts, sums, scale * 1.4426950408889634, query.shape[0], width, splits,
+        out, parts, sums, scale * 1.4426950408889634, query.shape[0], width, splits, batch.num_before,
         KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK_D=block_d, PAGE=page_size, BLOCK_M=block_m, BLOCK_N=block_n,
         PARTS=splits > 1, SIZE=size, BRANCHING=batch.branching, WORDS=num_words,
         HIDES_FIRST=batch.hides_first, ONE_LOOP=deterministic,
@@ -99,7 +99,7 @@ def attend(
     )  # fmt: skip
     if splits > 1:
         _combine[(batch.max_query, heads, requests)](
-            parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0], splits,
+            parts, sums, batch.context_lens, batch.query_starts, out, query.shape[0], splits, batch.num_before,
             HEADS=heads, DIM=dim, BLOCK_D=block_d, SIZE=size, BLOCK_N=block_n, JOINED=_JOINED, TREE=num_words > 0,
             num_warps=2, **options,
         )  # fmt: skip
@@ -110,6 +110,7 @@ def _tile(rows: int, sets: int, dtype: torch.dtype) -> tuple[int, int, int, int]
     """(rows, keys, warps, stages) of a program for that many query rows in each of `sets` (request, key head) pairs.
 
     Some rows take long blocks of keys (each part is one or two blocks); many take small ones that overlap better.
+    Measured by `python -m benchmarks.tools.step` on one H100, up to 192 rows by its `--polish 24` on one H200.
     """
     if dtype == torch.float32:
         return (16, 32, 4, 2) if rows <= 16 else (64, 32, 4, 2)
@@ -117,7 +118,7 @@ def _tile(rows: int, sets: int, dtype: torch.dtype) -> tuple[int, int, int, int]
         return (16, 64, 4, 3)  # (16, 128) is 0.5 µs faster alone, but its shared memory keeps the next kernel waiting
     if triton.cdiv(rows, 64) * sets >= 24:
         return (64, 64, 4, 3)
-    return (64, 128, 4, 2) if rows <= 128 else (128, 128, 8, 2)
+    return (64, 128, 4, 2) if rows <= 192 else (128, 128, 8, 2)
 
 
 def prefill(
@@ -228,18 +229,18 @@ def _part_size(length, splits, SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
         return tl.cdiv(tl.cdiv(length, splits), BLOCK_N) * BLOCK_N
 
 
-@triton.jit(do_not_specialize=["tokens", "width", "splits"])
+@triton.jit(do_not_specialize=["tokens", "width", "splits", "before"])
 def _attend(
     query, key_cache, value_cache, page_table, context_lens, query_starts, own_mask, out, parts, sums, scale,
-    tokens, width, splits,
+    tokens, width, splits, before,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, BRANCHING: tl.constexpr,
     WORDS: tl.constexpr, HIDES_FIRST: tl.constexpr, ONE_LOOP: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows (query, head of the group) of one request and key head over one part of its keys.
 
-    `own_mask` is the batch's branch_starts or, where there are WORDS, its tree_mask. `scale` includes log2(e). Parts hold
-    unnormalised sums; `sums` holds each row's running maximum and denominator.
+    `own_mask` is the batch's branch_starts or, where there are WORDS, its tree_mask. `scale` includes log2(e). `before` is
+    num_before, for trees. Parts hold unnormalised sums; `sums` holds each row's running maximum and denominator.
     """
     request = tl.program_id(1) // KV_HEADS
     kv_head = tl.program_id(1) % KV_HEADS
@@ -252,16 +253,18 @@ def _attend(
     context = tl.load(context_lens + request)
     first_row = tl.program_id(0) * BLOCK_M
     last_query = tl.minimum((first_row + BLOCK_M - 1) // GROUP, queries - 1)
-    size = _part_size(context + queries, splits, SIZE, BLOCK_N)
+    row = first_row + tl.arange(0, BLOCK_M)
+    index = row // GROUP
+    own_index = index + (before if WORDS > 0 else 0)  # among the request's own tokens
+    first_place = context + (before if WORDS > 0 else 0)  # query 0's
+    size = _part_size(first_place + queries, splits, SIZE, BLOCK_N)
     begin = split * size
-    last_key = context + (queries - 1 if WORDS > 0 else last_query)
+    last_key = first_place + (queries - 1 if WORDS > 0 else last_query)
     end = tl.minimum(begin + size, last_key + 1)
     if (first_row >= queries * GROUP) | (begin >= end):
         return
     if HIDES_FIRST:
-        begin = tl.maximum(begin, tl.minimum(context, 1))  # a committed key 0 is read by no query
-    row = first_row + tl.arange(0, BLOCK_M)
-    index = row // GROUP
+        begin = tl.maximum(begin, tl.minimum(first_place, 1))  # key 0 is read by no query after it
     inside = index < queries
     dimension = tl.arange(0, BLOCK_D)
     wide = dimension < DIM
@@ -271,6 +274,10 @@ def _attend(
     if BRANCHING and WORDS == 0:
         branch = tl.load(own_mask + first + index, inside, other=0)
     rows_of_mask = own_mask + (first + tl.minimum(index, queries - 1)) * WORDS
+    low, high = index, index
+    if WORDS > 0 and WORDS <= 2:  # a row's whole mask; more words are read where they are needed, which takes longer
+        low = tl.load(rows_of_mask)
+        high = tl.load(rows_of_mask + WORDS - 1)
 
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -283,12 +290,12 @@ def _attend(
         whole = begin + tl.maximum(tl.minimum(end, context) - begin, 0) // BLOCK_N * BLOCK_N
         for start in tl.range(begin, whole, BLOCK_N):
             acc, maximum, total = _step(
-                acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
-                KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, WORDS, HIDES_FIRST, PRECISION,
+                acc, maximum, total, q, keys, values, pages, start, end, context, own_index, branch, rows_of_mask, low, high,
+                scale, KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, False, BRANCHING, WORDS, HIDES_FIRST, PRECISION,
             )  # fmt: skip
     for start in tl.range(whole, end, BLOCK_N):
         acc, maximum, total = _step(
-            acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
+            acc, maximum, total, q, keys, values, pages, start, end, context, own_index, branch, rows_of_mask, low, high, scale,
             KV_HEADS, DIM, BLOCK_D, PAGE, BLOCK_N, True, BRANCHING, WORDS, HIDES_FIRST, PRECISION,
         )  # fmt: skip
 
@@ -305,7 +312,7 @@ def _attend(
 
 @triton.jit
 def _step(
-    acc, maximum, total, q, keys, values, pages, start, end, context, index, branch, rows_of_mask, scale,
+    acc, maximum, total, q, keys, values, pages, start, end, context, own_index, branch, rows_of_mask, low, high, scale,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, BRANCHING: tl.constexpr, WORDS: tl.constexpr, HIDES_FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -328,17 +335,20 @@ def _step(
         v = tl.load(values + row[:, None] + dimension[None, :])
     scores = tl.dot(q, k.T, input_precision=PRECISION) * scale
     if MASKED:
-        own = position - context  # index among the step's own tokens; negative where committed
+        own = position - context  # index among the request's own tokens; negative where committed
         if WORDS > 0:
-            drafted = ((own >= 0) & there)[None, :]
-            word = tl.load(rows_of_mask[:, None] + own[None, :] // 32, drafted, other=0)
-            seen = ((own < 0)[None, :] | ((word >> (own % 32)[None, :]) & 1 != 0)) & there[None, :]
+            if WORDS <= 2:
+                word = tl.where((own < 32)[None, :], low[:, None], high[:, None])
+            else:
+                drafted = ((own >= 0) & there)[None, :]
+                word = tl.load(rows_of_mask[:, None] + own[None, :] // 32, drafted, other=0)
+            seen = ((own < 0)[None, :] | ((word >> (own & 31)[None, :]) & 1 != 0)) & there[None, :]
         else:
-            seen = (own[None, :] <= index[:, None]) & there[None, :]
+            seen = (own[None, :] <= own_index[:, None]) & there[None, :]
             if BRANCHING:
                 seen = seen & ((own <= 0)[None, :] | (own[None, :] >= branch[:, None]))
         if HIDES_FIRST:
-            seen = seen & ((position > 0)[None, :] | (context + index == 0)[:, None])
+            seen = seen & ((position > 0)[None, :] | (context + own_index == 0)[:, None])
         scores = tl.where(seen, scores, -float("inf"))
     higher = tl.maximum(maximum, tl.max(scores, axis=1))
     finite = higher
@@ -351,9 +361,9 @@ def _step(
     return acc, higher, total
 
 
-@triton.jit(do_not_specialize=["tokens", "splits"])
+@triton.jit(do_not_specialize=["tokens", "splits", "before"])
 def _combine(
-    parts, sums, context_lens, query_starts, out, tokens, splits,
+    parts, sums, context_lens, query_starts, out, tokens, splits, before,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr, JOINED: tl.constexpr, TREE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -371,9 +381,9 @@ def _combine(
     queries = tl.load(query_starts + request + 1) - first
     if index >= queries:
         return
-    context = tl.load(context_lens + request)
-    last_key = context + (queries - 1 if TREE else index)
-    count = tl.cdiv(last_key + 1, _part_size(context + queries, splits, SIZE, BLOCK_N))
+    first_place = tl.load(context_lens + request) + (before if TREE else 0)
+    last_key = first_place + (queries - 1 if TREE else index)
+    count = tl.cdiv(last_key + 1, _part_size(first_place + queries, splits, SIZE, BLOCK_N))
     place = (first + index).to(tl.int64) * HEADS + head
     dimension = tl.arange(0, BLOCK_D)
     maximum = -float("inf")

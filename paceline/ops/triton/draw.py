@@ -171,6 +171,24 @@ def _drawn(
     return drawn
 
 
+@triton.jit
+def drawn_column(
+    base, best, row, slots, positions, seeds, filters, tokens, columns, BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The column that a row's slot draws from the logits at `base`, or `best`, that of the largest, without a temperature."""
+    slot = tl.load(slots + row)
+    column = best
+    temperature = tl.load(filters + 4 * slot)
+    if temperature > 0:
+        largest = tl.load(base + best).to(tl.float32)
+        top_k = tl.load(filters + 4 * slot + 1)
+        top_p = tl.load(filters + 4 * slot + 2)
+        min_p = tl.load(filters + 4 * slot + 3)
+        key = _row_key(tl.load(seeds + slot), tl.load(positions + row))
+        column = _drawn(base, tokens, columns, largest, temperature, top_k, top_p, min_p, best, key, BITS, BLOCK)
+    return column
+
+
 @triton.jit(do_not_specialize=["columns"])
 def _draw(
     logits,
@@ -190,15 +208,7 @@ def _draw(
         gdc_launch_dependents()
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    column = tl.load(best + row)
-    temperature = tl.load(filters + 4 * slot)
-    if temperature > 0:
-        base = logits + row * columns
-        largest = tl.load(base + column).to(tl.float32)
-        top_k = tl.load(filters + 4 * slot + 1)
-        top_p = tl.load(filters + 4 * slot + 2)
-        min_p = tl.load(filters + 4 * slot + 3)
-        key = _row_key(tl.load(seeds + slot), tl.load(positions + row))
-        column = _drawn(base, tokens, columns, largest, temperature, top_k, top_p, min_p, column, key, BITS, BLOCK)
+    likeliest = tl.load(best + row)
+    base = logits + row * columns
+    column = drawn_column(base, likeliest, row, slots, positions, seeds, filters, tokens, columns, BITS, BLOCK)
     tl.store(drawn + row, column)

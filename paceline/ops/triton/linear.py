@@ -1,8 +1,9 @@
 """The matrix products of a decoder layer for CUDA, with norm, bias, residual and gate fused where that is faster.
 
 Three ways, chosen by `tuning.choose`: `Rows` (one token, a dot product a row, bound by memory), `Tiles` (few tokens,
-tensor cores, the weight as the streamed operand) and cuBLAS. The `*_deterministic` functions use one tile for every
-number of tokens, so that a token's result does not depend on what else is in the batch.
+tensor cores, the weight as the streamed operand) and cuBLAS, which needs a float8 weight decoded, in every call anew. The
+`*_deterministic` functions use one tile for every number of tokens, so that a token's result does not depend on what else is
+in the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from paceline.ops.triton import launch_options
 from paceline.ops.triton.norm import rms_norm, silu_multiply
 from paceline.ops.triton.products import join_kernel, rows_kernel, tiles_kernel
 from paceline.ops.triton.tuning import DETERMINISTIC, DETERMINISTIC_PROGRAMS, Blas, Choice, Rows, Tiles, choose
-from paceline.ops.weight import Dense, Quantised, Weight
+from paceline.ops.weight import Dense, Float8, Quantised, Weight
 
 # Tokens of a gated product at a time: faster in cuBLAS, and silu finds its input in the L2 cache. Measured on one H100 by
 # `python -m benchmarks.tools.step`, its 8,192-token prefill.
@@ -43,9 +44,14 @@ class Product:
 
     @property
     def matrix(self) -> Tensor:
-        """The weight's matrix [N, K]. `run` and `run_deterministic` make the weight dense first."""
-        assert isinstance(self.weight, Dense)
+        """The weight's matrix [N, K]. `run` and `run_deterministic` make a weight that is stored otherwise dense first."""
+        assert isinstance(self.weight, Dense | Float8)
         return self.weight.matrix
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The scale [N] of each row of a float8 matrix; None for others."""
+        return self.weight.scale if isinstance(self.weight, Float8) else None
 
     @property
     def columns(self) -> int:
@@ -125,7 +131,7 @@ def run(product: Product, choice: Choice | None = None) -> Result:
 
 
 def _ready(product: Product) -> Product:
-    """The product with x and residual contiguous and the weight dense."""
+    """The product with x and residual contiguous and the weight dense or float8."""
     x, weight = product.x.contiguous(), product.weight
     residual = None if product.residual is None else product.residual.contiguous()
     if isinstance(weight, Quantised):
@@ -138,7 +144,8 @@ def _chosen(product: Product) -> Choice:
     tokens = product.x.shape[0]
     if product.x.element_size() > 2 and tokens > 1:
         return Blas()
-    return choose("gated" if product.gate else "linear", product.weight.rows, product.weight.columns, tokens)
+    operation, weight = "gated" if product.gate else "linear", product.weight
+    return choose(operation, weight.rows, weight.columns, tokens, float8=isinstance(weight, Float8))
 
 
 def run_deterministic(product: Product) -> Result:
@@ -160,6 +167,8 @@ def _input(product: Product) -> Tensor:
 
 
 def _run_blas(product: Product) -> Tensor:
+    if isinstance(product.weight, Float8):
+        product = replace(product, weight=product.weight.decoded(product.x.dtype))
     x, weight, residual = _input(product), product.weight, product.residual
     if residual is not None:
         if weight.bias is not None:
@@ -176,12 +185,12 @@ def _run_blas(product: Product) -> Tensor:
 
 def _run_rows(product: Product, choice: Rows) -> Tensor:
     x, weight = product.x, product.weight
-    out = x.new_empty(1, product.columns)
+    out = x.new_empty(len(x), product.columns)
     rows_kernel[(triton.cdiv(product.columns, choice.block_n),)](
-        x, product.norm, product.matrix, weight.bias, product.residual, out, product.eps, product.columns,
-        K=weight.columns, NORM=product.norm is not None, GATED=product.gate, BIAS=weight.bias is not None,
-        RESIDUAL=product.residual is not None, BLOCK_N=choice.block_n, BLOCK_K=choice.block_k,
-        STEPS=triton.cdiv(weight.columns, choice.block_k), AHEAD=choice.ahead,
+        x, product.norm, product.matrix, product.scale, weight.bias, product.residual, out, product.eps, product.columns,
+        K=weight.columns, NORM=product.norm is not None, GATED=product.gate, SCALED=product.scale is not None,
+        BIAS=weight.bias is not None, RESIDUAL=product.residual is not None, TOKENS=len(x), BLOCK_N=choice.block_n,
+        BLOCK_K=choice.block_k, STEPS=triton.cdiv(weight.columns, choice.block_k), AHEAD=choice.ahead,
         num_warps=choice.warps, **launch_options(x.device),
     )  # fmt: skip
     return out
@@ -196,12 +205,12 @@ def _run_tiles(product: Product, choice: Tiles) -> Result:
     tiles_n = triton.cdiv(weight.rows, choice.block_n)
     tiles_t = triton.cdiv(tokens, choice.block_t + choice.tail)
     tiles_kernel[(tiles_n * tiles_t, split)](
-        x, product.matrix, weight.bias, product.residual, out, partial, tokens,
-        N=weight.rows, K=weight.columns, GATED=product.gate, BIAS=weight.bias is not None,
-        RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n, BLOCK_T=choice.block_t,
-        BLOCK_K=choice.block_k, TAIL=choice.tail,
+        x, product.matrix, product.scale, weight.bias, product.residual, out, partial, tokens,
+        N=weight.rows, K=weight.columns, GATED=product.gate, SCALED=product.scale is not None,
+        BIAS=weight.bias is not None, RESIDUAL=product.residual is not None, SPLIT=split, BLOCK_N=choice.block_n,
+        BLOCK_T=choice.block_t, BLOCK_K=choice.block_k, TAIL=choice.tail,
         PART=triton.cdiv(triton.cdiv(weight.columns, choice.block_k), split) * choice.block_k,
-        AHEAD=choice.ahead // x.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        AHEAD=choice.ahead // product.matrix.element_size(), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=choice.warps, num_stages=choice.stages, **options,
     )  # fmt: skip
     if split == 1:

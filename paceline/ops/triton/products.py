@@ -1,4 +1,8 @@
-"""The kernels of `ops.triton.linear`: a product of one token, a product of few tokens, and the sum of a product's parts."""
+"""The kernels of `ops.triton.linear`: a product of one token, a product of few tokens, and the sum of a product's parts.
+
+With SCALED the weight is in float8 (`ops.weight.Float8`): its blocks are widened in registers, which is exact, and a row's sum
+is multiplied by the row's scale before anything else is added.
+"""
 
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated, misc"
 # ruff: noqa: RUF005 (Triton tuples grow by +)
@@ -14,11 +18,15 @@ from paceline.ops.triton.norm import gated, normalise
 
 @triton.jit
 def rows_kernel(
-    x, norm, weight, bias, residual, out, eps, columns,
-    K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+    x, norm, weight, scales, bias, residual, out, eps, columns,
+    K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEPS: tl.constexpr,
+    AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs of one token. The loads of the weight's first blocks start before x may be read."""
+    """BLOCK_N outputs of each of TOKENS tokens. The loads of the weight's first blocks start before x may be read.
+
+    One token's x stays in registers. Several tokens' would not fit there, so it is read from the cache again at each step.
+    """
     first = tl.program_id(0) * BLOCK_N
     lane = tl.arange(0, BLOCK_N)
     row = tl.minimum(lane, columns - 1 - first)  # rows past the end repeat the last one and are not stored
@@ -29,9 +37,13 @@ def rows_kernel(
     weights = ()
     ups = ()
     for step in tl.static_range(min(AHEAD, STEPS)):
-        weights = weights + (_block(base + tile, column, step, K, BLOCK_K),)
+        weights = weights + (_block(base + tile, column, step, K, BLOCK_K, SCALED),)
         if GATED:
-            ups = ups + (_block(second + tile, column, step, K, BLOCK_K),)
+            ups = ups + (_block(second + tile, column, step, K, BLOCK_K, SCALED),)
+    if SCALED:
+        row_scale = tl.load(scales + first + row)
+        if GATED:
+            up_scale = tl.load(scales + columns + first + row)
     factors = ()
     if NORM:
         for step in tl.static_range(STEPS):
@@ -40,58 +52,86 @@ def rows_kernel(
         gdc_launch_dependents()
         gdc_wait()
     inputs = ()
-    for step in tl.static_range(STEPS):
-        part = tl.load(x + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0)
-        inputs = inputs + (part.to(tl.float32),)
+    if TOKENS == 1:
+        for step in tl.static_range(STEPS):
+            inputs = inputs + (_part(x, column, step, K, BLOCK_K),)
+    token_scales = ()
     if NORM:
-        squares = inputs[0] * inputs[0]
-        for step in tl.static_range(1, STEPS):
-            squares += inputs[step] * inputs[step]
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    total_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for token in tl.static_range(TOKENS):
+            squares = tl.zeros([BLOCK_K], tl.float32)
+            for step in tl.static_range(STEPS):
+                part = inputs[step] if TOKENS == 1 else _part(x + token * K, column, step, K, BLOCK_K)
+                squares += part * part
+            token_scales = token_scales + (tl.rsqrt(tl.sum(squares, axis=0) / K + eps),)
+    totals = ()
+    up_totals = ()
+    for _ in tl.static_range(TOKENS):
+        totals = totals + (tl.zeros([BLOCK_N, BLOCK_K], tl.float32),)
+        up_totals = up_totals + (tl.zeros([BLOCK_N, BLOCK_K], tl.float32),)
     for step in tl.static_range(STEPS):
         if step + AHEAD < STEPS:
-            weights = weights + (_block(base + tile, column, step + AHEAD, K, BLOCK_K),)
+            weights = weights + (_block(base + tile, column, step + AHEAD, K, BLOCK_K, SCALED),)
             if GATED:
-                ups = ups + (_block(second + tile, column, step + AHEAD, K, BLOCK_K),)
-        value = inputs[step]
-        if NORM:
-            value = normalise(value, scale, factors[step])
-        total += weights[step].to(tl.float32) * value[None, :]
+                ups = ups + (_block(second + tile, column, step + AHEAD, K, BLOCK_K, SCALED),)
+        sums = ()
+        up_sums = ()
+        for token in tl.static_range(TOKENS):
+            value = inputs[step] if TOKENS == 1 else _part(x + token * K, column, step, K, BLOCK_K)
+            if NORM:
+                value = normalise(value, token_scales[token], factors[step])
+            sums = sums + (totals[token] + weights[step].to(tl.float32) * value[None, :],)
+            if GATED:
+                up_sums = up_sums + (up_totals[token] + ups[step].to(tl.float32) * value[None, :],)
+        totals = sums
         if GATED:
-            total_up += ups[step].to(tl.float32) * value[None, :]
-    result = tl.sum(total, axis=1)
+            up_totals = up_sums
     DTYPE: tl.constexpr = out.dtype.element_ty
-    if BIAS:
-        result += tl.load(bias + first + row).to(tl.float32)
-    if GATED:
-        up = tl.sum(total_up, axis=1)
+    for token in tl.static_range(TOKENS):
+        result = tl.sum(totals[token], axis=1)
+        if SCALED:
+            result *= row_scale
         if BIAS:
-            up += tl.load(bias + columns + first + row).to(tl.float32)
-        result = gated(result, up, DTYPE)
-    if RESIDUAL:
-        result = result.to(DTYPE).to(tl.float32) + tl.load(residual + first + row).to(tl.float32)
-    tl.store(out + first + lane, result.to(DTYPE), lane < columns - first)
+            result += tl.load(bias + first + row).to(tl.float32)
+        if GATED:
+            up = tl.sum(up_totals[token], axis=1)
+            if SCALED:
+                up *= up_scale
+            if BIAS:
+                up += tl.load(bias + columns + first + row).to(tl.float32)
+            result = gated(result, up, DTYPE)
+        to = token * columns + first
+        if RESIDUAL:
+            result = result.to(DTYPE).to(tl.float32) + tl.load(residual + to + row).to(tl.float32)
+        tl.store(out + to + lane, result.to(DTYPE), lane < columns - first)
 
 
 @triton.jit
-def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """One [BLOCK_N, BLOCK_K] block of the weight, read once and so marked to leave the cache first."""
+def _part(x, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """BLOCK_K values of a token, in float32."""
+    return tl.load(x + step * BLOCK_K + column, step * BLOCK_K + column < K, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _block(pointers, column, step: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, SCALED: tl.constexpr):
+    """One [BLOCK_N, BLOCK_K] block of the weight.
+
+    A dense one is read once a step and so marked to leave the cache first; a drafter's, in float8, by each of its passes.
+    """
+    POLICY: tl.constexpr = "" if SCALED else "evict_first"
     if (step + 1) * BLOCK_K <= K:
-        block = tl.load(pointers + step * BLOCK_K, eviction_policy="evict_first")
+        block = tl.load(pointers + step * BLOCK_K, eviction_policy=POLICY)
     else:
         inside = (step * BLOCK_K + column < K)[None, :]
-        block = tl.load(pointers + step * BLOCK_K, inside, other=0.0, eviction_policy="evict_first")
+        block = tl.load(pointers + step * BLOCK_K, inside, other=0.0, eviction_policy=POLICY)
     return block
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def tiles_kernel(
-    x, weight, bias, residual, out, partial, tokens,
-    N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr,
-    PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    x, weight, scales, bias, residual, out, partial, tokens,
+    N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    TAIL: tl.constexpr, PART: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_N, BLOCK_T + TAIL] of the transposed output over one part of K; tiles of the same rows are neighbours.
 
@@ -110,6 +150,8 @@ def tiles_kernel(
     begin = split * PART
     column = tl.arange(0, BLOCK_K)
     weight_rows = weight + row.to(tl.int64)[:, None] * K + column[None, :]
+    if SCALED:
+        row_scale = tl.load(scales + row)
     if OVERLAP:
         gdc_launch_dependents()
         if AHEAD > 0:
@@ -140,11 +182,17 @@ def tiles_kernel(
             right = tl.load(x_rows + k, inside[:, None] & (token < tokens)[None, :], other=0.0)
             if TAIL > 0:
                 right_tail = tl.load(x_tail + k, inside[:, None] & (tail < tokens)[None, :], other=0.0)
+        if SCALED:  # by way of float32: straight to bfloat16 is an instruction of an eighth of the rate
+            left = left.to(tl.float32).to(x.dtype.element_ty)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         if TAIL > 0:
             total_tail = tl.dot(left, right_tail, total_tail, input_precision=PRECISION)
+    if SCALED:
+        total *= row_scale[:, None]
     _finish(total, token, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
     if TAIL > 0:
+        if SCALED:
+            total_tail *= row_scale[:, None]
         _finish(total_tail, tail, tile_n, split, bias, residual, out, partial, tokens, N, GATED, BIAS, RESIDUAL, SPLIT)
 
 
