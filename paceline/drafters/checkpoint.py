@@ -89,7 +89,7 @@ def write_checkpoint(
 
     The servers need a head of the drafter's own: where `tensors` have no lm_head.weight, `head` [V, H], the target's, gives
     its rows. With `float8` (style "paceline") matrices are stored as E4M3 with a float32 scale a row, and a Markov head is
-    stored for tokens of the draft vocabulary alone: after others it then adds nothing.
+    stored for tokens of the draft vocabulary alone: after others it adds nothing, to the confidence head neither.
     Raises BadDrafter for tensors that do not belong to `config`, and for what the style cannot say.
     """
     if style not in STYLES:

@@ -409,6 +409,7 @@ def _num_pages(layout: CacheLayout, device: torch.device, config: ResolvedConfig
     if config.cache_tokens is not None:
         return config.cache_tokens // size + 1
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading needed for a while counts as free
         budget = int(torch.cuda.mem_get_info(device)[0] * 0.8)
         return max(2, min(budget // layout.page_bytes, _MAX_CACHED_TOKENS // size))
     most = max(_MAX_CACHED_BYTES_ON_CPU, 2 * config.max_context // size * layout.page_bytes)

@@ -130,13 +130,13 @@ def prepare_experts(matrix: Tensor, *, gated: bool = False) -> ExpertWeights:
 
 
 def row_scaled(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """matrix [N, K] as values [N, K] float8_e4m3fn and their scales [N] float32: a row's largest value becomes E4M3's.
+    """matrix [N, K] as contiguous values [N, K] float8_e4m3fn and their scales [N] float32: a row's largest becomes E4M3's.
 
     Rounding the product to bfloat16 and coming here again gives the same values: bfloat16 has five bits more.
     """
     largest = torch.linalg.vector_norm(matrix, torch.inf, dim=1, dtype=torch.float32)
     scale = (largest / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return (matrix / scale[:, None]).to(FLOAT8), scale
+    return (matrix / scale[:, None]).to(FLOAT8).contiguous(), scale
 
 
 def takes_float8(matrix: Tensor) -> bool:

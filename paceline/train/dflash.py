@@ -106,18 +106,13 @@ def dflash_config(
     mask_token: int,
     shape: BlockShape,
 ) -> DraftConfig:
-    """A drafter for a target: layers of its widths, over states after five layers from the second to the third last.
-
-    Raises ConfigError for heads of keys and values that the heads cannot share evenly.
-    """
-    count, num_kv_heads = target.num_layers, shape.num_kv_heads or usual_kv_heads(target)
-    if target.num_heads % num_kv_heads:
-        raise ConfigError(f"{target.num_heads} heads cannot share {num_kv_heads} heads of keys and values evenly")
+    """A drafter for a target: layers of its widths, over states after five layers from the second to the third last."""
+    count = target.num_layers
     layer = dataclasses.replace(
         target,
         family="qwen3",
         num_layers=shape.num_layers,
-        num_kv_heads=num_kv_heads,
+        num_kv_heads=shape.num_kv_heads or usual_kv_heads(target),
         intermediate_size=intermediate_size or target.intermediate_size,
         tie_embeddings=False,
         attention_bias=False,

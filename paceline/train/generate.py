@@ -113,8 +113,8 @@ def generate(
     was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()  # the prompts and the engine: each collection that visits them stops the device for a tenth of a second
-    gc.disable()  # what the engine makes is in no cycle; `_show` collects
     try:
+        gc.disable()  # what the engine makes is in no cycle; `_show` collects
         return _Generation(engine, tokenizer, writer, settings, report).run(prompts, done)
     finally:
         gc.unfreeze()

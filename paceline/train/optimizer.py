@@ -30,6 +30,8 @@ class Optimizer:
         }
         if hidden:
             self._each["muon"] = torch.optim.Muon(hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        if "param_groups" in state:  # as saved before there was a choice
+            state = {"adamw": state}
         if state and state.keys() != self._each.keys():
             raise ConfigError(f"the state was saved with the optimizer {list(state)[-1]}, not {kind}; give that one")
         for name, values in state.items():

@@ -232,6 +232,8 @@ def check_run(
     """Raises ConfigError for options and settings that cannot be trained with, InputError for files that are no samples."""
     if options.kind == "dflash" and settings.objective != Objective():
         raise ConfigError(_OWN_LOSS)
+    if options.kv_heads and target.num_heads % options.kv_heads:
+        raise ConfigError(f"{target.num_heads} heads cannot share {options.kv_heads} heads of keys and values evenly")
     check_row_length(settings.row_length, target)
     settings.check_shared(num_processes)
     for file in files:

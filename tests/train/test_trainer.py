@@ -161,6 +161,11 @@ def test_both_optimizers_continue_from_their_own_state_alone(tmp_path: Path, sam
         assert state is not None and state.optimizer.keys() == names
         card = tiny_run(tmp_path / kind, tokens=2000, optimizer=kind).train([samples])
         assert card["tokens"] > state.tokens
+    older = TrainState.load(tmp_path / "adamw" / "state.pt")
+    assert older is not None
+    older.optimizer = older.optimizer["adamw"]  # as it was saved before there was a choice
+    older.save(tmp_path / "adamw" / "state.pt")
+    tiny_run(tmp_path / "adamw", tokens=3000, optimizer="adamw").train([samples])
     with pytest.raises(ConfigError, match="saved with the optimizer muon, not adamw"):
         tiny_run(tmp_path / "muon", tokens=3000, optimizer="adamw").train([samples])
     with pytest.raises(ConfigError, match="there is no optimizer 'sgd'"):
@@ -208,6 +213,8 @@ def test_settings_that_cannot_train_are_refused(tmp_path: Path, samples: Path) -
         TrainSettings()
     with pytest.raises(ConfigError, match="longer than the target's 4,096 positions"):
         tiny_run(tmp_path, row_length=5000).train([samples])
+    with pytest.raises(ConfigError, match="4 heads cannot share 3 heads"):
+        tiny_run(tmp_path, options=DrafterOptions("dflash", kv_heads=3)).train([samples])
     with pytest.raises(InputError, match="cannot be read"):
         tiny_run(tmp_path).train([samples], [tmp_path / "none.bin"])
     for changes, message in (
