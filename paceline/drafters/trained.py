@@ -22,7 +22,7 @@ from paceline.ops.join_drafts import Guesses
 from paceline.ops.layout import owners
 from paceline.ops.weight import Dense, Float8, Weight, prepare, row_scaled, takes_float8
 
-_CANDIDATES = 3  # of each row of a tree; a fourth is hardly ever accepted
+_CANDIDATES = 3  # of each row of a tree
 
 
 class TrainedDrafter(Drafter):

@@ -129,10 +129,11 @@ TABLE: dict[tuple[str, int, int], Table] = {
 }
 
 
-# Weights in float8, which are a drafter's. The rows of 4 tokens are the fastest for a draft of 8 passes of 3 rows, on one H200:
-# a step of 23 drafted tokens takes 1.95 ms, against 1.98 with tiles. The others are by arithmetic: half the bytes of bf16, so
-# blocks of twice the columns or programs of twice the rows keep as many bytes in flight (a lane's load is 16 bytes, 512 columns
-# a warp). Above the last row the weight is decoded first, which takes as long as computing some 500 tokens.
+# Weights in float8, which are a drafter's. The rows of 4 tokens were the fastest for a draft of 8 passes of 3 rows on one H200
+# (`python -m benchmarks.tools.drafts`): a step of 23 drafted tokens took 1.93 to 1.95 ms, with tiles in their place up to
+# 1.98. The others are by arithmetic: half the bytes of bf16, so blocks of twice the columns or programs of twice the rows keep
+# as many bytes in flight (a lane's load is 16 bytes, 512 columns a warp). Above the last row the weight is decoded first,
+# which takes as long as computing some 500 tokens.
 FLOAT8: dict[str, Table] = {
     "linear": (
         (1, Rows(2, 1024, 2, 4)),
