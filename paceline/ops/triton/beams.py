@@ -14,8 +14,8 @@ from paceline.ops.beams import BeamLayout, Beams, mask_bits
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.state import SlotState
 from paceline.ops.triton import launch_options
+from paceline.ops.triton.chain_layout import COLUMNS, copy_pages, location
 
-_COLUMNS = 512  # of the page table that are copied at a time
 _HIDDEN = 2048  # values of each state that are copied at a time
 
 
@@ -44,7 +44,7 @@ def beam_layout(
         layout.roots, layout.page_table, layout.context_lens, layout.first_positions, layout.positions,
         layout.first_locations, layout.locations, layout.slots, layout.query_starts,
         state.text.shape[1], columns, depth, WIDTH=width, BEAMS=triton.next_power_of_2(width),
-        STEPS=triton.next_power_of_2(depth + 1), PAGE=page_size, COLUMNS=_COLUMNS, num_warps=4, **launch_options(device),
+        STEPS=triton.next_power_of_2(depth + 1), PAGE=page_size, COLUMNS=COLUMNS, num_warps=4, **launch_options(device),
     )  # fmt: skip
     return layout
 
@@ -106,21 +106,17 @@ def _beam_layout(
     tl.store(starts + requests + 1 + count, count * WIDTH, ours)
 
     table = page_table + slot * columns
-    page = tl.load(table + context // PAGE).to(tl.int64)
-    tl.store(first_locations + request, page * PAGE + context % PAGE)
+    tl.store(first_locations + request, location(table, context, context >= 0, PAGE))
     step, beam = tl.arange(0, STEPS)[:, None], tl.arange(0, BEAMS)[None, :]
     to = (step * requests + request) * WIDTH + beam
     position = tl.zeros([STEPS, BEAMS], tl.int64) + context + step
     tl.store(positions + to, position, (step <= depth) & (beam < WIDTH))
     place = context + 1 + (step - 1) * WIDTH + beam
     inside = (step > 0) & (step < depth) & (beam < WIDTH)
-    pages = tl.load(table + place // PAGE, inside, other=0).to(tl.int64)
-    tl.store(locations + to, pages * PAGE + place % PAGE, inside)
+    tl.store(locations + to, location(table, place, inside, PAGE), inside)
     row = tl.arange(0, BEAMS)
     tl.store(beam_slots + request * WIDTH + row, tl.zeros([BEAMS], tl.int64) + slot, row < WIDTH)
-    for offset in range(0, (context + (depth - 1) * WIDTH) // PAGE + 1, COLUMNS):
-        column = offset + tl.arange(0, COLUMNS)
-        tl.store(table_rows + request * columns + column, tl.load(table + column, column < columns), column < columns)
+    copy_pages(table, table_rows, columns, (context + (depth - 1) * WIDTH) // PAGE + 1, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["depth", "deepest"])

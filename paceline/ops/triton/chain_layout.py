@@ -15,7 +15,7 @@ from paceline.ops.chain_layout import BlockLayout, ChainLayout
 from paceline.ops.state import SlotState
 from paceline.ops.triton import launch_options
 
-_COLUMNS = 512  # of the page table that are copied at a time
+COLUMNS = 512  # of the page table that are copied at a time
 
 
 def chain_layout(state: SlotState, slots: Tensor, page_table: Tensor, count: int, page_size: int) -> ChainLayout:
@@ -32,7 +32,7 @@ def chain_layout(state: SlotState, slots: Tensor, page_table: Tensor, count: int
     _chain_layout[(requests,)](
         state.text, state.history_start, state.end, slots, page_table,
         layout.roots, layout.page_table, layout.positions, layout.locations, layout.context_lens, layout.query_starts,
-        state.text.shape[1], width, count, PAGE=page_size, STEPS=triton.next_power_of_2(count + 1), COLUMNS=_COLUMNS,
+        state.text.shape[1], width, count, PAGE=page_size, STEPS=triton.next_power_of_2(count + 1), COLUMNS=COLUMNS,
         num_warps=4, **launch_options(device),
     )  # fmt: skip
     return layout
@@ -62,7 +62,7 @@ def block_layout(
         state.text, state.history_start, state.end, slots, page_table,
         roots, table, tokens, places, after, locations, contexts, bounds, mask,
         state.text.shape[1], width, count, mask_token, PAGE=page_size, ROWS=triton.next_power_of_2(count), WORDS=words,
-        BITS=triton.next_power_of_2(count * words), COLUMNS=_COLUMNS, num_warps=4, **launch_options(device),
+        BITS=triton.next_power_of_2(count * words), COLUMNS=COLUMNS, num_warps=4, **launch_options(device),
     )  # fmt: skip
     batch = AttentionBatch(
         positions=places,
@@ -99,13 +99,15 @@ def _begin(
 
 
 @triton.jit
-def _location(table, place, inside, PAGE: tl.constexpr):
+def location(table, place, inside, PAGE: tl.constexpr):
+    """The cache locations of a request's places; `table` points to its pages."""
     page = tl.load(table + place // PAGE, inside, other=0).to(tl.int64)
     return page * PAGE + place % PAGE
 
 
 @triton.jit
-def _copy_pages(table, rows, width, num_pages, COLUMNS: tl.constexpr):
+def copy_pages(table, rows, width, num_pages, COLUMNS: tl.constexpr):
+    """Writes a request's first pages, a multiple of COLUMNS of them, to its row of a page table [B, width]."""
     for offset in range(0, num_pages, COLUMNS):
         column = offset + tl.arange(0, COLUMNS)
         row = tl.load(table + column, column < width, other=0)
@@ -125,9 +127,9 @@ def _chain_layout(
     place = context + step
     to = step * tl.num_programs(0) + tl.program_id(0)
     tl.store(positions + to, place.to(tl.int64), step <= count)
-    tl.store(locations + to, _location(table, place, step < count, PAGE), step < count)
+    tl.store(locations + to, location(table, place, step < count, PAGE), step < count)
     tl.store(contexts + to, place, step < count)
-    _copy_pages(table, rows, width, (context + count) // PAGE + 1, COLUMNS)
+    copy_pages(table, rows, width, (context + count) // PAGE + 1, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["count", "mask_token"])
@@ -149,7 +151,7 @@ def _block_layout(
     tl.store(tokens + to, tl.where(row == 0, root, mask_token), inside)
     tl.store(places + to, place.to(tl.int64), inside)
     tl.store(after + row * tl.num_programs(0) + request, (place + 1).to(tl.int64), inside)
-    tl.store(locations + to, _location(table, place, inside, PAGE), inside)
+    tl.store(locations + to, location(table, place, inside, PAGE), inside)
     word = tl.arange(0, BITS)
     tl.store(mask + request * count * WORDS + word, tl.full([BITS], -1, tl.int32), word < count * WORDS)
-    _copy_pages(table, rows, width, (context + count) // PAGE + 1, COLUMNS)
+    copy_pages(table, rows, width, (context + count) // PAGE + 1, COLUMNS)
