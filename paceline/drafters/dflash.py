@@ -15,14 +15,15 @@ from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch
 from paceline.drafters.checkpoint import DraftCheckpoint
 from paceline.drafters.config import DraftConfig
-from paceline.drafters.trained import TrainedDrafter, chain, empty_guesses, roots_of, rounded, unpacked
+from paceline.drafters.trained import TrainedDrafter, chain, empty_guesses, empty_tree, roots_of, rounded, unpacked
 from paceline.errors import BadDrafter
 from paceline.kv.cache import KVCache
 from paceline.kv.layout import CacheLayout, Plane
 from paceline.models.base import Model
 from paceline.ops.attention import AttentionBatch, paged_attention
-from paceline.ops.chain_layout import block_layout
-from paceline.ops.choose import TokenBias
+from paceline.ops.beams import extend_beams
+from paceline.ops.chain_layout import BlockLayout, block_layout
+from paceline.ops.choose import MAX_CANDIDATES, TokenBias
 from paceline.ops.confidence import ConfidenceHead, confidence
 from paceline.ops.draft import Draft
 from paceline.ops.draft_states import keep_layers
@@ -159,7 +160,7 @@ class _Block(NamedTuple):
 
 
 class DFlashDrafter(TrainedDrafter):
-    """Drafts a chain in one pass of the network, then chooses its tokens left to right by logits and Markov bias.
+    """Drafts a block in one pass of the network, then chooses its tokens left to right by logits and Markov bias.
 
     In the cache it keeps the keys and values of the context. Those of a block's own rows lie at the places of the tokens
     that are drafted; the pass of the target that follows overwrites them. So a draft of fewer tokens has a shorter block,
@@ -167,6 +168,8 @@ class DFlashDrafter(TrainedDrafter):
     """
 
     kind = "dflash"
+    one_pass = True
+    candidates_each = MAX_CANDIDATES
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
         super().__init__(config, model, checkpoint)
@@ -180,8 +183,8 @@ class DFlashDrafter(TrainedDrafter):
             self.draft_config.block_size - self.draft_config.num_drafted
         )  # 1 where the anchor's row drafts nothing
         longest = self.draft_config.num_drafted
-        self.most_guesses = min(self.most_guesses, longest)
-        self.lengths = (*range(min(longest, 8)), *range(8, longest, 2), longest)
+        if self.trees is None:
+            self.lengths = (*range(min(longest, 8)), *range(8, longest, 2), longest)
 
     def layout(self, page_size: int) -> CacheLayout:
         layer = self.draft_config.layer
@@ -197,7 +200,7 @@ class DFlashDrafter(TrainedDrafter):
         states = self.network.every_keys_values(features)
         keep_layers(states, self.rope, batch.positions, batch.locations, keys, values, self._key_norms)
 
-    def propose(self, batch: DraftBatch) -> Draft:
+    def propose_chain(self, batch: DraftBatch) -> Draft:
         depth, most = batch.max_query - 1, self.draft_config.num_drafted
         if depth == 0:
             roots = roots_of(batch)
@@ -211,16 +214,19 @@ class DFlashDrafter(TrainedDrafter):
         return dataclasses.replace(draft, marks=torch.where(draft.depths > most, 0, draft.marks))
 
     def guess(self, batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
-        """See TrainedDrafter; at most `num_drafted` tokens deep. Where there is a confidence head, the first candidate's
-        probability is its, and the others share the rest as the logits say.
+        """See TrainedDrafter; at most `num_drafted` tokens deep.
+
+        Where there is a confidence head, the first candidate's probability in a chain is its, and the others share the rest as
+        the logits say. In a tree all probabilities are the logits': the head would need the hidden states of each depth once
+        more for every beam.
         """
-        block = self._block(batch, min(depth, self.draft_config.num_drafted), width)
+        block = self._block(batch, min(depth, self.draft_config.num_drafted), width, beams)
         head = self.network.confidence_head
-        if head is None:
+        if head is None or beams > 1:
             return block.guesses
         return dataclasses.replace(block.guesses, logprobs=confidence(block.guesses, block.roots, block.hidden, head))
 
-    def _block(self, batch: DraftBatch, length: int, width: int) -> _Block:
+    def _block(self, batch: DraftBatch, length: int, width: int, beams: int = 1) -> _Block:
         """Drafts `length` tokens after each request's root. Rows of requests with fewer queries count as far as these go."""
         count, num_rows, mask = len(batch.slots), length + self._skipped, self.draft_config.mask_token
         starts = None if batch.is_uniform else self._starts(batch, num_rows)
@@ -236,12 +242,32 @@ class DFlashDrafter(TrainedDrafter):
             drafting = (starts[:-1] + steps).clamp(max=len(hidden) - 1)
             hidden = hidden[drafting.flatten()]
         every = self.network.logits(hidden).view(length, count, -1)
-        guesses = empty_guesses(batch, length, width)
-        before = layout.roots
+        if beams > 1:
+            return _Block(layout.roots, self._tree(batch, layout, every, width, beams), hidden)
+        return _Block(layout.roots, self._chain(batch, layout, every, width), hidden)
+
+    def _chain(self, batch: DraftBatch, layout: BlockLayout, every: Tensor, width: int) -> Guesses:
+        """The guesses [B, L, width] along the path of first choices, by logits `every` [L, B, draft vocabulary] and bias."""
+        guesses, before = empty_guesses(batch, len(every), width), layout.roots
         for step, logits in enumerate(every):
-            bias = self.network.markov_bias(before) if self.network.has_markov else None
-            before = self.choose(batch, logits, layout.positions[step], guesses, step, bias)
-        return _Block(layout.roots, guesses, hidden)
+            before = self.choose(batch, logits, layout.positions[step], guesses, step, self._bias(before))
+        return guesses
+
+    def _tree(self, batch: DraftBatch, layout: BlockLayout, every: Tensor, width: int, num_beams: int) -> Guesses:
+        """The guesses of a beam search by the same. Beams at the same depth differ by their token's bias and their score."""
+        guesses, before, beams = empty_tree(batch, len(every), width), layout.roots, None
+        for step, logits in enumerate(every):
+            rows = 1 if beams is None else num_beams
+            places = batch.slots, layout.positions[step]
+            found, logprobs = self.candidates(batch, logits, *places, rows, self._bias(before))
+            going_on = num_beams if step + 1 < len(every) else 0
+            beams = extend_beams(guesses, step, found, logprobs, None, beams, going_on)
+            if beams is not None:
+                before = beams.tokens
+        return guesses
+
+    def _bias(self, before: Tensor) -> TokenBias | None:
+        return self.network.markov_bias(before) if self.network.has_markov else None
 
     def _starts(self, batch: DraftBatch, most: int) -> Tensor:
         """Where blocks of at most `most` rows begin, [B + 1] int32.

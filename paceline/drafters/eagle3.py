@@ -124,7 +124,6 @@ class Eagle3Drafter(TrainedDrafter):
     """
 
     kind = "eagle3"
-    branches = True
     lengths = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
@@ -183,6 +182,7 @@ class Eagle3Drafter(TrainedDrafter):
             if beams is None:
                 states = last_states(rows, cache.plane("draft_states", 0), size)
             else:
+                assert beams.states is not None, "they are those of the pass before"
                 tokens, states, slots, after = beams.tokens, beams.states, layout.slots, layout.positions[step + 1]
             states = self.network.forward(tokens, self.embedding, states, functools.partial(self._attend, rows, cache))
             found, logprobs = self.candidates(batch, self.network.logits(states), slots, after)

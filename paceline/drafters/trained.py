@@ -13,16 +13,16 @@ from paceline.config import ResolvedConfig
 from paceline.drafters.base import DraftBatch, Drafter, drafter_class
 from paceline.drafters.checkpoint import DraftCheckpoint, check_target, read_checkpoint
 from paceline.drafters.chooser import NOTHING_COPIED, Guessed
+from paceline.drafters.trees import Trees
 from paceline.errors import BadDrafter, ConfigError
 from paceline.models.base import Model
 from paceline.models.rope import rope_table
 from paceline.ops.choose import TokenBias, choose
+from paceline.ops.copy_draft import CopyState, copy_draft
 from paceline.ops.draft import DRAFTED, FROM_MODEL, Draft
 from paceline.ops.join_drafts import Guesses
 from paceline.ops.layout import owners
 from paceline.ops.weight import Dense, Float8, Weight, prepare, row_scaled, takes_float8
-
-_CANDIDATES = 3  # of each row of a tree
 
 
 class TrainedDrafter(Drafter):
@@ -33,8 +33,9 @@ class TrainedDrafter(Drafter):
     """
 
     kind = ""
-    most_guesses = 10  # tokens of a joint draft's paths at most; later ones are seldom reached
-    branches = False  # whether `guess` takes more than one beam
+    most_guesses = 10  # tokens of a tree's paths at most; later ones are seldom reached
+    one_pass = False  # whether `guess` takes one pass of the network and a place a depth, however many beams
+    candidates_each = 3  # of each row of a tree
     model_priors = (0.6, 0.75)  # a little below what `python -m benchmarks.speculate` gives on coding prompts
     probes = True
     priors = NOTHING_COPIED
@@ -56,6 +57,13 @@ class TrainedDrafter(Drafter):
         layer = checkpoint.config.layer
         slack = 2 * (config.max_draft + 1)
         self.rope = rope_table(layer, config.max_context + slack).to(self.device)
+        if self.one_pass:
+            self.most_guesses = self.draft_config.num_drafted  # the last one costs little more than the first
+        self.trees: Trees | None = None
+        if not config.deterministic:
+            self.trees = Trees(self, self.most_guesses)
+            self.lengths = (0, *self.trees.shapes)
+            self._no_copies = CopyState.empty(config.max_batch + 1, self.device)
 
     def take_tensors(self) -> dict[str, Tensor]:
         """The network's tensors, its own head or the target's among them. They are not kept: it holds its own, packed."""
@@ -63,17 +71,24 @@ class TrainedDrafter(Drafter):
         return tensors
 
     def guessed(self, length: int) -> Guessed:
-        return Guessed(length)
+        return Guessed(length) if self.trees is None else self.trees.guessed(length)
 
     def guess(self, batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
         """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`.
 
         Of each depth's candidates the best `beams` are continued, for which the request needs (depth - 1) * beams places
-        after its root. More than one beam is for drafters that branch.
+        after its root, or `depth` with `one_pass`.
         """
         raise NotImplementedError
 
     def propose(self, batch: DraftBatch) -> Draft:
+        """A tree of guesses; a chain in deterministic mode, whose kernels sum keys in the order of their places."""
+        if self.trees is None:
+            return self.propose_chain(batch)
+        roots = copy_draft(batch.state, self._no_copies, batch.slots, batch.query_starts, batch.num_queries, 0)
+        return self.trees.propose(batch, roots, self._no_copies)
+
+    def propose_chain(self, batch: DraftBatch) -> Draft:
         roots, depth = roots_of(batch), batch.max_query - 1
         drafted = self.guess(batch, depth, 1).tokens[:, :, 0] if depth else roots.new_empty(len(roots), 0)
         return chain(roots, drafted, batch.query_starts, batch.num_queries)
@@ -95,14 +110,23 @@ class TrainedDrafter(Drafter):
         found, logprobs = guesses.tokens[:, depth], guesses.logprobs[:, depth]
         return choose(logits, batch.slots, positions, batch.draws, self.draft_tokens, found, logprobs, bias)
 
-    def candidates(self, batch: DraftBatch, logits: Tensor, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probabilities [T, _CANDIDATES] of logits [T, draft vocabulary], as `choose` writes them.
+    def candidates(
+        self,
+        batch: DraftBatch,
+        logits: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        beams: int = 1,
+        bias: TokenBias | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities [T * beams, candidates_each] of logits [T, draft vocabulary], as `choose` writes them.
 
-        slots and positions [T] are the rows' own: a request may have several.
+        slots and positions [T] are the rows' own: a request may have several. `beams` rows share one of the logits.
         """
-        found = torch.empty(len(logits), _CANDIDATES, dtype=torch.int64, device=logits.device)
+        shape = (len(logits) * beams, self.candidates_each)
+        found = torch.empty(shape, dtype=torch.int64, device=logits.device)
         logprobs = torch.empty_like(found, dtype=torch.float32)
-        choose(logits, slots, positions, batch.draws, self.draft_tokens, found, logprobs)
+        choose(logits, slots, positions, batch.draws, self.draft_tokens, found, logprobs, bias)
         return found, logprobs
 
 

@@ -10,7 +10,7 @@ Own places of a request, after its `context` committed tokens; those of pass k a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -80,17 +80,17 @@ class BeamLayout:
 class Beams:
     """The W rows of each of B requests in the next pass.
 
-    tokens [B * W] int64; states [B * W, H], the outputs of their parents' rows; scores [B, W] float32, the sum of the
-    log-probabilities on the path, -inf for a row that stands for no candidate; mask [B * W, words] int32, bit p % 32 of word
-    p // 32 set where the row sees the request's own place p: the root, its ancestors and itself; chain [B] int32, the row on
-    the path of first choices, -1 for none.
+    tokens [B * W] int64; scores [B, W] float32, the sum of the log-probabilities on the path, -inf for a row that stands for
+    no candidate; chain [B] int32, the row on the path of first choices, -1 for none; states [B * W, H], the outputs of their
+    parents' rows; mask [B * W, words] int32, bit p % 32 of word p // 32 set where the row sees the request's own place p: the
+    root, its ancestors and itself. States and mask are None where no pass of a network follows.
     """
 
     tokens: Tensor
-    states: Tensor
     scores: Tensor
-    mask: Tensor
     chain: Tensor
+    states: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def beam_layout(
@@ -104,12 +104,19 @@ def beam_layout(
 
 
 def extend_beams(
-    guesses: Guesses, depth: int, found: Tensor, logprobs: Tensor, states: Tensor, beams: Beams | None, width: int
+    guesses: Guesses,
+    depth: int,
+    found: Tensor,
+    logprobs: Tensor,
+    states: Tensor | None,
+    beams: Beams | None,
+    width: int,
 ) -> Beams | None:
     """Writes the best candidates of pass `depth` to `guesses`; the next pass's rows, the first `width` of them.
 
     found [B * V, R] int64 and logprobs [B * V, R] float32 are the candidates of the pass's V rows of each request, the first
-    choice first, and states [B * V, H] the rows' outputs. beams are these rows; at depth 0 None, and V is 1.
+    choice first, and states [B * V, H] the rows' outputs, or None at every depth. beams are these rows; at depth 0 None, and
+    V is 1.
     guesses [B, K, C] gets at `depth` the candidates of a request with the best scores, of equals those of the lower row, then
     of the lower rank. Where there are fewer than C, the others have token 0 and the log-probability -inf.
     `width` is 0 at the last depth, for which there is no next pass and the result is None; else the same in all passes, and at
@@ -120,7 +127,7 @@ def extend_beams(
     assert width <= kept and (width == 0 or depth < guesses.tokens.shape[1] - 1), (
         "a beam is a candidate of a depth above"
     )
-    return implementation("extend_beams", states)(guesses, depth, found, logprobs, states, beams, width)
+    return implementation("extend_beams", found)(guesses, depth, found, logprobs, states, beams, width)
 
 
 def mask_bits(guesses: Guesses, width: int) -> int:
@@ -153,7 +160,13 @@ def layout_reference(
 
 
 def reference(
-    guesses: Guesses, depth: int, found: Tensor, logprobs: Tensor, states: Tensor, beams: Beams | None, width: int
+    guesses: Guesses,
+    depth: int,
+    found: Tensor,
+    logprobs: Tensor,
+    states: Tensor | None,
+    beams: Beams | None,
+    width: int,
 ) -> Beams | None:
     assert guesses.parents is not None and guesses.chain is not None, "the guesses are a tree"
     requests, _, kept = guesses.tokens.shape
@@ -177,6 +190,13 @@ def reference(
     guesses.chain[:, depth] = chain
     if width == 0:
         return None
+    following = Beams(
+        tokens=tokens[:, :width].flatten(),
+        scores=scores[:, :width].contiguous(),
+        chain=torch.where(chain < width, chain, -1),
+    )
+    if states is None:
+        return following
     first = torch.arange(requests, device=lane.device)[:, None] * rows
     source = (first + lane[:, :width] // ranks).flatten()
     bits = mask_bits(guesses, width)
@@ -185,11 +205,6 @@ def reference(
     if beams is None:
         ancestors[:, 0] = 1
     else:
+        assert beams.mask is not None, "rows with states have a mask"
         ancestors = beams.mask[source]
-    return Beams(
-        tokens=tokens[:, :width].flatten(),
-        states=states[source],
-        scores=scores[:, :width].contiguous(),
-        mask=ancestors | own.repeat(requests, 1),
-        chain=torch.where(chain < width, chain, -1),
-    )
+    return replace(following, states=states[source], mask=ancestors | own.repeat(requests, 1))

@@ -43,6 +43,8 @@ def choose(
 ) -> Tensor:
     """Chooses C tokens for each row of logits [T, V], to which `bias` is added first. Returns each row's first, [T] int64.
 
+    `found`, `logprobs`, the bias and the result may have W rows for each of the logits, side by side, which share also its slot
+    and its position and so differ by their bias alone.
     logprobs [T, C] float32 gets the log-probabilities of the C likeliest columns, likeliest first; of equal ones the lowest
     comes first. found [T, C] int64 gets their tokens in that order, but the column that the row's slot draws (ops/draw.py;
     the likeliest where it has no temperature) in front of the others. C is at most MAX_CANDIDATES and V.
@@ -50,6 +52,7 @@ def choose(
     `found` and `logprobs` may be views with the same stride of rows.
     """
     assert found.shape == logprobs.shape and 1 <= found.shape[1] <= min(MAX_CANDIDATES, logits.shape[1])
+    assert len(found) % len(logits) == 0 and (bias is None or len(bias.before) == len(found))
     first: Tensor = implementation("choose", logits)(logits, slots, positions, draws, tokens, found, logprobs, bias)
     return first
 
@@ -64,14 +67,22 @@ def reference(
     logprobs: Tensor,
     bias: TokenBias | None = None,
 ) -> Tensor:
+    shared = len(found) // len(logits)
     if bias is not None:
-        logits = logits + bias.product()
+        logits = add_bias(logits, bias)
+        slots, positions, shared = slots.repeat_interleave(shared), positions.repeat_interleave(shared), 1
     likeliest, values = largest(logits, found.shape[1])
-    logprobs.copy_(values)
+    logprobs.copy_(values.repeat_interleave(shared, 0))
     drawn = draw(logits, likeliest[:, 0].contiguous(), slots, positions, draws, tokens)
-    ordered = put_first(likeliest, drawn)
+    ordered = put_first(likeliest, drawn).repeat_interleave(shared, 0)
     found.copy_(ordered if tokens is None else tokens[ordered])
     return found[:, 0].contiguous()
+
+
+def add_bias(logits: Tensor, bias: TokenBias) -> Tensor:
+    """logits [T, V] and the bias of W rows for each, [W * T, V]."""
+    product = bias.product()
+    return (logits[:, None] + product.view(len(logits), -1, logits.shape[1])).view(product.shape)
 
 
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ def copy_draft(
     slots [B] int64, query_starts [B + 1] int32 with query_starts[-1] = `num_queries`. One chain while in step with the
     text, lenient where that is an explicit source; after a miss up to `max_branches`, best guesses first, no two with the
     same first token: places whose last tokens agree with the output's (longest agreement, explicit sources and nearness
-    first), and the place itself, as if one token had been replaced or inserted.
+    first), and the place itself, as if one token had been replaced or inserted. With `max_branches` 0 and slots out of step
+    nothing is copied.
     """
     return implementation("copy_draft", state.text)(state, copy, slots, query_starts, num_queries, max_branches)
 
@@ -84,7 +85,7 @@ def copy_observe(
 
 def num_branches(room: int, max_branches: int) -> int:
     """Branches that `room` drafted tokens are divided among after a miss."""
-    return max(1, min(max_branches, room // BRANCH_TOKENS))
+    return min(max_branches, max(1, room // BRANCH_TOKENS))
 
 
 def reference(
@@ -111,7 +112,7 @@ def reference(
         starts.append(0)
         origins.append(-1)
         marks.append(0)
-        share = room // wanted
+        share = room // max(1, wanted)
         for place in places if room else []:
             copied = _until_separator(text[place : place + share].tolist())
             first = len(tokens) - bounds[index]

@@ -25,6 +25,7 @@ from paceline.ops.linear import rms_norm
 from paceline.ops.rope import rotate
 from paceline.train.capture import Captured
 from paceline.train.flash import Documents, SharedAndOwn
+from paceline.train.look_back import look_back
 from paceline.train.losses import Acceptance, RowResults, compare
 from paceline.train.samples import Sample
 
@@ -180,8 +181,11 @@ class DFlashTrainee:
         self._embedding, self._head = table, head
         self._rope = torch.empty(0)
 
-    def initial(self, seed: int) -> dict[str, Tensor]:
-        """Weights to begin with, float32 on the CPU: small random matrices, the mean of the states as `fc`, no Markov bias."""
+    def initial(self, seed: int, batch: Captured | None = None) -> dict[str, Tensor]:
+        """Weights to begin with, float32 on the CPU: small random matrices, the mean of the states as `fc`, no Markov bias.
+
+        Given texts to train on, half of the heads attend to the tokens just before them (train/look_back.py).
+        """
         config, draw = self.config, torch.Generator().manual_seed(seed)
         width, count = config.layer.hidden_size, len(config.features)
         quiet = 1 / float(self._head.float().norm(dim=-1).mean())  # first logits of unit variance
@@ -196,6 +200,11 @@ class DFlashTrainee:
                 tensors[name] = torch.randn(shape, generator=draw) * (scale / math.sqrt(shape[1]))
         if config.target_hidden_size == width:
             tensors["fc.weight"] += torch.eye(width).repeat(1, count) / count
+        if batch is not None:
+            unit, eps = torch.ones(width, device=self._embedding.device), config.layer.rms_norm_eps
+            fused = batch.features.float() @ tensors["fc.weight"].T.to(batch.features.device)
+            embedded = embedding(batch.tokens.flatten(), self._embedding).float()
+            look_back(tensors, config, rms_norm(fused, unit, eps), rms_norm(embedded, unit, eps))
         return tensors
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Captured, acceptance: Acceptance) -> Tensor:

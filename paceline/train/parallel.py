@@ -48,6 +48,13 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def share(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The first process's tensors, which are on the CPU, in all processes."""
+        if self.size > 1:
+            for each in tensors.values():
+                dist.broadcast(each, 0)
+        return tensors
+
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replaces gradients by their sums over all processes, with one all-reduce."""
         if self.size == 1:

@@ -29,6 +29,7 @@ from paceline.train.card import embedded, read_sources, write_card
 from paceline.train.dflash import BlockObjective, BlockShape, DFlashTrainee, dflash_config, mask_token
 from paceline.train.eagle3 import Eagle3Trainee, eagle3_config
 from paceline.train.losses import Objective
+from paceline.train.packing import Packing
 from paceline.train.parallel import Group
 from paceline.train.report import write_plots
 from paceline.train.samples import Sample, Samples, read_about, read_samples
@@ -115,9 +116,9 @@ class TrainingRun:
         self._show(samples, state)
         head = target.model.head_rows(state.draft_tokens.to(target.model.device))
         trainee = make_trainee(config, target.model.embedding, head, options.steps, self.settings.objective)
-        if not state.tensors:
-            state.tensors = trainee.initial(self.settings.seed)
         capture = Capture(target.model, config.features, state.draft_tokens)
+        if not state.tensors:
+            state.tensors = self._initial(trainee, capture, samples)
         trainer = Trainer(trainee, capture, samples, self.settings, state, self.folder, self.group)
         started = time.monotonic()
         trainer.train()
@@ -128,6 +129,14 @@ class TrainingRun:
         if self.group.rank == 0:
             self._write(config, state, card)
         return card
+
+    def _initial(self, trainee: Trainee, capture: Capture, samples: Samples) -> dict[str, torch.Tensor]:
+        settings = self.settings
+        packing = Packing(
+            samples.train, settings.row_length, settings.seed, sorted({each.task for each in samples.train})
+        )
+        rows, _ = packing.take((0, 0), settings.micro_rows)
+        return self.group.share(trainee.initial(settings.seed, capture(packing.pack(rows))))
 
     def state(self, samples: Sequence[Sample]) -> tuple[TrainState, DraftConfig]:
         """The state to continue, one with the tensors of `start`, or a new one without tensors."""

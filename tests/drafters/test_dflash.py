@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.drafters.base import DraftBatch
-from paceline.drafters.checkpoint import read_checkpoint, write_checkpoint
+from paceline.drafters.checkpoint import DraftCheckpoint, read_checkpoint, write_checkpoint
 from paceline.drafters.config import DraftConfig
 from paceline.drafters.dflash import DFlashDrafter, DFlashNetwork
+from paceline.drafters.joint import JointDrafter
+from paceline.drafters.trees import Shape
 from paceline.engine.engine import Engine
 from paceline.engine.sequence import Sequence
 from paceline.errors import BadDrafter
 from paceline.models.rope import rope_table
+from paceline.ops.chain_layout import BlockLayout
+from paceline.ops.choose import put_first
 from paceline.ops.draft import Draft
+from paceline.ops.draw import Draws, draw
+from paceline.ops.join_drafts import Guesses
 from paceline.ops.linear import rms_norm
 from paceline.ops.rope import rotate
 from paceline.types import Request, Sampling
 from tests.drafters.test_eagle3 import drafts_of, hidden_states
 from tests.drafters.tiny_checkpoints import dflash_config, engine_with, random_dflash, settings_for, tiny_dflash
+from tests.engine.test_engine import copying_request, everything_is_back, mutated, plain
 from tests.tiny import tiny_config, tiny_engine
 
 VARIANTS: list[dict[str, Any]] = [
@@ -79,8 +87,11 @@ def naive_block(
     return rms_norm(hidden, tensors["norm.weight"], eps)
 
 
-def naive_draft(engine: Engine, text: list[int], length: int) -> tuple[list[int], list[float]]:
-    """The draft after `text`, and the chance of each token, from the target's states of all but its last token."""
+def naive_hidden(engine: Engine, text: list[int], length: int) -> tuple[DraftCheckpoint, Tensor, Tensor]:
+    """The drafter, and the final hidden states [length, H] and the head that the tokens after `text` are drafted from.
+
+    The states follow from the target's of all tokens but the last.
+    """
     drafter = engine.drafter
     assert isinstance(drafter, DFlashDrafter) and engine.config.draft_model is not None
     checkpoint = read_checkpoint(Path(engine.config.draft_model))
@@ -91,8 +102,15 @@ def naive_draft(engine: Engine, text: list[int], length: int) -> tuple[list[int]
     if len(text) > 1:
         features = hidden_states(engine, text[:-1])
     hidden = naive_block(config, tensors, engine.model.embedding, head, features, text[-1], length + skipped)
+    return checkpoint, hidden[skipped:], head
+
+
+def naive_draft(engine: Engine, text: list[int], length: int) -> tuple[list[int], list[float]]:
+    """The draft after `text`, and the chance of each token."""
+    checkpoint, hidden, head = naive_hidden(engine, text, length)
+    config, tensors = checkpoint.config, checkpoint.tensors
     tokens, confidence, before = [], [], text[-1]
-    for row in hidden[skipped:]:
+    for row in hidden:
         logits = row @ head.T
         inputs = row
         if config.markov_rank:
@@ -115,11 +133,11 @@ def naive_draft(engine: Engine, text: list[int], length: int) -> tuple[list[int]
 @pytest.mark.parametrize("qk_norm", [True, False])
 @torch.inference_mode()
 def test_a_block_is_that_of_the_formulas(variant: dict[str, Any], qk_norm: bool, tmp_path: Path) -> None:
-    """Requests side by side, prompts in chunks, drafts of every length, which differ within a step."""
+    """Requests side by side, prompts in chunks, drafts of every length, which differ within a step; chains alone."""
     target, path, draw = tiny_config(), tmp_path / "drafter.safetensors", random.Random(3)
     layer = dflash_config(target).layer.__class__(**{**vars(dflash_config(target).layer), "qk_norm": qk_norm})
     tiny_dflash(path, target, layer=layer, **variant)
-    engine = tiny_engine(drafter="dflash", draft_model=str(path), prefill_chunk=7, page_size=4)
+    engine = tiny_engine(drafter="dflash", draft_model=str(path), prefill_chunk=7, page_size=4, deterministic=True)
     drafter = engine.drafter
     assert isinstance(drafter, DFlashDrafter)
     longest = drafter.draft_config.num_drafted
@@ -155,6 +173,152 @@ def test_a_block_is_that_of_the_formulas(variant: dict[str, Any], qk_norm: bool,
         assert chances == pytest.approx(probabilities, abs=1e-5)
 
 
+Level = list[tuple[int, int, float, int]]
+
+
+def naive_tree(engine: Engine, text: list[int], draws: Draws, shape: Shape) -> list[tuple[Level, int]]:
+    """By depth: (token, candidate that it follows, log-probability, rank) of the best, and the first choice's place.
+
+    `draws` is of one slot, that of the request.
+    """
+    checkpoint, hidden, head = naive_hidden(engine, text, shape.depth)
+    tensors, columns = checkpoint.tensors, checkpoint.draft_tokens
+    assert columns is not None
+    paths, levels, chain = [(0.0, text[-1])], [], 0
+    for depth, row in enumerate(hidden):
+        found = []
+        for number, (score, before) in enumerate(paths[: shape.beams]):
+            logits = row @ head.T
+            if checkpoint.config.markov_rank:
+                logits = (
+                    logits + tensors["markov_head.markov_w2.weight"] @ tensors["markov_head.markov_w1.weight"][before]
+                )
+            chances, order = logits.log_softmax(-1).topk(4)
+            drawn = draw(logits[None], order[:1], torch.tensor([0]), torch.tensor([len(text) + depth]), draws, columns)
+            tokens = columns[put_first(order[None], drawn)[0]].tolist()
+            for rank, (token, chance) in enumerate(zip(tokens, chances.tolist(), strict=True)):
+                found.append((score + chance, token, number, chance, rank))
+        found.sort(key=lambda each: -each[0])
+        found = found[: shape.width]
+        first = [place for place, each in enumerate(found) if each[2] == chain and each[4] == 0]
+        chain = first[0] if first and chain < shape.beams else -1
+        levels.append(([each[1:] for each in found], chain))
+        paths = [each[:2] for each in found]
+    return levels
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:3], ids=lambda each: "-".join(each) or "plain")
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@torch.inference_mode()
+def test_a_tree_is_a_beam_search_over_logits_and_bias(
+    variant: dict[str, Any], temperature: float, tmp_path: Path
+) -> None:
+    """Of requests side by side, with as many tokens to draft as each has, which differ within a step."""
+    path, choice = tmp_path / "drafter.safetensors", random.Random(4)
+    tiny_dflash(path, tiny_config(), **variant)
+    engine = tiny_engine(drafter="dflash", draft_model=str(path), page_size=4)
+    drafter = engine.drafter
+    assert isinstance(drafter, DFlashDrafter)
+    longest = drafter.draft_config.num_drafted
+    found: list[tuple[list[int], Draws, Shape, Guesses]] = []
+    propose = drafter.propose
+
+    def noting(batch: DraftBatch) -> Draft:
+        if batch.max_query > 1 and len(found) < 40:
+            shape = Shape(batch.max_query - 1, *choice.choice([(4, 2), (6, 3), (8, 4), (5, 4)]))
+            guesses = drafter.guess(batch, *shape)
+            lengths = (batch.query_starts.diff() - 1).tolist()
+            for row, (slot, length) in enumerate(zip(batch.slots.tolist(), lengths, strict=True)):
+                text = batch.state.text[
+                    slot, int(batch.state.history_start[slot]) : int(batch.state.end[slot])
+                ].tolist()
+                draws = Draws(batch.draws.seeds[slot, None].clone(), batch.draws.filters[slot, None].clone())
+                assert guesses.parents is not None and guesses.chain is not None
+                every = (guesses.tokens, guesses.logprobs, guesses.parents, guesses.chain)
+                own = Guesses(*(each[row, :length].clone() for each in every))
+                found.append((text, draws, shape._replace(depth=min(length, longest)), own))
+        return propose(batch)
+
+    drafter.propose = noting  # type: ignore[method-assign]
+    engine.scheduler.draft_lengths = lambda sequences: [choice.choice([1, 2, longest, longest]) for _ in sequences]
+    sampling = [Sampling(max_tokens=9, ignore_eos=True, temperature=temperature, seed=each) for each in range(3)]
+    prompts = [[7], list(range(40, 80)), list(range(17)) * 3]
+    engine.generate([Request(*each) for each in zip(prompts, sampling, strict=True)])
+    assert len(found) >= 12 and {shape.depth for _, _, shape, _ in found} >= {1, longest}
+    for text, draws, shape, guesses in found:
+        assert guesses.parents is not None and guesses.chain is not None
+        levels = naive_tree(engine, text, draws, shape) if shape.depth else []
+        for depth, (level, chain) in enumerate(levels):
+            count = len(level)
+            assert guesses.tokens[depth, :count].tolist() == [token for token, *_ in level]
+            assert guesses.logprobs[depth, :count].tolist() == pytest.approx([each[2] for each in level], abs=1e-5)
+            assert guesses.logprobs[depth, count:].isinf().all()
+            if depth:
+                assert guesses.parents[depth, :count].tolist() == [each[1] for each in level]
+            assert int(guesses.chain[depth]) == chain
+
+
+@pytest.mark.parametrize("length", [7, 11, 15, 23, 31, None])
+@pytest.mark.parametrize("block_size", [3, 12])
+def test_joint_trees_give_the_output_of_plain_decoding(length: int | None, block_size: int, tmp_path: Path) -> None:
+    """Greedy and drawn requests; some copy. Without a fixed length the requests of a step have different ones."""
+    path, choice = tmp_path / "drafter.safetensors", random.Random(6)
+    tiny_dflash(path, tiny_config(), block_size=block_size)
+    requests = [copying_request(choice, temperature=0.8 * (index % 2), seed=index) for index in range(9)]
+    expected = plain(tiny_engine(drafter="none", max_batch=1), requests)
+    requests = [
+        replace(each, sources=(mutated(choice, tokens),)) if index % 3 else each
+        for index, (each, tokens) in enumerate(zip(requests, expected, strict=True))
+    ]
+    engine = tiny_engine(drafter="joint", draft_model=str(path), fixed_draft=length, max_batch=4, page_size=4)
+    assert isinstance(engine.drafter, JointDrafter)
+    assert engine.drafter.trees.shapes[31] == Shape(min(12, block_size), 8, 4)
+    if length is None:
+        lengths = list(engine.drafter.trees.shapes)
+        engine.scheduler.draft_lengths = lambda sequences: [choice.choice(lengths) for _ in sequences]
+    for _ in range(2):  # the second time from the prefix cache
+        completions = engine.generate(requests)
+        assert [each.tokens for each in completions] == expected
+        assert sum(each.usage.accepted_tokens for each in completions) > 0
+    everything_is_back(engine)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_tree_goes_on_after_a_second_candidate(
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits whose likeliest token is wrong at every third place, and the second one right."""
+    path = tmp_path / "drafter.safetensors"
+    target = tiny_config()
+    tiny_dflash(path, target, block_size=12, draft_vocab_size=target.vocab_size, markov_rank=0, confidence_head=False)
+    prompts = [[5, 6, 7, 8], list(range(40, 61)), [9] * 16]
+    sampling = [Sampling(max_tokens=40, ignore_eos=True, temperature=temperature, seed=each) for each in range(3)]
+    requests = [Request(*each) for each in zip(prompts, sampling, strict=True)]
+    outputs = [each.tokens for each in tiny_engine(drafter="none").generate(requests)]
+    engine = tiny_engine(drafter="joint", draft_model=str(path), fixed_draft=23, max_batch=3)
+    assert isinstance(engine.drafter, JointDrafter)
+    drafter = engine.drafter.trained
+    assert isinstance(drafter, DFlashDrafter)
+    tree, texts = drafter._tree, [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def knowing(batch: DraftBatch, layout: BlockLayout, every: Tensor, width: int, beams: int) -> Guesses:
+        logits = torch.zeros_like(every)
+        for row, slot in enumerate(batch.slots.tolist()):
+            own = batch.state.text[slot, int(batch.state.history_start[slot]) : int(batch.state.end[slot])].tolist()
+            whole = next(text for text in texts if text[: len(own)] == own)
+            for depth, token in enumerate(whole[len(own) : len(own) + len(every)]):
+                misses = (len(own) + depth) % 3 == 0
+                logits[depth, row, token] = 40.0
+                logits[depth, row, (token + 1) % target.vocab_size] = 40.4 if misses else 38.0
+        return tree(batch, layout, logits, width, beams)
+
+    monkeypatch.setattr(drafter, "_tree", knowing)
+    completions = engine.generate(requests)
+    assert [each.tokens for each in completions] == outputs
+    for each in completions:
+        assert each.usage.accepted_tokens / each.usage.steps > 5
+
+
 def test_candidates_share_what_the_confidence_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first candidate's probability is the confidence head's; the others keep their proportions."""
     engine = engine_with("dflash", tmp_path, fixed_draft=6)
@@ -184,7 +348,8 @@ def test_candidates_share_what_the_confidence_leaves(tmp_path: Path, monkeypatch
 def test_more_tokens_than_a_block_has_are_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request([1, 2, 3, 4], Sampling(max_tokens=12, ignore_eos=True))
     drafts = [
-        drafts_of(engine_with("dflash", tmp_path, fixed_draft=count), request, monkeypatch)[1] for count in (6, 9)
+        drafts_of(engine_with("dflash", tmp_path, fixed_draft=count, deterministic=True), request, monkeypatch)[1]
+        for count in (6, 9)
     ]
     assert drafts[1] == drafts[0] + [0, 0, 0]
 

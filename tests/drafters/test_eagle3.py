@@ -114,7 +114,9 @@ def test_drafts_are_those_of_the_network_over_the_whole_text(
     path = tmp_path / "drafter.safetensors"
     tiny_eagle3(path, tiny_config(), **variant)
     for prompt in ([7], list(range(40, 80)), [3] * 16, list(range(17)) * 3):
-        engine = tiny_engine(drafter="eagle3", draft_model=str(path), fixed_draft=5, prefill_chunk=7)
+        engine = tiny_engine(
+            drafter="eagle3", draft_model=str(path), fixed_draft=5, prefill_chunk=7, deterministic=True
+        )
         request = Request(prompt, Sampling(max_tokens=12, ignore_eos=True))
         drafts = drafts_of(engine, request, monkeypatch)[1:]  # the first is at the end of the prompt
         [completion] = engine.generate([request])

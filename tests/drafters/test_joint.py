@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from paceline.drafters.base import DraftBatch
-from paceline.drafters.joint import BESIDE_BEAMS, BESIDE_CHAIN, CHAINS, SHAPES, JointDrafter
+from paceline.drafters.joint import JointDrafter
+from paceline.drafters.trees import BESIDE_BEAMS, BESIDE_CHAIN, BLOCKS, SHAPES
 from paceline.engine.engine import Engine
+from paceline.ops.choose import MAX_CANDIDATES
 from paceline.ops.join_drafts import Guesses
 from paceline.types import Request, Sampling
 from tests.drafters.test_eagle3 import drafts_of
@@ -75,14 +77,15 @@ def test_a_draft_that_is_cut_keeps_the_guesses_that_fit(tmp_path: Path) -> None:
     for length in range(64):
         depth, beside, continues = drafter.guessed(length)
         assert depth <= length
-        if length in drafter.shapes:
-            shape = drafter.shapes[length]
+        if length in drafter.trees.shapes:
+            shape = drafter.trees.shapes[length]
             assert depth == shape.depth and continues == (shape.beams > 1)
             assert beside == (BESIDE_BEAMS[shape.beams] if continues else BESIDE_CHAIN[shape.width])
-        elif length in drafter.copy.lengths or length < min(drafter.shapes):
+        elif length in drafter.copy.lengths or length == 0:
             assert depth == 0
         else:
-            assert depth == drafter.shapes[max(each for each in drafter.shapes if each < length)].depth
+            smaller = [each for each in drafter.trees.shapes if each < length]
+            assert depth == (drafter.trees.shapes[max(smaller)].depth if smaller else length)
     assert drafter.guessed(256).depth == 0
 
 
@@ -99,17 +102,17 @@ def test_a_block_drafter_is_not_asked_for_more_than_its_block(tmp_path: Path) ->
 
 
 def test_beams_have_places_for_their_passes() -> None:
-    for shapes in (SHAPES, CHAINS):
+    for shapes in (SHAPES, BLOCKS):
         for length, (depth, width, beams) in shapes.items():
             assert depth <= length and depth * width >= length - depth and width >= beams
-            assert beams == 1 or (depth - 1) * beams <= length
-    assert all(shape.beams == 1 for shape in CHAINS.values())
+            assert beams == 1 or shapes is BLOCKS or (depth - 1) * beams <= length
+            assert (width in BESIDE_CHAIN and width <= MAX_CANDIDATES) if beams == 1 else beams in BESIDE_BEAMS
 
 
 @pytest.mark.parametrize("length", [15, 23, 31])
 def test_trees_of_beams_give_the_output_of_plain_decoding(length: int, tmp_path: Path) -> None:
     engine = engine_with("joint", tmp_path, fixed_draft=length, max_batch=2)
-    assert isinstance(engine.drafter, JointDrafter) and engine.drafter.shapes[length].beams > 1
+    assert isinstance(engine.drafter, JointDrafter) and engine.drafter.trees.shapes[length].beams > 1
     requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
     assert [each.tokens for each in engine.generate(requests)] == plain_outputs()
 

@@ -158,6 +158,7 @@ class PlainTree:
 
 
 def check_rows(tree: PlainTree, request: int, depth: int, rows: Beams, guesses: Guesses) -> None:
+    assert rows.mask is not None
     first, last = request * tree.width, (request + 1) * tree.width
     assert rows.tokens[first:last].tolist() == guesses.tokens[request, depth, : tree.width].tolist()
     assert rows.scores[request].tolist() == [row[0] for row in tree.rows]
@@ -191,6 +192,7 @@ def test_the_best_candidates_are_kept_and_expanded(
                 own = slice(request * count, (request + 1) * count)
                 sources = tree.check(guesses, request, step, found[own], logprobs[own])
                 if rows is not None:
+                    assert rows.states is not None
                     check_rows(tree, request, step, rows, guesses)
                     assert torch.equal(rows.states[request * width : (request + 1) * width], states[own][sources])
             if torch.cuda.is_available() or INTERPRETED:
@@ -201,11 +203,36 @@ def test_the_best_candidates_are_kept_and_expanded(
                     assert_same(mine, rows)
 
 
+@pytest.mark.parametrize(
+    ("width", "ranks", "kept", "depth"), [(1, 2, 2, 3), (2, 4, 4, 5), (3, 3, 6, 10), (4, 4, 8, 12)]
+)
+def test_the_tree_is_the_same_without_states(width: int, ranks: int, kept: int, depth: int) -> None:
+    torch.manual_seed(width)
+    implementations = [beams.reference]
+    if torch.cuda.is_available() or INTERPRETED:
+        implementations.append(kernels().extend_beams)
+    for implementation in implementations:
+        guesses, expected = empty_tree(5, depth, kept), empty_tree(5, depth, kept)
+        rows: Beams | None = None
+        theirs: Beams | None = None
+        for step in range(depth):
+            following = width if step < depth - 1 else 0
+            found, logprobs, states = outputs(5 * (width if step else 1), ranks, 8, torch.float32)
+            theirs = beams.reference(expected, step, found, logprobs, states, theirs, following)
+            rows = implementation(guesses, step, found, logprobs, None, rows, following)
+            if theirs is not None:
+                assert rows is not None and rows.states is None and rows.mask is None
+                assert_same(rows, theirs, "states", "mask")
+        assert rows is None
+        assert_same(guesses, expected)
+
+
 @pytest.mark.parametrize("hidden", [1, 2048, 3000, 8192])
 def test_states_of_any_size_are_copied(hidden: int) -> None:
     found, logprobs, states = outputs(2, 4, hidden, torch.bfloat16)
     expected = beams.reference(empty_tree(2, 3, 4), 0, found, logprobs, states, None, 3)
-    assert expected is not None and torch.equal(expected.states, states.repeat_interleave(3, 0))
+    assert expected is not None and expected.states is not None
+    assert torch.equal(expected.states, states.repeat_interleave(3, 0))
     assert_same(kernels().extend_beams(empty_tree(2, 3, 4), 0, found, logprobs, states, None, 3), expected)
 
 

@@ -28,6 +28,27 @@ def implementations() -> list[Callable[..., Tensor]]:
     return found
 
 
+def some_logits(rows: int, columns: int, dtype: torch.dtype, exact: bool) -> Tensor:
+    """[rows, columns], many of the first row's equal; all are eighths where they must be `exact` under the interpreter."""
+    logits = torch.randn(rows, columns, device=DEVICE).mul(2).to(dtype)
+    if exact and INTERPRETED:
+        logits = logits.mul(8).round().div(8)
+    logits[0] = logits[0].round()
+    return logits
+
+
+def some_bias(rows: int, columns: int, rank: int, dtype: torch.dtype) -> ops.TokenBias:
+    """By tokens of a vocabulary of 2 * columns; its sums are exact in float32."""
+
+    def eighths(*shape: int) -> Tensor:
+        return torch.randint(-4, 5, shape, device=DEVICE).to(dtype) / 8
+
+    embedding = eighths(2 * columns, rank)
+    embedding = embedding.sign() if INTERPRETED else embedding * 4
+    before = torch.randint(2 * columns, (rows,), device=DEVICE)
+    return ops.TokenBias(before, embedding, Dense(eighths(columns, rank)))
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 4), (3, 1000), (5, 5000)])
 def test_the_likeliest_tokens_come_first(rows: int, columns: int, count: int) -> None:
@@ -59,14 +80,7 @@ def test_the_guesses_are_those_of_the_parts(rows: int, columns: int, count: int,
     off where bfloat16 is to be rounded, nothing is left to round: all are eighths below 32.
     """
     torch.manual_seed(columns + rank)
-
-    def eighths(*shape: int) -> Tensor:
-        return torch.randint(-4, 5, shape, device=DEVICE).to(dtype) / 8
-
-    logits = torch.randn(rows, columns, device=DEVICE).mul(2).to(dtype)
-    if rank and INTERPRETED:
-        logits = logits.mul(8).round().div(8)
-    logits[0] = logits[0].round()  # many equals
+    logits = some_logits(rows, columns, dtype, exact=rank > 0)
     tokens = torch.randperm(2 * columns, device=DEVICE)[:columns]
     filters = torch.tensor(FILTERS, dtype=torch.float32, device=DEVICE)
     draws = Draws(torch.arange(len(FILTERS), device=DEVICE) * 12345, filters)
@@ -76,11 +90,9 @@ def test_the_guesses_are_those_of_the_parts(rows: int, columns: int, count: int,
     positions = torch.arange(rows, device=DEVICE) + 7
     bias, biased = None, logits
     if rank:
-        before, embedding = torch.randint(2 * columns, (rows,), device=DEVICE), eighths(2 * columns, rank)
-        embedding = embedding.sign() if INTERPRETED else embedding * 4
-        matrix = eighths(columns, rank)
-        bias = ops.TokenBias(before, embedding, Dense(matrix))
-        product = embedding[before].double() @ matrix.double().T
+        bias = some_bias(rows, columns, rank, dtype)
+        assert isinstance(bias.output, Dense)
+        product = bias.embedding[bias.before].double() @ bias.output.matrix.double().T
         biased = logits + product.to(dtype)
     for given in (tokens, None):
         ordered = biased.float().sort(dim=-1, descending=True, stable=True).indices
@@ -96,3 +108,34 @@ def test_the_guesses_are_those_of_the_parts(rows: int, columns: int, count: int,
             torch.testing.assert_close(logprobs[:, 1], values, atol=1e-5, rtol=1e-5)
             assert (found[:, ::2] == -1).all() and (logprobs[:, ::2] == 0).all()
             assert first.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize(("requests", "shared", "columns", "count"), [(1, 4, 1025, 4), (2, 3, 777, 3), (5, 4, 300, 2)])
+def test_rows_that_share_logits_are_those_of_copies(
+    requests: int, shared: int, columns: int, count: int, rank: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(columns + rank)
+    rows = requests * shared
+    logits = some_logits(requests, columns, dtype, exact=rank > 0)
+    tokens = torch.randperm(2 * columns, device=DEVICE)[:columns]
+    filters = torch.tensor(FILTERS, dtype=torch.float32, device=DEVICE)
+    draws = Draws(torch.arange(len(FILTERS), device=DEVICE) * 12345, filters)
+    slots = (torch.arange(requests, device=DEVICE) + 1) % len(FILTERS)
+    positions = torch.arange(requests, device=DEVICE) + 7
+    bias = some_bias(rows, columns, rank, dtype) if rank else None
+
+    def empty() -> tuple[Tensor, Tensor]:
+        return torch.full((rows, count), -1, device=DEVICE), torch.zeros(rows, count, device=DEVICE)
+
+    expected, values = empty()
+    every, own_slots, own_positions = (each.repeat_interleave(shared, 0) for each in (logits, slots, positions))
+    ops.reference(every, own_slots, own_positions, draws, tokens, expected, values, bias)
+    if rank:
+        assert any(row.unique(dim=0).shape[0] > 1 for row in expected.view(requests, shared, count))
+    for implementation in implementations():
+        found, logprobs = empty()
+        first = implementation(logits, slots, positions, draws, tokens, found, logprobs, bias)
+        assert torch.equal(found, expected) and torch.equal(first, expected[:, 0])
+        torch.testing.assert_close(logprobs, values, atol=1e-5, rtol=1e-5)

@@ -213,6 +213,11 @@ def test_kernels_equal_the_reference(room: int) -> None:
         wanted = copy_draft.reference(state, copy, slots, starts, total)
         found = copy_kernels.copy_draft(mine, my_copy, my_slots, my_starts, total)
         same(found, wanted, ("tokens", "depths", "marks", "branch_starts", "origins", "guesses"))
+        nothing = CopyState.empty(requests + 1, torch.device("cpu"))
+        roots = copy_draft.reference(state, nothing, slots, starts, total, 0)
+        assert roots.marks.max() == 0 and roots.guesses.max() == -1
+        mine_alone = copy_kernels.copy_draft(mine, on_device(state, nothing)[1], my_slots, my_starts, total, 0)
+        same(mine_alone, roots, ("tokens", "depths", "marks", "branch_starts", "origins", "guesses"))
         pages = torch.randint(1, 900, (requests + 1, 640), dtype=torch.int32)
         laid = layout.reference(state, slots, starts, wanted, pages, 16, room + 1)
         my_layout = layout_kernels.decode_layout(mine, my_slots, my_starts, found, pages.to(DEVICE), 16, room + 1)

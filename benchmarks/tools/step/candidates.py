@@ -79,7 +79,7 @@ def within_step(name: str, tokens: int) -> list[Choice]:
     """Candidates for `polish`: a tile that is slower alone may be faster within the step, if the next kernel starts earlier."""
     if tokens <= 32:
         return _few_tokens(name, 16 if tokens <= 16 else 32)
-    tail = 16 if tokens in (65, 129, 257) else 0
+    tail = {65: 16, 96: 32, 129: 16, 160: 32, 257: 16}.get(tokens, 0)
     block_t = 64 if tokens < 129 else 128
     if name == "head":
         shapes = [

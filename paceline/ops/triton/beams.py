@@ -50,30 +50,36 @@ def beam_layout(
 
 
 def extend_beams(
-    guesses: Guesses, depth: int, found: Tensor, logprobs: Tensor, states: Tensor, beams: Beams | None, width: int
+    guesses: Guesses,
+    depth: int,
+    found: Tensor,
+    logprobs: Tensor,
+    states: Tensor | None,
+    beams: Beams | None,
+    width: int,
 ) -> Beams | None:
     """See paceline.ops.beams."""
     assert guesses.parents is not None and guesses.chain is not None, "the guesses are a tree"
     assert guesses.tokens.is_contiguous() and guesses.logprobs.is_contiguous()
     assert guesses.parents.is_contiguous() and guesses.chain.is_contiguous()
-    device, (requests, deepest, kept), hidden = states.device, guesses.tokens.shape, states.shape[1]
+    device, (requests, deepest, kept) = found.device, guesses.tokens.shape
     rows, ranks = len(found) // requests, found.shape[1]
-    words = triton.cdiv(mask_bits(guesses, width), 32)
+    words, hidden = triton.cdiv(mask_bits(guesses, width), 32), 1 if states is None else states.shape[1]
     result = None
     if width > 0:
         result = Beams(
             tokens=torch.empty(requests * width, dtype=torch.int64, device=device),
-            states=states.new_empty(requests * width, hidden),
             scores=torch.empty(requests, width, dtype=torch.float32, device=device),
-            mask=torch.empty(requests * width, words, dtype=torch.int32, device=device),
             chain=torch.empty(requests, dtype=torch.int32, device=device),
+            states=None if states is None else states.new_empty(requests * width, hidden),
+            mask=None if states is None else torch.empty(requests * width, words, dtype=torch.int32, device=device),
         )
     before = (None, None, None) if beams is None else (beams.scores, beams.mask, beams.chain)
     after: tuple[Tensor | None, ...] = (None,) * 5
     if result is not None:
         after = (result.tokens, result.states, result.scores, result.mask, result.chain)
     _extend_beams[(requests,)](
-        found.contiguous(), logprobs.contiguous(), states.contiguous(), *before,
+        found.contiguous(), logprobs.contiguous(), None if states is None else states.contiguous(), *before,
         guesses.tokens, guesses.logprobs, guesses.parents, guesses.chain, *after, depth, deepest,
         FIRST=beams is None, ROWS=rows, RANKS=ranks, KEPT=kept, LANES=triton.next_power_of_2(max(rows * ranks, kept)),
         WIDTH=width, BEAMS=triton.next_power_of_2(max(width, 1)), WORDS=words, WORD_LANES=triton.next_power_of_2(words),
@@ -159,6 +165,7 @@ def _extend_beams(
         tl.store(to_tokens + request * WIDTH + place, token, place < WIDTH)
         tl.store(to_scores + request * WIDTH + place, score, place < WIDTH)
         tl.store(to_chains + request, tl.where(chain < WIDTH, chain, -1))
+    if WIDTH > 0 and to_states is not None:
         beam, word = tl.arange(0, BEAMS)[:, None], tl.arange(0, WORD_LANES)[None, :]
         source = tl.sum(tl.where(place[None, :] == beam, parent[None, :], 0), axis=1)[:, None] + request * ROWS
         target = request * WIDTH + beam

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from paceline.ops.choose import TokenBias
+from paceline.ops.choose import TokenBias, add_bias
 from paceline.ops.draw import Draws
 from paceline.ops.triton import launch_options
 from paceline.ops.triton.draw import drawn_column
@@ -39,10 +39,11 @@ def choose(
     most_biased: int = _MOST_BIASED,
 ) -> Tensor:
     """The kernel of `ops.choose.choose`. Above `most_biased` rows the bias is computed by `ops.linear`."""
-    (rows, columns), count, device = logits.shape, found.shape[1], logits.device
+    (rows, count), columns, device = found.shape, logits.shape[1], logits.device
+    shared = rows // len(logits)
     assert found.stride() == logprobs.stride() and found.stride(1) == 1
     if bias is not None and rows > most_biased:
-        logits, bias = logits + bias.product(), None
+        logits, bias = add_bias(logits, bias), None
     logits = logits.contiguous()
     chunk, rank, before, embedding, matrix = _CHUNK, 0, None, None, None
     if bias is not None:
@@ -55,16 +56,18 @@ def choose(
     sums = torch.empty(rows, chunks, dtype=torch.float32, device=device)
     first = torch.empty(rows, dtype=torch.int64, device=device)
     options = launch_options(device)
-    biased = logits if bias is None else torch.empty_like(logits)
+    biased = logits if bias is None else logits.new_empty(rows, columns)
     _chunks[(rows, chunks)](
         logits, biased, before, embedding, matrix, values, places, sums, columns, COUNT=count, CHUNK=chunk, RANK=rank,
-        RANKS=triton.next_power_of_2(max(1, rank)), num_warps=4 if bias is None else 8, **options,
+        RANKS=triton.next_power_of_2(max(1, rank)), SHARED=rows // len(logits), num_warps=4 if bias is None else 8,
+        **options,
     )  # fmt: skip
     _join[(rows,)](
         values, places, sums, biased, slots.contiguous(), positions.contiguous(), draws.seeds, draws.filters, tokens,
         found, logprobs, first, columns, chunks, found.stride(0),
         COUNT=count, LANES=triton.next_power_of_2(chunks * count), BITS=16 if logits.dtype is torch.bfloat16 else 32,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(columns)), num_warps=16, **options,
+        BLOCK=min(_BLOCK, triton.next_power_of_2(columns)), SHARED=shared, SHARED_LOGITS=rows // len(biased),
+        num_warps=16, **options,
     )  # fmt: skip
     return first
 
@@ -76,11 +79,13 @@ choose_deterministic = functools.partial(choose, most_biased=0)
 @triton.jit(do_not_specialize=["columns"])
 def _chunks(
     logits, biased, before, embedding, matrix, values, places, sums, columns,
-    COUNT: tl.constexpr, CHUNK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, OVERLAP: tl.constexpr,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, SHARED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one row: its COUNT largest, and the sum of exponentials relative to the largest.
 
-    With a bias (RANK > 0) its rows of the matrix are read before the token before is known. The biased logits are stored.
+    SHARED rows side by side read the same logits. With a bias (RANK > 0) its rows of the matrix are read before the token
+    before is known. The biased logits are stored.
     """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -91,7 +96,7 @@ def _chunks(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    value = tl.load(logits + row * columns + column, column < columns, other=-float("inf"))
+    value = tl.load(logits + row // SHARED * columns + column, column < columns, other=-float("inf"))
     left = value.to(tl.float32)
     if RANK > 0:
         embedded = tl.load(embedding + tl.load(before + row) * RANK + rank, rank < RANK, other=0.0)
@@ -114,11 +119,12 @@ def _chunks(
 def _join(
     values, places, sums, logits, slots, positions, seeds, filters, tokens, found, logprobs, first,
     columns, chunks, stride,
-    COUNT: tl.constexpr, LANES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    COUNT: tl.constexpr, LANES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr,
+    SHARED_LOGITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row: the COUNT largest of its chunks' largest, of which equal ones are in the order of their columns.
 
-    A chunk's first value is the one that its sum is relative to.
+    A chunk's first value is the one that its sum is relative to. SHARED rows side by side have the same slot and position.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -132,8 +138,8 @@ def _join(
     best, at = tl.max(left, axis=0, return_indices=True)
     normaliser = best + tl.log(tl.sum(tl.where(leads, share * tl.exp(left - best), 0.0), axis=0))
     column = tl.load(places + base + at).to(tl.int64)
-    row_logits = logits + row * columns
-    drawn = drawn_column(row_logits, column, row, slots, positions, seeds, filters, tokens, columns, BITS, BLOCK)
+    row_logits, owner = logits + row // SHARED_LOGITS * columns, row // SHARED
+    drawn = drawn_column(row_logits, column, owner, slots, positions, seeds, filters, tokens, columns, BITS, BLOCK)
     token = drawn if tokens is None else tl.load(tokens + drawn)
     tl.store(first + row, token)
     tl.store(found + row * stride, token)

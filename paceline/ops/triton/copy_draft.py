@@ -86,7 +86,7 @@ def _copy_draft_kernel(
 
     in_step = (pointer >= 0) & (pointer < end)
     wanted = tl.where(in_step | (pointer >= 0), 1, BRANCHES)
-    share = room // wanted
+    share = room // tl.maximum(wanted, 1)
     written = 0
     chosen = -1
     turn = 0
@@ -94,6 +94,8 @@ def _copy_draft_kernel(
     searching = (pointer < 0) | (pointer >= end)
     if end < 2:
         searching = pointer < -1
+    if wanted == 0:
+        tl.store(guesses_ptr + request, -1)
     while turn < wanted:
         if searching:
             best = tl.zeros((), dtype=tl.int64)
