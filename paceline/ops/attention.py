@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,27 @@ from paceline.ops.dispatch import implementation
 from paceline.ops.draft import chains, unpacked
 
 
+class KeyPlaces(NamedTuple):
+    """Of all keys of a step's requests, each request's after another: cache locations [K] int64, where each request's begin
+    [B + 1] int32, and the most keys of one.
+    """
+
+    locations: Tensor
+    starts: Tensor
+    most: int
+
+
 @dataclass
 class HostLengths:
-    """query_starts and context_lens as lists; `runs[b]` is request b's first page where its pages lie in a row."""
+    """query_starts and context_lens as lists; `runs[b]` is request b's first page where its pages lie in a row.
+
+    `keys` is kept by the first layer that needs it for the others.
+    """
 
     query_starts: list[int]
     context_lens: list[int]
     runs: list[int | None]
+    keys: KeyPlaces | None = None
 
 
 @dataclass

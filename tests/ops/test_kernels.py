@@ -5,6 +5,7 @@ On a GPU as they run; without one under Triton's interpreter when TRITON_INTERPR
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -26,6 +27,7 @@ from paceline.ops.triton import draw as draw_kernel  # noqa: E402
 from paceline.ops.triton import layout as layout_kernel  # noqa: E402
 from paceline.ops.triton import linear as linear_kernel  # noqa: E402
 from paceline.ops.triton import norm as norm_kernel  # noqa: E402
+from paceline.ops.triton import prefill_attention  # noqa: E402
 from paceline.ops.triton import rope as rope_kernel  # noqa: E402
 from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles  # noqa: E402
 from paceline.ops.weight import Dense, Quantised  # noqa: E402
@@ -355,7 +357,13 @@ def test_deterministic_attention_does_not_depend_on_the_step(dtype: torch.dtype)
 @pytest.mark.skipif(INTERPRETED, reason="torch's fused attention on CUDA")
 @pytest.mark.parametrize(
     "queries, contexts",
-    [([1000], [0]), ([700], [333]), ([300, 2, 600], [0, 50, 100]), ([300, 2, 0, 600, 41], [0, 0, 0, 0, 0])],
+    [
+        ([1000], [0]),
+        ([700], [333]),
+        ([300, 2, 600], [0, 50, 100]),
+        ([300, 2, 0, 600, 41], [0, 0, 0, 0, 0]),
+        ([300, 2, 0, 600, 41], [16, 700, 33, 0, 16]),
+    ],
 )
 def test_prefill(queries: list[int], contexts: list[int]) -> None:
     batch, size = batch_of(queries, contexts, page_size=16, branching=False)
@@ -363,6 +371,20 @@ def test_prefill(queries: list[int], contexts: list[int]) -> None:
     keys, values = (random(size, 2, 128, dtype=torch.bfloat16) for _ in range(2))
     exact = attention.reference(query.float(), keys.float(), values.float(), batch, 16, 0.1)
     assert error(attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1), exact) < 1e-2
+
+
+def test_the_keys_of_all_requests_are_found_in_their_pages() -> None:
+    batch, _ = batch_of([3, 2, 0, 40], [16, 35, 5, 0], page_size=16, branching=False)
+    places = prefill_attention._key_places(batch, prefill_attention._host(batch), 16)
+    starts = places.starts.tolist()
+    assert starts == [0, 19, 56, 61, 101] and places.most == 40
+    for request, (first, last) in enumerate(itertools.pairwise(starts)):
+        pages = batch.page_table[request].tolist()
+        wanted = [pages[place // 16] * 16 + place % 16 for place in range(last - first)]
+        assert places.locations[first:last].tolist() == wanted
+        own = slice(*batch.query_starts[request : request + 2].tolist())
+        count = own.stop - own.start
+        assert places.locations[last - count : last].tolist() == batch.locations[own].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ rope and argmax

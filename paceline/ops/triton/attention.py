@@ -1,8 +1,7 @@
 """Paged attention for CUDA: queries packed by group, keys split over programs, branch masks by arithmetic.
 
 Up to MAX_QUERY queries a request the kernel reads the pages in place and its launch depends on host bounds alone, so a
-CUDA graph that holds it serves any context the page table can name. Longer (prefill, eager) goes through torch's fused
-attention on gathered pages.
+CUDA graph that holds it serves any context the page table can name. Longer ones (prefill) are prefill_attention.py's.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -10,17 +9,15 @@ attention on gathered pages.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paceline.config import MAX_DRAFT
-from paceline.ops.attention import AttentionBatch, HostLengths
+from paceline.ops.attention import AttentionBatch
 from paceline.ops.triton import launch_options
+from paceline.ops.triton.prefill_attention import prefill
 
 MAX_QUERY = MAX_DRAFT + 1
 DETERMINISTIC_SPLIT = 256  # keys a part, by place: the same parts whatever the step's number of queries
@@ -28,11 +25,6 @@ _PROGRAMS = 264  # programs a launch aims for: two on each of 132 multiprocessor
 _ENOUGH = 128  # programs that are not worth a split of the keys, except for single queries
 _MAX_SPLITS = 64
 _JOINED = 16  # parts the combining kernel reads at a time
-_REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# A layer of 8,192 tokens: cuDNN 0.42 ms, flash 0.79; of 2,048 after 6,144: cuDNN 0.70 (it takes the mask as a tensor),
-# flash 0.50.
-_FRESH = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_REST]
-_CONTINUED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_REST]
 
 
 def paged_attention(
@@ -119,105 +111,6 @@ def _tile(rows: int, sets: int, dtype: torch.dtype) -> tuple[int, int, int, int]
     if triton.cdiv(rows, 64) * sets >= 24:
         return (64, 64, 4, 3)
     return (64, 128, 4, 2) if rows <= 192 else (128, 128, 8, 2)
-
-
-def prefill(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, page_size: int, scale: float
-) -> Tensor:
-    """Causal attention of long steps by torch's fused kernels on contiguous keys; a request at a time after any context."""
-    host = _host(batch)
-    starts, contexts = host.query_starts, host.context_lens
-    if len(contexts) > 1 and not any(contexts) and query.shape[2] % 8 == 0:  # flash attention takes no other sizes
-        return _together(query, key_cache, value_cache, batch, scale)
-    out = torch.empty_like(query)
-    for index, context in enumerate(contexts):
-        first, last = starts[index], starts[index + 1]
-        queries = last - first
-        if queries == 0:
-            continue
-        length = context + queries
-        run = host.runs[index]
-        if run is not None:
-            locations = slice(run * page_size, run * page_size + length)
-            keys, values = key_cache[locations], value_cache[locations]
-        elif context == 0:
-            keys, values = _gathered(key_cache, value_cache, batch.locations[first:last])
-        else:
-            pages = batch.page_table[index, : (length + page_size - 1) // page_size]
-            keys = key_cache.view(-1, page_size, *key_cache.shape[1:])[pages].flatten(0, 1)[:length]
-            values = value_cache.view(-1, page_size, *value_cache.shape[1:])[pages].flatten(0, 1)[:length]
-        mask = causal_lower_right(queries, context + queries) if context else None
-        with sdpa_kernel(_CONTINUED if context else _FRESH, set_priority=True):
-            result = F.scaled_dot_product_attention(
-                query[first:last].transpose(0, 1)[None],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scale,
-                enable_gqa=query.shape[1] != key_cache.shape[1],
-            )
-        if len(contexts) == 1:
-            return result[0].transpose(0, 1).contiguous()
-        out[first:last] = result[0].transpose(0, 1)
-    return out
-
-
-def _together(query: Tensor, key_cache: Tensor, value_cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:
-    """Several prompts without context in one launch. One by one, cuDNN would plan anew for every length that is new."""
-    keys, values = _gathered(key_cache, value_cache, batch.locations)
-    starts, most = batch.query_starts, batch.max_query
-    result: Tensor = torch.ops.aten._flash_attention_forward(
-        query.contiguous(), keys, values, starts, starts, most, most, 0.0, True, False, scale=scale
-    )[0]
-    return result
-
-
-def _gathered(key_cache: Tensor, value_cache: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of `locations` [T], each [T, kv_heads, dim] and contiguous."""
-    count, row = len(locations), key_cache[0].numel()
-    keys, values = (cache.new_empty(count, *cache.shape[1:]) for cache in (key_cache, value_cache))
-    block = triton.next_power_of_2(row)
-    each = max(1, 4096 // block)
-    _gather[(triton.cdiv(count, each), 2)](
-        key_cache,
-        value_cache,
-        locations,
-        keys,
-        values,
-        count,
-        ROW=row,
-        BLOCK=block,
-        EACH=each,
-        **launch_options(locations.device),
-    )
-    return keys, values
-
-
-def _host(batch: AttentionBatch) -> HostLengths:
-    """The batch's lengths on the host: as it brings them, else read from the device once a step."""
-    if batch.host is None:
-        batch.host = HostLengths(batch.query_starts.tolist(), batch.context_lens.tolist(), [None] * batch.num_requests)
-    return batch.host
-
-
-@triton.jit(do_not_specialize=["count"])
-def _gather(
-    key_cache, value_cache, locations, keys, values, count,
-    ROW: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """EACH locations' keys, or values."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    place = (tl.program_id(0) * EACH + tl.arange(0, EACH))[:, None].to(tl.int64)
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (place < count) & (column < ROW)
-    location = tl.load(locations + place, place < count, other=0)
-    if tl.program_id(1) == 0:
-        tl.store(keys + place * ROW + column, tl.load(key_cache + location * ROW + column, inside), inside)
-    else:
-        tl.store(values + place * ROW + column, tl.load(value_cache + location * ROW + column, inside), inside)
 
 
 @triton.jit
