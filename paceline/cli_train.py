@@ -141,13 +141,13 @@ def drafter(
         int | None, typer.Option(help="dflash: heads of keys and values (default: half a state's width)")
     ] = None,
     loss: Annotated[str, typer.Option(help="eagle3: kl, tv, lk or ce (train/losses.py)")] = "kl",
-    lr: Annotated[float, typer.Option(help="the highest learning rate")] = 1e-3,
-    optimizer: Annotated[str, typer.Option(help="adamw, or muon for the matrices of the layers")] = "adamw",
-    batch_rows: Annotated[int, typer.Option(help="rows in a step of the optimizer")] = 8,
+    lr: Annotated[float, typer.Option(help="the highest learning rate")] = 4e-3,
+    optimizer: Annotated[str, typer.Option(help="muon (of the matrices of the layers), or adamw of all")] = "muon",
+    batch_rows: Annotated[int, typer.Option(help="rows in a step of the optimizer")] = 4,
     micro_rows: Annotated[
         int,
         typer.Option(help="rows on a device at a time: sets the memory (and the mean in the loss lk and in dflash's)"),
-    ] = 8,
+    ] = 4,
     row_length: Annotated[int, typer.Option(help="tokens of a row; samples are cut to it")] = 2048,
     seed: int = 0,
     device: Device = "auto",

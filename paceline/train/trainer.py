@@ -60,11 +60,11 @@ class TrainSettings:
 
     tokens: int | None = None
     minutes: float | None = None
-    batch_rows: int = 8
-    micro_rows: int = 8
+    batch_rows: int = 4
+    micro_rows: int = 4
     row_length: int = 2048
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
+    learning_rate: float = 4e-3
+    optimizer: str = "muon"
     warmup: float = 0.03
     clip: float = 1.0
     seed: int = 0
