@@ -136,7 +136,7 @@ def drafter(
     ] = None,
     unroll: Annotated[int, typer.Option(help="drafted positions to train for; dflash: tokens of a block")] = 7,
     layers: Annotated[int, typer.Option(help="dflash: its layers")] = 2,
-    markov_rank: Annotated[int, typer.Option(help="dflash: rank of the bias by the token before; 0 is none")] = 128,
+    markov_rank: Annotated[int, typer.Option(help="dflash: rank of the bias by the token before; 0: no heads")] = 128,
     kv_heads: Annotated[
         int | None, typer.Option(help="dflash: heads of keys and values (default: half a state's width)")
     ] = None,

@@ -9,6 +9,7 @@ from paceline.drafters.chooser import (
     LOST_LONG,
     MODEL,
     NOT_GUESSED,
+    NOTHING_COPIED,
     Acceptance,
     GlobalAcceptance,
     Guessed,
@@ -16,8 +17,10 @@ from paceline.drafters.chooser import (
     Probes,
     choose_each,
     choose_uniform,
+    keep_expected,
 )
 from paceline.drafters.copy import CopyDrafter
+from paceline.engine.cost import StepCost
 
 
 def up_to(limit: int) -> list[int]:
@@ -116,6 +119,45 @@ def test_what_a_trained_drafter_has_right_is_not_counted_as_copied() -> None:
         one.observe(Observation(LOST, 15, 7, False, model_drafted=7, model_accepted=7), 0)
     assert one.rates[LOST][0].value < copied
     assert one.rates[MODEL][0].value > 0.9 and one.rates[MODEL][1].value > 0.9
+
+
+def test_drafts_that_disappoint_are_expected_to_gain_less() -> None:
+    """Rates that say too much: two tokens beside each chain are never right, so a step gains less than they let expect."""
+    rates = GlobalAcceptance(NOTHING_COPIED, (0.5, 0.5))
+    one = rates.new_request()
+
+    def of_tree(length: int) -> Guessed:
+        return Guessed(4, 0.8) if length else NOT_GUESSED
+
+    def seconds(length: int) -> float:
+        return 1.6 if length else 1.0
+
+    assert choose_uniform([one], (0, 7), seconds, of_tree) == 7
+    for step in range(40):
+        keep_expected([one], [7], of_tree)
+        assert one.expected > 0.7
+        seen = Observation(LOST, 7, step % 2, False, model_drafted=4, model_accepted=step % 2, expected=one.expected)
+        rates.observe(seen)
+        one.observe(seen, 0)
+    assert one.trust.value < 0.8 and rates.new_request().trust.value < 0.8
+    assert choose_uniform([one], (0, 7), seconds, of_tree) == 0
+    assert choose_each([one, one], (0, 7), lambda queries, depth: 1.0 + 0.04 * queries + 0.05 * depth, of_tree) == [
+        0,
+        0,
+    ]
+    keep_expected([one], [0], of_tree)
+    assert one.expected == 0
+
+
+def test_a_first_step_that_took_long_is_forgotten() -> None:
+    cost = StepCost()
+    for seconds in (0.4, 0.05, 0.06):
+        cost.add(1, seconds)
+    assert 0.05 < cost(1) < 0.06
+    cost.add(1, 0.05)
+    cost.add(9, 0.07)
+    cost.add(9, 0.5)
+    assert 0.07 < cost(9) < 0.5, "a second step that took longer counts as any other"
 
 
 def test_probes_come_ever_more_seldom_while_drafts_do_not_pay() -> None:

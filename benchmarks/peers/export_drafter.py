@@ -168,6 +168,7 @@ def _engine(model: Path, drafter: Path, kind: str, count: int, threads: int) -> 
         draft_model=str(drafter),
         force_drafter=True,  # these are the target's weights rounded to bf16, in another file
         fixed_draft=count,
+        deterministic=True,  # drafts are chains, as vLLM's are
     )
     return Engine.load(model, config)
 

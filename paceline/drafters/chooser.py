@@ -8,6 +8,9 @@ compared with the target's choice at no cost, which restores drafting when the o
 
 A trained drafter's tokens have a sixth pair of rates. Of a draft with tokens of both drafters, the better one's count.
 
+What drafts gained over what they were expected to gain is counted too, and scales later expectations down. It takes in what
+the rates cannot say, and that the best of many uncertain estimates is too high.
+
 The priors and decays of copying and the least gain were set with `python -m benchmarks.apply` and `python -m
 benchmarks.decode`; those of trained drafters are not tuned yet (`python -m benchmarks.speculate` shows their effect).
 """
@@ -34,6 +37,10 @@ _DECAY, _MODEL_DECAY, _GLOBAL_DECAY = 0.8, 0.95, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0  # trials that the rates of all requests count for
 # The same of a trained drafter's rates: its tokens are about as often right in one step as in the next.
 _MODEL_WEIGHT = 16.0
+_TRUST_WEIGHT, _TRUST_DECAY = (
+    8.0,
+    0.95,
+)  # of accepted over expected tokens: of all requests, in tokens, and of the last steps
 _LEAST_GAIN = 1.07
 _MAX_RATE = 0.998
 _PATIENCE, _MOST_PATIENCE = 16, 256  # steps without drafts before one is tried
@@ -87,6 +94,7 @@ class Observation(NamedTuple):
     `state` is the state in which the draft's length was chosen. On CUDA that is one step earlier than the state in which it
     was drafted, and rates recorded by it predict what the chooser needs to know. Of a joint draft `model_accepted` of
     `model_drafted` tokens are the trained drafter's; `accepted` is of both drafters, so of copying only the guess counts.
+    `expected` is how many tokens of the draft the rates let expect to be accepted; 0 where that is not known.
     """
 
     state: int
@@ -95,6 +103,7 @@ class Observation(NamedTuple):
     guess_correct: bool
     model_drafted: int = 0
     model_accepted: int = 0
+    expected: float = 0.0
 
 
 def _observe(rates: Sequence[tuple[_Rate, _Rate]], step: Observation, decay: float) -> None:
@@ -108,7 +117,8 @@ def _observe(rates: Sequence[tuple[_Rate, _Rate]], step: Observation, decay: flo
 class Guessed(NamedTuple):
     """What a trained drafter gives for a draft: a chain of `depth` tokens, and others beside it.
 
-    `beside` is the chance that one of the others is right where the chain is wrong; `continues` whether more follow it.
+    `beside` is the chance that one of the others is right where the chain is wrong, as a share of the chance of a token of
+    the chain; `continues` whether more follow it. Where a drafter is often wrong, its other candidates are too.
     """
 
     depth: int
@@ -128,10 +138,13 @@ def _not_guessed(length: int) -> Guessed:
 class Acceptance:
     """One request's acceptance record. `streak` counts the tokens of agreement so far, `lost` the steps since agreement ended.
 
-    `set_streak` sets both and `state`, which follows from them.
+    `set_streak` sets both and `state`, which follows from them. `trust` is the share of expected tokens that are accepted, and
+    `expected` what the last draft was expected to have accepted by the rates alone.
     """
 
     rates: Sequence[tuple[_RequestRate, _RequestRate]]
+    trust: _RequestRate
+    expected: float = 0.0
     streak: int = 0
     lost: int = 0
     state: int = LOST
@@ -143,18 +156,11 @@ class Acceptance:
         else:
             self.state = SHORT if streak < 8 else STEADY if streak < 32 else LONG
 
-    def expected(self, length: int, guessed: Guessed = NOT_GUESSED) -> float:
-        """Expected tokens of a step with a draft of `length`; of a joint one what the better of the two drafters gives."""
-        first, more = (rate.value for rate in self.rates[self.state])
-        gain = float(_gain(first, more, length))
-        if guessed.depth:
-            first, more = (rate.value for rate in self.rates[MODEL])
-            gain = max(gain, float(_gain_guessed(first, more, *guessed)))
-        return 1.0 + gain
-
     def observe(self, step: Observation, streak: int) -> None:
         """Learns from a step, after which the streak is `streak`."""
         _observe(self.rates, step, _DECAY)
+        if step.expected:
+            self.trust.add(step.accepted, step.expected, _TRUST_DECAY)
         self.set_streak(streak, 0 if streak else self.lost + 1)
 
 
@@ -164,6 +170,7 @@ class GlobalAcceptance:
     def __init__(self, priors: Priors = COPY_PRIORS, model: tuple[float, float] = (0.0, 0.0)) -> None:
         """`model` are the priors of a joint draft's tokens of a trained drafter."""
         self._rates = [(_Rate(8 * f, 8.0), _Rate(32 * p, 32.0)) for f, p in (*priors, model)]
+        self._trust = _Rate(_TRUST_WEIGHT, _TRUST_WEIGHT)
 
     def new_request(self) -> Acceptance:
         """A record that uses these rates, also as they change, until the request has enough observations of its own."""
@@ -172,25 +179,27 @@ class GlobalAcceptance:
             (_RequestRate(0.0, 0.0, first, weight), _RequestRate(0.0, 0.0, more, weight_more))
             for (first, more), (weight, weight_more) in zip(self._rates, weights, strict=True)
         ]
-        return Acceptance(rates)
+        return Acceptance(rates, _RequestRate(0.0, 0.0, self._trust, _TRUST_WEIGHT))
 
     def observe(self, step: Observation) -> None:
         _observe(self._rates, step, _GLOBAL_DECAY)
+        if step.expected:
+            self._trust.add(step.accepted, step.expected, _GLOBAL_DECAY)
 
 
 class Probes:
-    """When to draft though it does not seem to pay, for a drafter that learns from its drafts alone.
+    """When to try what does not seem to pay and is known from trying alone, such as a drafter that learns from its drafts.
 
-    After 16 steps without any draft, then 32, and so on up to 256 while the drafts that are tried do not pay either.
+    After 16 steps without it, then 32, and so on up to 256 while it does not pay either.
     """
 
     def __init__(self) -> None:
         self._steps = 0
         self._patience = _PATIENCE
 
-    def due(self, drafted: bool) -> bool:
-        """Counts a step, in which something is drafted or not; whether it shall draft in the second case."""
-        if drafted:
+    def due(self, chosen: bool) -> bool:
+        """Counts a step, for which it was chosen or not; whether to try it in the second case."""
+        if chosen:
             self._steps, self._patience = 0, _PATIENCE
             return False
         self._steps += 1
@@ -208,20 +217,37 @@ def choose_uniform(
     `cost(length)` is the seconds of a step in which every request has length + 1 queries; `guessed(length)` what a trained
     drafter gives. A draft must gain more than the noise of the estimate over plain decoding.
     """
-    first, more = _values([record.rates[record.state] for record in records])
     costs = {length: cost(length) for length in lengths}
-    possible = np.array([length for length, seconds in costs.items() if seconds < math.inf])
-    if not len(possible):
+    possible = [length for length, seconds in costs.items() if seconds < math.inf]
+    if not possible:
         return 0
-    gain = _gain(first, more, possible[:, None])
-    columns = [np.array(column)[:, None] for column in zip(*map(guessed, possible.tolist()), strict=True)]
+    rates = _expected(records, possible, guessed).sum(axis=1) / np.array([costs[length] for length in possible])
+    rates[np.array(possible) == 0] *= _LEAST_GAIN
+    return possible[rates.argmax()]
+
+
+def _expected(records: list[Acceptance], lengths: Sequence[int], guessed: OfLength) -> Any:
+    """Expected tokens [L, B] of a step with a draft of each length."""
+    return 1.0 + np.array([record.trust.value for record in records]) * _gains(records, lengths, guessed)
+
+
+def _gains(records: list[Acceptance], lengths: Sequence[int], guessed: OfLength) -> Any:
+    """Tokens [L, B] beyond plain decoding by the rates alone; of a joint draft what the better of the two drafters gives."""
+    first, more = _values([record.rates[record.state] for record in records])
+    gain = _gain(first, more, np.array(lengths)[:, None])
+    columns = [np.array(column)[:, None] for column in zip(*map(guessed, lengths), strict=True)]
     if columns[0].any():
         first, more = _values([record.rates[MODEL] for record in records])
         gain = np.maximum(gain, np.where(columns[0] > 0, _gain_guessed(first, more, *columns), 0.0))
-    tokens = len(records) + gain.sum(axis=1)
-    gains = tokens / np.array([costs[length] for length in possible])
-    gains[possible == 0] *= _LEAST_GAIN
-    return int(possible[gains.argmax()])
+    return gain
+
+
+def keep_expected(records: list[Acceptance], chosen: Sequence[int], guessed: OfLength = _not_guessed) -> None:
+    """Sets `expected` of each request's record for the draft length that was chosen for it."""
+    lengths = sorted(set(chosen))
+    gains = _gains(records, lengths, guessed) if any(chosen) else np.zeros((len(lengths), len(records)))
+    for index, (record, length) in enumerate(zip(records, chosen, strict=True)):
+        record.expected = float(gains[lengths.index(length), index])
 
 
 def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
@@ -231,8 +257,8 @@ def _values(rates: Sequence[tuple[_RequestRate, _RequestRate]]) -> Any:
 
 def _gain_guessed(first: Any, more: Any, depth: Any, beside: Any, continues: Any) -> Any:
     """`_gain` of a chain of guesses, with that of the tokens beside it where it is wrong."""
-    ended = _gain(first, more, depth) + beside * (1 - first * more ** np.maximum(depth - 1, 0))
-    first, more = (rate + (1 - rate) * beside for rate in (first, more))
+    ended = _gain(first, more, depth) + beside * first * (1 - first * more ** np.maximum(depth - 1, 0))
+    first, more = (rate + (1 - rate) * rate * beside for rate in (first, more))
     return np.where(continues, _gain(first, np.minimum(more, _MAX_RATE), depth), ended)
 
 
@@ -251,40 +277,42 @@ def choose_each(
 
     `cost(queries, depth)` is the seconds of a step of that many queries in all, with so many guesses of a trained drafter.
     The passes of a trained drafter serve all requests at once, so the best choice is found for each depth that they may
-    have, and the one with the most tokens per second wins.
+    have, and the one with the most tokens per second wins. Guesses must gain more than the noise of the estimate.
     """
+    lengths = sorted(lengths)
+    expected = _expected(records, lengths, guessed).T.tolist()
+    depths = [guessed(length).depth for length in lengths]
+    cost = functools.cache(cost)
     best, best_rate = [0] * len(records), 0.0
-    for depth in sorted({guessed(length).depth for length in lengths}):
-        allowed = [length for length in lengths if guessed(length).depth <= depth]
-        chosen = _choose_at(records, allowed, functools.partial(_at_depth, cost, depth), guessed)
-        deepest = max(guessed(length).depth for length in chosen)
-        rate = _tokens(records, chosen, guessed) / cost(len(records) + sum(chosen), deepest)
+    for depth in sorted(set(depths)):
+        allowed = [index for index, each in enumerate(depths) if each <= depth]
+        chosen = _choose_at(expected, lengths, allowed, functools.partial(_at_depth, cost, depth))
+        queries = len(records) + sum(lengths[index] for index in chosen)
+        deepest = max(depths[index] for index in chosen)
+        rate = _tokens(expected, chosen) / cost(queries, deepest) * (1 if deepest else _LEAST_GAIN)
         if rate > best_rate:
-            best, best_rate = chosen, rate
+            best, best_rate = [lengths[index] for index in chosen], rate
     return best
 
 
 def _choose_at(
-    records: list[Acceptance], lengths: Sequence[int], cost: Callable[[int], float], guessed: OfLength
+    expected: list[list[float]], lengths: Sequence[int], allowed: list[int], cost: Callable[[int], float]
 ) -> list[int]:
-    """`choose_each` where a step's cost depends on its queries alone.
+    """`choose_each` where a step's cost depends on its queries alone, of the lengths at the places `allowed`; the places.
 
-    By Dinkelbach's iteration: at a given rate, each request takes the length with the largest difference of its expected
-    tokens and rate times its seconds.
+    `expected` are each request's tokens by length. By Dinkelbach's iteration: at a given rate, each request takes the length
+    with the largest difference of its expected tokens and rate times its seconds.
     """
-    count = len(records)
-    chosen = [lengths[0]] * count
+    count = len(expected)
+    chosen = [allowed[0]] * count
     for _ in range(4):
-        queries = count + sum(chosen)
-        rate = _tokens(records, chosen, guessed) / cost(queries)
+        queries = count + sum(lengths[index] for index in chosen)
+        rate = _tokens(expected, chosen) / cost(queries)
         update = []
-        for index, record in enumerate(records):
-            others = queries - chosen[index]
-
-            def value(length: int, record: Acceptance = record, others: int = others, rate: float = rate) -> float:
-                return record.expected(length, guessed(length)) - rate * (cost(others + length) - cost(others))
-
-            update.append(max(lengths, key=value))
+        for tokens, before in zip(expected, chosen, strict=True):
+            others = queries - lengths[before]
+            values = [(tokens[index] - rate * cost(others + lengths[index]), -index) for index in allowed]
+            update.append(-max(values)[1])
         if update == chosen:
             break
         chosen = update
@@ -295,5 +323,5 @@ def _at_depth(cost: Callable[[int, int], float], depth: int, queries: int) -> fl
     return cost(queries, depth)
 
 
-def _tokens(records: list[Acceptance], chosen: list[int], guessed: OfLength) -> float:
-    return sum(record.expected(length, guessed(length)) for record, length in zip(records, chosen, strict=True))
+def _tokens(expected: list[list[float]], chosen: list[int]) -> float:
+    return sum(tokens[index] for tokens, index in zip(expected, chosen, strict=True))

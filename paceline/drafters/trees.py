@@ -13,11 +13,12 @@ from paceline.drafters.chooser import Guessed
 from paceline.ops.copy_draft import CopyDraft, CopyState
 from paceline.ops.join_drafts import MAX_NODES, Guesses, join_drafts
 
-# The chance that a candidate beside the chain is right where the chain is wrong, by candidates at each depth of a chain and
-# by beams. From the acceptance lengths of `python -m benchmarks.speculate --drafter joint:... --draft 7`, 11, 15, 23 and 31
-# with the 1.5B's EAGLE-3 drafter. That of 4 beams is extrapolated from those of 2 and 3.
-BESIDE_CHAIN = {1: 0.0, 2: 0.33, 3: 0.4, 4: 0.43}
-BESIDE_BEAMS = {2: 0.25, 3: 0.36, 4: 0.42}
+# The chance that a candidate beside the chain is right where the chain is wrong, over that of a token of the chain, by
+# candidates at each depth of a chain and by beams. From the acceptance lengths of `python -m benchmarks.speculate --drafter
+# joint:... --draft 7`, 11, 15, 23 and 31 with the 1.5B's EAGLE-3 drafter, whose chain is right 0.83 of the time. That of 4
+# beams is extrapolated from those of 2 and 3.
+BESIDE_CHAIN = {1: 0.0, 2: 0.40, 3: 0.48, 4: 0.52}
+BESIDE_BEAMS = {2: 0.30, 3: 0.43, 4: 0.51}
 
 
 class Shape(NamedTuple):

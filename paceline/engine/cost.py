@@ -16,16 +16,27 @@ class StepCost:
     def __init__(self) -> None:
         self._counts: list[int] = []
         self._seconds: list[float] = []
+        self._first: set[int] = set()  # counts that were measured once
 
     def add(self, queries: int, seconds: float) -> None:
-        """Learns one step. Counts within an eighth of each other share an entry."""
+        """Learns one step. Counts within an eighth of each other share an entry.
+
+        A first step may take several times as long as the next: it makes what the others find. So the second one replaces it
+        where it took less.
+        """
         index = bisect.bisect_left(self._counts, queries)
         for near in (index - 1, index):
             if 0 <= near < len(self._counts) and abs(self._counts[near] - queries) * 8 <= queries:
-                self._seconds[near] += _WEIGHT * (seconds - self._seconds[near])
+                before, count = self._seconds[near], self._counts[near]
+                is_second = count in self._first
+                self._first.discard(count)
+                self._seconds[near] = (
+                    seconds if is_second and seconds < before else before + _WEIGHT * (seconds - before)
+                )
                 return
         self._counts.insert(index, queries)
         self._seconds.insert(index, seconds)
+        self._first.add(queries)
 
     def __call__(self, queries: int) -> float:
         counts, seconds = self._counts, self._seconds

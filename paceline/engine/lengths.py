@@ -5,7 +5,15 @@ from __future__ import annotations
 import functools
 
 from paceline.drafters.base import Drafter
-from paceline.drafters.chooser import Acceptance, GlobalAcceptance, Observation, Probes, choose_each, choose_uniform
+from paceline.drafters.chooser import (
+    Acceptance,
+    GlobalAcceptance,
+    Observation,
+    Probes,
+    choose_each,
+    choose_uniform,
+    keep_expected,
+)
 from paceline.engine.in_flight import InFlightStep, StepResult
 from paceline.engine.runner import Runner
 from paceline.engine.sequence import Sequence
@@ -19,6 +27,7 @@ class DraftLengths:
         """`global_acceptance` are the records over all requests, by whether these have sources."""
         self._runner, self._drafter, self._global_acceptance = runner, drafter, global_acceptance
         self._probes = Probes() if drafter.probes else None
+        self._plain_probes = None if runner.uniform else Probes()  # graphs are timed beforehand
 
     def observe(self, sequence: Sequence, result: StepResult) -> None:
         """Learns from what a step gave a sequence."""
@@ -27,7 +36,12 @@ class DraftLengths:
             guess_correct = records_guesses and bool(row[verify.GUESS_CORRECT])
             of_model = row[verify.MODEL_DRAFTED], row[verify.MODEL_ACCEPTED]
             observed = Observation(
-                result.state, row[verify.NUM_DRAFTED], len(result.tokens) - 1, guess_correct, *of_model
+                result.state,
+                row[verify.NUM_DRAFTED],
+                len(result.tokens) - 1,
+                guess_correct,
+                *of_model,
+                expected=sequence.acceptance.expected if result.length else 0.0,
             )
             self._add(sequence, observed, row[verify.STREAK])
 
@@ -54,13 +68,16 @@ class DraftLengths:
         chosen = self._by_cost(records, lengths)
         if self._probes is not None and self._probes.due(any(guessed(each).depth for each in chosen)):
             chosen = self._by_cost(records, tuple(each for each in lengths if guessed(each).depth))
-        if self._runner.uniform:
-            return chosen
-        return [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]
+        if self._plain_probes is not None and self._plain_probes.due(not any(chosen)):
+            chosen = [0] * len(chosen)  # else the cost of a plain step would stay what it was when one last ran
+        if not self._runner.uniform:
+            chosen = [max(0, min(length, each.room - 1)) for length, each in zip(chosen, sequences, strict=True)]
+        keep_expected(records, chosen, guessed)
+        return chosen
 
     def _by_cost(self, records: list[Acceptance], lengths: tuple[int, ...]) -> list[int]:
         """The draft length of each request with the most expected tokens per second."""
-        if self._runner.uniform:
+        if self._runner.uniform or len(records) == 1:
             cost = functools.partial(self._runner.step_cost, len(records))
             return [choose_uniform(records, lengths, cost, self._drafter.guessed)] * len(records)
         return choose_each(records, lengths, self._runner.cost, self._drafter.guessed)

@@ -81,10 +81,13 @@ class BlockObjective:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a block drafter's shapes have of their own; `num_kv_heads` None is `usual_kv_heads` of the target."""
+    """What a block drafter's shapes have of their own; `num_kv_heads` None is `usual_kv_heads` of the target.
+
+    A `markov_rank` of 0 is DFlash without what DSpark adds: no heads, and the anchor's row drafts nothing.
+    """
 
     num_layers: int = 2
-    block_size: int = 8
+    num_drafted: int = 8
     markov_rank: int = 128
     num_kv_heads: int | None = None
 
@@ -108,7 +111,7 @@ def dflash_config(
     shape: BlockShape,
 ) -> DraftConfig:
     """A drafter for a target: layers of its widths, over states after five layers from the second to the third last."""
-    count = target.num_layers
+    count, has_heads = target.num_layers, shape.markov_rank > 0
     layer = dataclasses.replace(
         target,
         family="qwen3",
@@ -129,11 +132,11 @@ def dflash_config(
         target.hidden_size,
         draft_vocab_size,
         digest,
-        block_size=shape.block_size,
+        block_size=shape.num_drafted + (not has_heads),
         mask_token=mask_token,
-        sample_from_anchor=True,
+        sample_from_anchor=has_heads,
         markov_rank=shape.markov_rank,
-        confidence_head=True,
+        confidence_head=has_heads,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paceline.config import EngineConfig, Hardware, resolve
 from paceline.drafters.base import DraftBatch
-from paceline.drafters.checkpoint import write_checkpoint
+from paceline.drafters.checkpoint import read_checkpoint, write_checkpoint
 from paceline.drafters.dflash import DFlashDrafter, DFlashNetwork
 from paceline.engine.engine import Engine
 from paceline.errors import ConfigError
@@ -49,7 +49,7 @@ def target() -> Decoder:
 
 
 def trainee_of(model: Decoder, **changes: Any) -> DFlashTrainee:
-    config = dflash_config(model.config, "", len(IDS), 48, 256, BlockShape(block_size=BLOCK, markov_rank=8))
+    config = dflash_config(model.config, "", len(IDS), 48, 256, BlockShape(num_drafted=BLOCK, markov_rank=8))
     config = config.__class__(**{**vars(config), **changes})
     return DFlashTrainee(config, model.embedding, model.head_rows(IDS))
 
@@ -89,8 +89,8 @@ def test_logits_are_those_of_the_engine(
     seen: dict[tuple[int, ...], Tensor] = {}
     block = drafter._block
 
-    def noting(batch: DraftBatch, count: int, width: int) -> object:
-        result = block(batch, count, width)
+    def noting(batch: DraftBatch, count: int, width: int, beams: int = 1) -> object:
+        result = block(batch, count, width, beams)
         for index, slot in enumerate(batch.slots.tolist()):
             text = batch.state.text[slot, : int(batch.state.end[slot])].tolist()
             seen[tuple(text)] = drafter.network.logits(result.hidden.view(count, len(batch.slots), -1)[:, index])
@@ -286,13 +286,16 @@ def test_a_mask_token_is_unseen_and_usual() -> None:
     assert mask_token(table, [sample(0, 5), sample(2, 4)]) == 1
 
 
-def test_a_run_trains_a_drafter_that_the_engine_loads_and_continues(tmp_path: Path) -> None:
-    options = DrafterOptions("dflash", draft_vocab_size=64, intermediate_size=48, steps=4, layers=1, markov_rank=8)
+@pytest.mark.parametrize("markov_rank", [8, 0])
+def test_a_run_trains_a_drafter_that_the_engine_loads_and_continues(markov_rank: int, tmp_path: Path) -> None:
+    options = DrafterOptions("dflash", 64, 48, steps=4, layers=1, markov_rank=markov_rank)
     file = write(tmp_path / "samples.bin", random_samples(30))
     for tokens in (3000, 5000):
         run = tiny_run(tmp_path, options=options, tokens=tokens)
         card = run.train([file])
     assert card["kind"] == "dflash" and card["tokens"] >= 5000 and len(card["evaluation"]["acceptance"]) == 4
+    config = read_checkpoint(tmp_path / DRAFTER_FILE).config
+    assert config.num_drafted == 4 and config.confidence_head == config.sample_from_anchor == (markov_rank > 0)
     engine = engine_of(run.target.model, tmp_path / DRAFTER_FILE, fixed_draft=4)
     prompts = [each.tokens[:20].tolist() for each in random_samples(3)]
     requests = [Request(each, Sampling(max_tokens=20, ignore_eos=True)) for each in prompts]
