@@ -81,9 +81,8 @@ class BlockObjective:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a block drafter's shapes have of their own; `num_kv_heads` None is `usual_kv_heads` of the target.
-
-    A `markov_rank` of 0 is DFlash without what DSpark adds: no heads, and the anchor's row drafts nothing.
+    """What a block drafter's shapes have of their own; `num_kv_heads` None is `usual_kv_heads` of the target. A `markov_rank`
+    of 0 is DFlash without what DSpark adds: no heads, and the anchor's row drafts nothing.
     """
 
     num_layers: int = 2
