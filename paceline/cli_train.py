@@ -141,8 +141,12 @@ def drafter(
         int | None, typer.Option(help="dflash: heads of keys and values (default: half a state's width)")
     ] = None,
     loss: Annotated[str, typer.Option(help="eagle3: kl, tv, lk or ce (train/losses.py)")] = "kl",
-    lr: Annotated[float, typer.Option(help="the highest learning rate")] = 4e-3,
-    optimizer: Annotated[str, typer.Option(help="muon (of the matrices of the layers), or adamw of all")] = "muon",
+    lr: Annotated[
+        float | None, typer.Option(help="the highest learning rate (default: the optimizer's usual one)")
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="muon for the layers' matrices and adamw for the rest, or adamw for all")
+    ] = "muon",
     batch_rows: Annotated[int, typer.Option(help="rows in a step of the optimizer")] = 4,
     micro_rows: Annotated[
         int,
@@ -162,13 +166,15 @@ def drafter(
     """
     from paceline.train.card import keep_sources
     from paceline.train.losses import Objective
+    from paceline.train.optimizer import OPTIMIZERS
     from paceline.train.parallel import Group
     from paceline.train.run import DrafterOptions, TrainingRun, check_run, read_start
     from paceline.train.trainer import TrainSettings
 
     started = time.monotonic()
+    rate = OPTIMIZERS.get(optimizer, 0.0) if lr is None else lr
     settings = TrainSettings(
-        tokens, minutes, batch_rows, micro_rows, row_length, lr, optimizer, seed=seed, objective=Objective(loss)
+        tokens, minutes, batch_rows, micro_rows, row_length, rate, optimizer, seed=seed, objective=Objective(loss)
     )
     options = DrafterOptions(kind, draft_vocab, intermediate, unroll, layers, markov_rank, kv_heads)
     group = Group.join()

@@ -37,13 +37,12 @@ _DECAY, _MODEL_DECAY, _GLOBAL_DECAY = 0.8, 0.95, 0.98
 _PRIOR_WEIGHT, _PRIOR_WEIGHT_MORE = 2.0, 16.0  # trials that the rates of all requests count for
 # The same of a trained drafter's rates: its tokens are about as often right in one step as in the next.
 _MODEL_WEIGHT = 16.0
-_TRUST_WEIGHT, _TRUST_DECAY = (
-    8.0,
-    0.95,
-)  # of accepted over expected tokens: of all requests, in tokens, and of the last steps
+# Of accepted over expected tokens: the expected tokens that all requests' share counts for, the decay of a request's own
+# counts, and the least share, with which a draft that is nearly certain is still tried.
+_TRUST_WEIGHT, _TRUST_DECAY, _LEAST_TRUST = 8.0, 0.95, 0.3
 _LEAST_GAIN = 1.07
 _MAX_RATE = 0.998
-_PATIENCE, _MOST_PATIENCE = 16, 256  # steps without drafts before one is tried
+_PATIENCE, _MOST_PATIENCE = 16, 256  # steps before another choice is tried
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Observation(NamedTuple):
     `state` is the state in which the draft's length was chosen. On CUDA that is one step earlier than the state in which it
     was drafted, and rates recorded by it predict what the chooser needs to know. Of a joint draft `model_accepted` of
     `model_drafted` tokens are the trained drafter's; `accepted` is of both drafters, so of copying only the guess counts.
-    `expected` is how many tokens of the draft the rates let expect to be accepted; 0 where that is not known.
+    `expected` is how many tokens of the draft should be accepted by the rates; 0 where that is not known.
     """
 
     state: int
@@ -228,7 +227,8 @@ def choose_uniform(
 
 def _expected(records: list[Acceptance], lengths: Sequence[int], guessed: OfLength) -> Any:
     """Expected tokens [L, B] of a step with a draft of each length."""
-    return 1.0 + np.array([record.trust.value for record in records]) * _gains(records, lengths, guessed)
+    trust = np.array([max(record.trust.value, _LEAST_TRUST) for record in records])
+    return 1.0 + trust * _gains(records, lengths, guessed)
 
 
 def _gains(records: list[Acceptance], lengths: Sequence[int], guessed: OfLength) -> Any:

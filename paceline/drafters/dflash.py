@@ -179,10 +179,8 @@ class DFlashDrafter(TrainedDrafter):
         self._num_heads = layer.num_heads
         self._scale = 1.0 / math.sqrt(layer.head_dim)
         self._dtype = model.dtype
-        self._skipped = (
-            self.draft_config.block_size - self.draft_config.num_drafted
-        )  # 1 where the anchor's row drafts nothing
         longest = self.draft_config.num_drafted
+        self._skipped = self.draft_config.block_size - longest  # 1 where the anchor's row drafts nothing
         if self.trees is None:
             self.lengths = (*range(min(longest, 8)), *range(8, longest, 2), longest)
 

@@ -117,7 +117,7 @@ def _feature_norms(config: DraftConfig, layer: Mapping[str, Tensor]) -> list[Ten
 
 
 class Eagle3Drafter(TrainedDrafter):
-    """Drafts a chain, a pass of the network for each token.
+    """Drafts a tree, a pass of the network for each depth.
 
     In the cache it keeps, for every token that the target has seen, the network's keys and values and the fused state
     that the row after needs. All follow from the tokens up to there, so a cached prefix has them for whoever shares it.

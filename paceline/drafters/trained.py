@@ -20,7 +20,7 @@ from paceline.models.rope import rope_table
 from paceline.ops.choose import TokenBias, choose
 from paceline.ops.copy_draft import CopyState, copy_draft
 from paceline.ops.draft import DRAFTED, FROM_MODEL, Draft
-from paceline.ops.join_drafts import Guesses
+from paceline.ops.join_drafts import MAX_NODES, Guesses
 from paceline.ops.layout import owners
 from paceline.ops.weight import Dense, Float8, Weight, prepare, row_scaled, takes_float8
 
@@ -71,7 +71,7 @@ class TrainedDrafter(Drafter):
         return tensors
 
     def guessed(self, length: int) -> Guessed:
-        return Guessed(length) if self.trees is None else self.trees.guessed(length)
+        return Guessed(length) if self.trees is None or length >= MAX_NODES else self.trees.guessed(length)
 
     def guess(self, batch: DraftBatch, depth: int, width: int, beams: int = 1) -> Guesses:
         """Guesses of the `depth` tokens after each request's root, `width` candidates each; depth is below `max_query`.
@@ -82,8 +82,10 @@ class TrainedDrafter(Drafter):
         raise NotImplementedError
 
     def propose(self, batch: DraftBatch) -> Draft:
-        """A tree of guesses; a chain in deterministic mode, whose kernels sum keys in the order of their places."""
-        if self.trees is None:
+        """A tree of guesses. It is a chain where it has more tokens than a tree may, and in deterministic mode, whose kernels
+        sum keys in the order of their places.
+        """
+        if self.trees is None or batch.max_query > MAX_NODES:
             return self.propose_chain(batch)
         roots = copy_draft(batch.state, self._no_copies, batch.slots, batch.query_starts, batch.num_queries, 0)
         return self.trees.propose(batch, roots, self._no_copies)

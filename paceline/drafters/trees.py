@@ -71,6 +71,7 @@ class Trees:
     def __init__(self, drafter: Guessing, most: int) -> None:
         """`most` is the depth that the drafter can guess."""
         self._drafter = drafter
+        self._most = most
         every = BLOCKS if drafter.one_pass else SHAPES
         self.shapes = {length: shape._replace(depth=min(shape.depth, most)) for length, shape in every.items()}
 
@@ -78,8 +79,9 @@ class Trees:
         """That of `length`, or of the next smaller one where a draft is cut or its length fixed."""
         if length >= MAX_NODES:
             return Shape(0, 1)
-        fitting = (self.shapes[each] for each in sorted(self.shapes, reverse=True) if each <= length)
-        return next(fitting, Shape(length, 1))
+        if length < 4:
+            return Shape(min(length, self._most), 1)
+        return next(self.shapes[each] for each in sorted(self.shapes, reverse=True) if each <= length)
 
     def guessed(self, length: int) -> Guessed:
         depth, width, beams = self.shape(length)

@@ -19,7 +19,8 @@ class StepResult:
 
     tokens    those that it wrote: accepted drafts, then one of the target's
     row       its row of verification's result (`Verified`), on the host
-    length    the tokens that it was asked to draft; `state` is the acceptance state in which that was chosen
+    length    the tokens that it was asked to draft; `state` is the acceptance state in which that was chosen, `expected` the
+              tokens that were expected to be accepted of it (`drafters.chooser.Acceptance.expected`)
     decode    False at the end of a prompt
     """
 
@@ -27,6 +28,7 @@ class StepResult:
     row: list[int]
     length: int
     state: int
+    expected: float
     logprobs: tuple[TokenLogprob, ...]
     decode: bool
 
@@ -56,16 +58,17 @@ class PromptLogprobs:
 class InFlightStep:
     """A launched step.
 
-    Of each of `sequences`: its epoch at launch, its draft length, and the acceptance state in which that was chosen (`states`
-    is empty where the drafter keeps no record). `result` and `path` are verification's; further rows are padding. `bounds`
-    are where each sequence's queries start. `chunks` are the token ranges of the prompts that the step computes;
-    `begin_event` and `end_event` are CUDA events at its begin and end.
+    Of each of `sequences`: its epoch at launch, its draft length, and the acceptance state in which that was chosen with what
+    was expected of it (`states` and `expected` are empty where the drafter keeps no record). `result` and `path` are
+    verification's; further rows are padding. `bounds` are where each sequence's queries start. `chunks` are the token ranges
+    of the prompts that the step computes; `begin_event` and `end_event` are CUDA events at its begin and end.
     """
 
     sequences: list[Sequence]
     epochs: list[int]
     lengths: list[int]
     states: list[int]
+    expected: list[float]
     result: Tensor
     path: Tensor
     decode: bool
@@ -116,12 +119,13 @@ class InFlightStep:
         results = []
         rows = self.result.cpu().numpy().tolist()
         states = self.states or [LOST] * len(self.sequences)
-        entries = zip(self.sequences, self.epochs, self.lengths, states, rows, strict=False)
-        for index, (sequence, epoch, length, state, row) in enumerate(entries):
+        expected = self.expected or [0.0] * len(self.sequences)
+        entries = zip(self.sequences, self.epochs, self.lengths, states, expected, rows, strict=False)
+        for index, (sequence, epoch, length, state, gain, row) in enumerate(entries):
             if sequence.epoch == epoch:
                 tokens = row[verify.HEADER : verify.HEADER + row[verify.NUM_TOKENS]]
                 found = self._logprobs(index, sequence, tokens) if self.logprobs is not None else ()
-                results.append((sequence, StepResult(tokens, row, length, state, found, self.decode)))
+                results.append((sequence, StepResult(tokens, row, length, state, gain, found, self.decode)))
         return results
 
     def _logprobs(self, index: int, sequence: Sequence, tokens: list[int]) -> tuple[TokenLogprob, ...]:

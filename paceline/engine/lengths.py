@@ -41,7 +41,7 @@ class DraftLengths:
                 len(result.tokens) - 1,
                 guess_correct,
                 *of_model,
-                expected=sequence.acceptance.expected if result.length else 0.0,
+                expected=result.expected if result.length else 0.0,
             )
             self._add(sequence, observed, row[verify.STREAK])
 
@@ -66,8 +66,9 @@ class DraftLengths:
         records = [sequence.acceptance for sequence in sequences]
         guessed = self._drafter.guessed
         chosen = self._by_cost(records, lengths)
-        if self._probes is not None and self._probes.due(any(guessed(each).depth for each in chosen)):
-            chosen = self._by_cost(records, tuple(each for each in lengths if guessed(each).depth))
+        trained = tuple(each for each in lengths if guessed(each).depth)
+        if self._probes is not None and trained and self._probes.due(any(each in trained for each in chosen)):
+            chosen = self._by_cost(records, trained)
         if self._plain_probes is not None and self._plain_probes.due(not any(chosen)):
             chosen = [0] * len(chosen)  # else the cost of a plain step would stay what it was when one last ran
         if not self._runner.uniform:

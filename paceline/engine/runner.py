@@ -317,7 +317,8 @@ class Runner:
         epochs = [each.epoch for each in sequences]
         states = [each.acceptance.state for each in sequences] if self._keeps_records else []
         queries = len(sequences) + sum(lengths)
-        return InFlightStep(sequences, epochs, lengths, states, result, path, True, queries, started)
+        expected = [each.acceptance.expected for each in sequences] if self._keeps_records else []
+        return InFlightStep(sequences, epochs, lengths, states, expected, result, path, True, queries, started)
 
     def _constrain(self, sequences: list[Sequence], bounds: list[int], logits: Tensor, draft: Draft) -> None:
         """Masks the logits of sequences with a grammar, in place. Waits for the step's drafts."""
@@ -364,7 +365,9 @@ def _draft_lengths(drafter: Drafter, config: ResolvedConfig) -> tuple[int, ...]:
     """The draft lengths that steps may have, ascending."""
     if config.fixed_draft is not None and drafter.lengths != (0,):
         return (config.fixed_draft,)
-    return tuple(each for each in drafter.lengths if each <= config.max_draft)
+    lengths = tuple(each for each in drafter.lengths if each <= config.max_draft)
+    shorter_than_all = lengths == (0,) and drafter.lengths != (0,) and config.max_draft > 0
+    return (0, config.max_draft) if shorter_than_all else lengths
 
 
 def _needs_all_logits(sequence: Sequence) -> bool:

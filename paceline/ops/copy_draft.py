@@ -185,7 +185,7 @@ def _until_separator(copied: list[int]) -> list[int]:
 def _places(text: Tensor, copy: CopyState, slot: int, history: int, count: int) -> list[int]:
     """The `count` best text indices to continue from, each with another first token."""
     end = len(text)
-    if end < 2:
+    if end < 2 or count == 0:
         return []
     agreement = torch.zeros(end - 1, dtype=torch.int32)
     running = torch.ones(end - 1, dtype=torch.bool)

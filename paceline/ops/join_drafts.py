@@ -1,4 +1,4 @@
-"""One verification tree from two drafts: the copy drafter's chains and a trained drafter's guesses.
+"""One verification tree from a trained drafter's guesses and the copy drafter's chains, where there are any.
 
 A node's score is the logarithm of the estimated chance that all tokens up to it are accepted. Scores fall along every
 path, so the nodes with the best scores form a tree, and of its size it is the one with the most expected accepted tokens.
@@ -17,7 +17,7 @@ from paceline.ops.copy_draft import CopyDraft, CopyState
 from paceline.ops.dispatch import implementation
 from paceline.ops.draft import DRAFTED, FROM_MODEL
 
-MAX_NODES = 64  # rows of a joint draft, the root included; kernels hold all candidates of a request at once
+MAX_NODES = 64  # rows of a tree of guesses, the root included; kernels hold all candidates of a request at once
 # By the copy drafter's streak (none, below 8, below 32, more): the chances that a copied chain's first token is accepted, and
 # each after an accepted one. The chooser begins with the same (drafters/chooser.py), where a command for them is named.
 SURVIVAL = ((0.25, 0.8), (0.6, 0.9), (0.9, 0.97), (0.97, 0.995))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,7 @@ class DFlashTrainee:
         self._embedding, self._head = table, head
         self._rope = torch.empty(0)
 
-    def initial(self, seed: int, batch: Captured | None = None) -> dict[str, Tensor]:
+    def initial(self, seed: int, captured: Callable[[], Captured] | None = None) -> dict[str, Tensor]:
         """Weights to begin with, float32 on the CPU: small random matrices, the mean of the states as `fc`, no Markov bias.
 
         Given texts to train on, half of the heads attend to the tokens just before them (train/look_back.py).
@@ -202,10 +202,10 @@ class DFlashTrainee:
                 tensors[name] = torch.randn(shape, generator=draw) * (scale / math.sqrt(shape[1]))
         if config.target_hidden_size == width:
             tensors["fc.weight"] += torch.eye(width).repeat(1, count) / count
-        if batch is not None:
-            unit, eps = torch.ones(width, device=self._embedding.device), config.layer.rms_norm_eps
-            fused = batch.features.float() @ tensors["fc.weight"].T.to(batch.features.device)
-            embedded = embedding(batch.tokens.flatten(), self._embedding).float()
+        if captured is not None:
+            batch, unit, eps = captured(), torch.ones(width, device=self._embedding.device), config.layer.rms_norm_eps
+            fused = batch.features[batch.places].float() @ tensors["fc.weight"].T.to(batch.features.device)
+            embedded = embedding(batch.tokens.flatten()[batch.places], self._embedding).float()
             look_back(tensors, config, rms_norm(fused, unit, eps), rms_norm(embedded, unit, eps))
         return tensors
 

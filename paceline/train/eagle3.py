@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class Eagle3Trainee:
         self._embedding, self._head = embedding, head
         self._rope = torch.empty(0)
 
-    def initial(self, seed: int, batch: Captured | None = None) -> dict[str, Tensor]:
+    def initial(self, seed: int, captured: Callable[[], Captured] | None = None) -> dict[str, Tensor]:
         """Weights to begin with, float32 on the CPU: small random matrices, the mean of the states as `fc`."""
         layer, width = self.config.layer, self.config.layer.hidden_size
         draw = torch.Generator().manual_seed(seed)

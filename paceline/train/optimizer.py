@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paceline.errors import ConfigError
 
-OPTIMIZERS = ("muon", "adamw")
+OPTIMIZERS = {"muon": 4e-3, "adamw": 1e-3}  # and their usual learning rates
 
 
 class Optimizer:

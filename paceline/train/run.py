@@ -131,12 +131,10 @@ class TrainingRun:
         return card
 
     def _initial(self, trainee: Trainee, capture: Capture, samples: Samples) -> dict[str, torch.Tensor]:
-        settings = self.settings
-        packing = Packing(
-            samples.train, settings.row_length, settings.seed, sorted({each.task for each in samples.train})
-        )
-        rows, _ = packing.take((0, 0), settings.micro_rows)
-        return self.group.share(trainee.initial(settings.seed, capture(packing.pack(rows))))
+        settings, tasks = self.settings, sorted({each.task for each in samples.train})
+        packing = Packing(samples.train, settings.row_length, settings.seed, tasks)
+        rows, _ = packing.take((0, 0), 1)
+        return self.group.share(trainee.initial(settings.seed, lambda: capture(packing.pack(rows))))
 
     def state(self, samples: Sequence[Sample]) -> tuple[TrainState, DraftConfig]:
         """The state to continue, one with the tensors of `start`, or a new one without tensors."""

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -38,8 +38,8 @@ class Trainee(Protocol):
     config: DraftConfig
     num_steps: int
 
-    def initial(self, seed: int, batch: Captured | None = None) -> dict[str, Tensor]:
-        """The weights to begin with, float32 on the CPU; `batch` is of texts to train on, should they depend on any."""
+    def initial(self, seed: int, captured: Callable[[], Captured] | None = None) -> dict[str, Tensor]:
+        """The weights to begin with, float32 on the CPU; `captured` gives texts to train on, should they depend on any."""
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Captured, acceptance: Acceptance) -> Tensor:
         """The loss summed over supervised rows; adds what would be accepted at each drafted position."""

@@ -12,6 +12,7 @@ from paceline.drafters.base import DraftBatch
 from paceline.drafters.joint import JointDrafter
 from paceline.drafters.trees import BESIDE_BEAMS, BESIDE_CHAIN, BLOCKS, SHAPES
 from paceline.engine.engine import Engine
+from paceline.engine.scheduler import Decode
 from paceline.ops.choose import MAX_CANDIDATES
 from paceline.ops.join_drafts import Guesses
 from paceline.types import Request, Sampling
@@ -85,7 +86,7 @@ def test_a_draft_that_is_cut_keeps_the_guesses_that_fit(tmp_path: Path) -> None:
             assert depth == 0
         else:
             smaller = [each for each in drafter.trees.shapes if each < length]
-            assert depth == (drafter.trees.shapes[max(smaller)].depth if smaller else length)
+            assert depth == (length if length < 4 else drafter.trees.shapes[max(smaller)].depth)
     assert drafter.guessed(256).depth == 0
 
 
@@ -125,3 +126,26 @@ def test_requests_of_different_lengths_share_the_passes_of_a_tree(
     monkeypatch.setattr("paceline.engine.lengths.choose_each", lambda records, *_: [next(lengths) for _ in records])
     requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
     assert [each.tokens for each in engine.generate(requests)] == plain_outputs()
+
+
+def test_a_step_is_compared_with_what_was_expected_of_it(tmp_path: Path) -> None:
+    """On a GPU the next step's draft is chosen before a step is read."""
+    engine = engine_with("joint", tmp_path, max_batch=1)
+    engine.submit(Request(PROMPTS[0], Sampling(max_tokens=40, ignore_eos=True)))
+    engine.step()
+    [sequence] = engine.scheduler.running
+    sequence.acceptance.expected = 2.5
+    step = engine.runner.launch(Decode([sequence], [7]))
+    sequence.acceptance.expected = 0.0
+    [(_, result)] = step.read()
+    assert result.length == 7 and result.expected == 2.5
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "joint"])
+def test_a_draft_longer_than_a_tree_and_one_of_a_single_token(kind: str, tmp_path: Path) -> None:
+    requests = [Request(prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in PROMPTS]
+    for settings in ({"fixed_draft": 70}, {"fixed_draft": 1}, {"fixed_draft": 3}, {"max_draft": 1}):
+        engine = engine_with(kind, tmp_path, **settings)
+        completions = engine.generate(requests)
+        assert [each.tokens for each in completions] == plain_outputs()
+        assert sum(each.usage.drafted_tokens for each in completions) > 0

@@ -373,6 +373,17 @@ def test_prefill(queries: list[int], contexts: list[int]) -> None:
     assert error(attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1), exact) < 1e-2
 
 
+@pytest.mark.skipif(INTERPRETED, reason="torch's fused attention on CUDA")
+def test_requests_with_too_many_keys_to_copy_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, size = batch_of([300, 2, 0, 600], [16, 700, 33, 0], page_size=16, branching=False)
+    query = random(902, 12, 128, dtype=torch.bfloat16)
+    keys, values = (random(size, 2, 128, dtype=torch.bfloat16) for _ in range(2))
+    together = attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1)
+    monkeypatch.setattr(prefill_attention, "_MOST_KEYS", 1000)
+    monkeypatch.setattr(prefill_attention, "_together", None)
+    assert error(attention_kernel.paged_attention(query, keys, values, batch, 16, 0.1), together) < 1e-2
+
+
 def test_the_keys_of_all_requests_are_found_in_their_pages() -> None:
     batch, _ = batch_of([3, 2, 0, 40], [16, 35, 5, 0], page_size=16, branching=False)
     places = prefill_attention._key_places(batch, prefill_attention._host(batch), 16)

@@ -80,7 +80,7 @@ def test_the_card_is_short_and_fits_into_the_file(tmp_path: Path) -> None:
     text = (tmp_path / "card.md").read_text()
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 500
     said = ("digest `identity`", "temperature 0.7 ", "400 packages 36,000", "licences", "445 were removed", "CC-BY-4.0")
-    assert all(each in text for each in (*said, "epochs", "learning rate 0.001", "20 dropped", "| function |"))
+    assert all(each in text for each in (*said, "epochs", "learning rate 0.004", "20 dropped", "| function |"))
     kept = read_checkpoint(tmp_path / DRAFTER_FILE).card
     assert len(json.dumps(kept)) < 32 << 10
     assert kept["sources"]["licences"]["MIT"] == 7400 and kept["evaluation"] == card["evaluation"]

@@ -18,6 +18,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from paceline.ops.attention import AttentionBatch, HostLengths, KeyPlaces
 from paceline.ops.triton import launch_options
 
+_MOST_KEYS = (
+    1 << 17
+)  # of a step whose requests share a launch: their keys are copied, a shared prefix once for each request
 _REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # A layer of 8,192 tokens: cuDNN 0.42 ms, flash 0.79; of 2,048 after 6,144: cuDNN 0.70 (it takes the mask as a tensor),
 # flash 0.50.
@@ -30,7 +33,9 @@ def prefill(
 ) -> Tensor:
     """Causal attention of a long step without branches, in 16 bits. The contract of `ops.attention.paged_attention`."""
     host = _host(batch)
-    if batch.num_requests > 1 and query.shape[2] % 8 == 0:  # flash attention takes no other sizes
+    num_keys = sum(host.context_lens) + len(query)
+    # flash attention takes no other sizes of a head
+    if batch.num_requests > 1 and query.shape[2] % 8 == 0 and num_keys <= max(_MOST_KEYS, len(query)):
         return _together(query, key_cache, value_cache, batch, page_size, scale)
     out = torch.empty_like(query)
     for index, context in enumerate(host.context_lens):
