@@ -172,7 +172,7 @@ def drafter(
     from paceline.train.trainer import TrainSettings
 
     started = time.monotonic()
-    rate = OPTIMIZERS.get(optimizer, 0.0) if lr is None else lr
+    rate = OPTIMIZERS.get(optimizer, 0.0) if lr is None else lr  # TrainSettings refuses an unknown optimizer
     settings = TrainSettings(
         tokens, minutes, batch_rows, micro_rows, row_length, rate, optimizer, seed=seed, objective=Objective(loss)
     )

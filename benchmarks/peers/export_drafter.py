@@ -8,7 +8,8 @@ status is 1 where the acceptance lengths differ by more than 3%, or where the ou
 from vLLM's plain decoding at two tokens that are no near-tie (`benchmarks.lossless.tie`).
 
 DSpark's heads need vLLM's second model runner, and that one Triton, which it does not use on a CPU: a drafter that has them
-is compared without, in both.
+is compared without, in both. One whose anchor's row drafts cannot run there, and the command says so and ends: a block drafter
+must have been trained with `--markov-rank 0`.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Eagle3Drafter(TrainedDrafter):
     """
 
     kind = "eagle3"
-    lengths = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)
+    lengths = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)  # of chains, in deterministic mode
 
     def __init__(self, config: ResolvedConfig, model: Model, checkpoint: DraftCheckpoint | None = None) -> None:
         super().__init__(config, model, checkpoint)

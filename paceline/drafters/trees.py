@@ -45,7 +45,7 @@ SHAPES = {
     23: Shape(8, 6, 3),
     31: Shape(10, 6, 3),
 }
-# Of a drafter of one pass, for which depth and beams cost no pass. Not measured yet.
+# Of a drafter of one pass, for which depth and beams cost no pass. Not tuned yet.
 BLOCKS = {
     2: Shape(2, 1),
     4: Shape(4, 2),

@@ -63,7 +63,7 @@ class TrainSettings:
     batch_rows: int = 4
     micro_rows: int = 4
     row_length: int = 2048
-    learning_rate: float = 4e-3
+    learning_rate: float = OPTIMIZERS["muon"]
     optimizer: str = "muon"
     warmup: float = 0.03
     clip: float = 1.0

@@ -5,29 +5,27 @@ On a GPU as they run; without one under Triton's interpreter when TRITON_INTERPR
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.ops.values import DEVICE, INTERPRETED, error, random
+
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-from paceline.ops import linear  # noqa: E402
-from paceline.ops.triton import linear as kernel  # noqa: E402
-from paceline.ops.triton import norm as norm_kernel  # noqa: E402
-from paceline.ops.triton.linear import Product  # noqa: E402
-from paceline.ops.triton.tuning import FLOAT8, Blas, Choice, Rows, Tiles, choose  # noqa: E402
-from paceline.ops.weight import Float8, row_scaled  # noqa: E402
+from paceline.ops import linear
+from paceline.ops.triton import linear as kernel
+from paceline.ops.triton import norm as norm_kernel
+from paceline.ops.triton.linear import Product
+from paceline.ops.triton.tuning import FLOAT8, Blas, Choice, Rows, Tiles, choose
+from paceline.ops.weight import Float8, row_scaled
 
 if not INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("float8 needs a newer GPU", allow_module_level=True)
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 DTYPES = [torch.float32] if INTERPRETED else [torch.bfloat16, torch.float16]
 ROWS, COLUMNS = (200, 160) if INTERPRETED else (1536, 3072)
 TOKENS = [1, 3, 4, 16, 33, 65, 257]
@@ -44,23 +42,11 @@ CHOICES: list[Choice | None] = [
 ]
 
 
-def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape) * scale).to(DEVICE, dtype)
-
-
 def float8(rows: int, columns: int, bias: Tensor | None = None) -> Float8:
     """A weight whose rows have scales of very different sizes."""
     matrix = torch.randn(rows, columns) * torch.logspace(-2, 1, rows)[torch.randperm(rows), None] / columns**0.5
     values, scale = row_scaled(matrix)
     return Float8(values.to(DEVICE), scale.to(DEVICE), bias)
-
-
-def error(result: Tensor, exact: Tensor) -> float:
-    """Relative error in the 2-norm; infinite where the result is not finite."""
-    result, exact = result.double(), exact.double()
-    if not bool(result.isfinite().all()):
-        return float("inf")
-    return float((result - exact).norm() / exact.norm())
 
 
 @pytest.fixture(autouse=True)

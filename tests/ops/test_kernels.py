@@ -6,48 +6,34 @@ On a GPU as they run; without one under Triton's interpreter when TRITON_INTERPR
 from __future__ import annotations
 
 import itertools
-import os
 
 import pytest
 import torch
-from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.ops.values import DEVICE, INTERPRETED, error, random
+
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-from paceline.ops import argmax, attention, draw, layout, linear, rope  # noqa: E402
-from paceline.ops.attention import AttentionBatch  # noqa: E402
-from paceline.ops.draft import packed  # noqa: E402
-from paceline.ops.draw import Draws  # noqa: E402
-from paceline.ops.triton import argmax as argmax_kernel  # noqa: E402
-from paceline.ops.triton import attention as attention_kernel  # noqa: E402
-from paceline.ops.triton import draw as draw_kernel  # noqa: E402
-from paceline.ops.triton import layout as layout_kernel  # noqa: E402
-from paceline.ops.triton import linear as linear_kernel  # noqa: E402
-from paceline.ops.triton import norm as norm_kernel  # noqa: E402
-from paceline.ops.triton import prefill_attention  # noqa: E402
-from paceline.ops.triton import rope as rope_kernel  # noqa: E402
-from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles  # noqa: E402
-from paceline.ops.weight import Dense, Quantised  # noqa: E402
+from paceline.ops import argmax, attention, draw, layout, linear, rope
+from paceline.ops.attention import AttentionBatch
+from paceline.ops.draft import packed
+from paceline.ops.draw import Draws
+from paceline.ops.triton import argmax as argmax_kernel
+from paceline.ops.triton import attention as attention_kernel
+from paceline.ops.triton import draw as draw_kernel
+from paceline.ops.triton import layout as layout_kernel
+from paceline.ops.triton import linear as linear_kernel
+from paceline.ops.triton import norm as norm_kernel
+from paceline.ops.triton import prefill_attention
+from paceline.ops.triton import rope as rope_kernel
+from paceline.ops.triton.tuning import Blas, Choice, Rows, Tiles
+from paceline.ops.weight import Dense, Quantised
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 TOKENS = [1, 2, 7, 16, 65, 257]
 LIMIT = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-
-
-def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape) * scale).to(DEVICE, dtype)
-
-
-def error(result: Tensor, exact: Tensor) -> float:
-    """Relative error in the 2-norm; infinite where the result is not finite."""
-    result, exact = result.double(), exact.double()
-    if not bool(result.isfinite().all()):
-        return float("inf")
-    return float((result - exact).norm() / exact.norm())
 
 
 @pytest.fixture(autouse=True)

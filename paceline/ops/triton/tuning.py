@@ -85,7 +85,8 @@ DEFAULT: dict[str, Table] = {
 # Qwen2.5 1.5B, by (operation, rows, columns) of the weight, bf16. Comments: microseconds at the tokens in brackets (1 in the
 # first rows) : those of cuBLAS with norm and gate in launches of their own. One H100, `python -m benchmarks.tools.step --tune`.
 # The rows of 16 and 32 tokens are those of the fastest whole step on one H200 (`--polish 8`, `--polish 24`): 1.38 and 1.42 ms
-# with a context of 2,000 tokens, against 1.45 and 1.57 with the tiles that are fastest alone on an H100.
+# with a context of 2,000 tokens, against 1.45 and 1.57 with the tiles that are fastest alone on an H100. At 96 tokens no tile
+# of `--polish 96` made the step faster than cuBLAS does (2.17 ms, the same H200).
 TABLE: dict[tuple[str, int, int], Table] = {
     ("linear", 2048, 1536): (  # q, k and v
         (1, Rows(2, 512, 1, 3)),  # 3.2 : 7.5
